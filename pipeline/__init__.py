@@ -1,0 +1,1 @@
+"""What every stage shares: recipe, artifact, storage, progress, errors. Imports nothing else of ours."""

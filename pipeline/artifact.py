@@ -1,0 +1,432 @@
+"""What a stage makes: `<root>/<stage>/<partition>/<fingerprint>/` with a `manifest.json`, written last.
+
+The life of a stage:
+
+    building = artifact.open_stage(storage, run, spec, recipe_section, inputs, force=False)
+    if isinstance(building, Published):           # somebody made exactly this before: verified, nothing to do
+        return
+    for part in parts:
+        if part not in building.commits():        # a kill costs one part
+            ... storage.write(building.file(name), ...)
+            building.commit(part, {...})
+    building.publish(files, counts, numbers)
+
+A *run* (`<root>/runs/<run>/`) ties the stages of one recipe together: `recipe.yaml` and a pointer a stage, by which
+the next stage finds its input. Readers list files from the manifest, never from the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import resource
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import ArtifactError, RecipeError, StageError
+from pipeline.storage import Storage
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class File(_Frozen):
+    """One file of an artifact; `rows` counts what it holds (documents, tokens, steps: the stage says)."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+class Input(_Frozen):
+    """What a stage read: a published artifact, or a raw file (then `fingerprint` is empty).
+
+    `content` identifies the bytes: an artifact's content hash, a file's sha256 or size and ETag.
+    """
+
+    stage: str
+    location: str
+    fingerprint: str
+    content: str
+
+
+class Counts(_Frozen):
+    """Documents (records, conversations) that came in, stayed, and left by reason: in = kept + sum of dropped."""
+
+    in_: int
+    kept: int
+    dropped: dict[str, int]
+
+    def check(self, stage: str) -> None:
+        """Raise `StageError` where something was lost or doubled."""
+        total = self.kept + sum(self.dropped.values())
+        if self.in_ != total:
+            raise StageError(
+                f"{stage}: {self.in_} came in, but {self.kept} kept and {total - self.kept} dropped are accounted for",
+                "this is a defect of the stage: keep the work folder and report it",
+            )
+
+
+class Content(_Frozen):
+    """The hashed part of a manifest: what was made, from what."""
+
+    schema_version: int
+    stage: str
+    stage_version: int
+    partition: str
+    fingerprint: str
+    seed: int
+    recipe: dict[str, Any]
+    libraries: dict[str, str]
+    assets: dict[str, str]
+    inputs: list[Input]
+    files: list[File]
+    counts: Counts | None
+    numbers: dict[str, Any]
+
+    def hash(self) -> str:
+        """The artifact's content hash."""
+        return digest(self.model_dump(mode="json"))
+
+
+class Run(_Frozen):
+    """The part of a manifest that is never hashed: what making it took."""
+
+    started: float
+    seconds: float
+    cpu_seconds: float
+    host: str
+    attempts: int
+    numbers: dict[str, Any]
+
+
+class Manifest(_Frozen):
+    """`manifest.json` of a published artifact."""
+
+    content: Content
+    content_hash: str
+    run: Run
+
+
+class Pointer(_Frozen):
+    """`runs/<run>/<name>.json`: where the stage `name` of a run stands."""
+
+    name: str
+    stage: str
+    state: str  # running | published | reused
+    folder: str
+    work: str
+    fingerprint: str
+    content_hash: str
+    started: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What identifies the code of a stage. Raise `version` when the code changes what comes out.
+
+    `libraries`: distribution names whose versions decide the output.
+    """
+
+    name: str
+    version: int
+    libraries: tuple[str, ...] = ()
+
+
+def digest(data: Any) -> str:
+    """Sha256 of plain data, independent of key order."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_name(text: str) -> str:
+    """A folder name for a run, from any id (Airflow's hold colons and pluses)."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "run"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published artifact: its manifest and where it lies."""
+
+    storage: Storage
+    folder: str
+    manifest: Manifest
+
+    @property
+    def content(self) -> Content:
+        """The hashed part of the manifest."""
+        return self.manifest.content
+
+    def file(self, path: str) -> str:
+        """Name of a file of this artifact for its storage."""
+        return f"{self.folder}/{path}"
+
+    def files(self, suffix: str = "") -> list[str]:
+        """Names (for the storage) of the files that the manifest lists, with this ending, in order."""
+        return [self.file(f.path) for f in self.content.files if f.path.endswith(suffix)]
+
+    def as_input(self) -> Input:
+        """This artifact as the input of another."""
+        return Input(
+            stage=self.content.stage,
+            location=self.folder,
+            fingerprint=self.content.fingerprint,
+            content=self.manifest.content_hash,
+        )
+
+    def verify(self) -> None:
+        """Raise `ArtifactError` where a file is missing or is not what the manifest says."""
+        for listed in self.content.files:
+            name = self.file(listed.path)
+            size = self.storage.size(name)
+            if size is None:
+                raise _changed(self.storage.path(name), "is missing")
+            if size != listed.bytes or self.storage.sha256(name) != listed.sha256:
+                raise _changed(self.storage.path(name), "is not the file that was published")
+
+
+def _changed(path: str, what: str) -> ArtifactError:
+    return ArtifactError(f"{path} {what}", "restore the file, or rerun its stage with --force to make it again")
+
+
+def read(storage: Storage, folder: str) -> Published:
+    """The published artifact in `folder`; its manifest is checked against its own hash."""
+    name = f"{folder}/{MANIFEST}"
+    if not storage.exists(name):
+        raise ArtifactError(f"{storage.path(folder)} holds no published artifact", "run the stage that makes it")
+    try:
+        manifest = Manifest.model_validate_json(storage.read(name))
+    except ValueError as error:
+        raise ArtifactError(f"{storage.path(name)} is not a manifest: {error}", "rerun its stage with --force") from error
+    if manifest.content.hash() != manifest.content_hash:
+        raise _changed(storage.path(name), "was edited after it was published")
+    return Published(storage, folder, manifest)
+
+
+@dataclass
+class Building:
+    """An artifact in the making. Data files go to `file(...)` at once; they count only once the manifest lists them."""
+
+    storage: Storage
+    run: str
+    pointer: Pointer
+    content: Content
+    cpu_before: float
+
+    @property
+    def work(self) -> str:
+        """Folder for commits, checkpoints and metrics of this fingerprint."""
+        return self.pointer.work
+
+    @property
+    def progress_folder(self) -> str:
+        """Folder of the progress events of this fingerprint."""
+        return f"{self.work}/progress"
+
+    def file(self, path: str) -> str:
+        """Name under which a file of the artifact is written."""
+        return f"{self.pointer.folder}/{path}"
+
+    def commits(self) -> dict[str, dict[str, Any]]:
+        """What earlier attempts finished, by part."""
+        folder = f"{self.work}/commits"
+        found = (name for name in self.storage.names(folder) if name.endswith(".json"))
+        return {name[len(folder) + 1 : -5]: json.loads(self.storage.read(name)) for name in found}
+
+    def commit(self, part: str, record: dict[str, Any]) -> None:
+        """Say that `part` is finished, after its files are written."""
+        commit(self.storage, self.work, part, record)
+
+    def publish(
+        self,
+        files: list[File],
+        counts: Counts | None = None,
+        numbers: dict[str, Any] | None = None,
+        run_numbers: dict[str, Any] | None = None,
+        cpu_seconds: float | None = None,
+    ) -> Published:
+        """Write the manifest, last. Loses a race quietly: the other made the same.
+
+        `numbers` are results that belong to the content; `run_numbers` (speeds, memory) vary from run to run.
+        `cpu_seconds`: of processes that are not children of this one, in addition to its own and its children's.
+        """
+        if counts is not None:
+            counts.check(self.content.stage)
+        content = self.content.model_copy(
+            update={"files": sorted(files, key=lambda f: f.path), "counts": counts, "numbers": numbers or {}}
+        )
+        spent = Run(
+            started=self.pointer.started,
+            seconds=round(time.time() - self.pointer.started, 3),
+            cpu_seconds=round(_cpu_seconds() - self.cpu_before + (cpu_seconds or 0.0), 3),
+            host=socket.gethostname(),
+            attempts=len(self.storage.names(f"{self.work}/attempts")),
+            numbers=run_numbers or {},
+        )
+        manifest = Manifest(content=content, content_hash=content.hash(), run=spent)
+        name = f"{self.pointer.folder}/{MANIFEST}"
+        self.storage.create(name, manifest.model_dump_json(indent=1).encode())
+        published = read(self.storage, self.pointer.folder)
+        _point(self.storage, self.run, _pointer(self.pointer, published, "published"))
+        return published
+
+
+def commit(storage: Storage, work: str, part: str, record: dict[str, Any]) -> None:
+    """As `Building.commit`, for a worker that holds the folder only."""
+    storage.write(f"{work}/commits/{part}.json", json.dumps(record, sort_keys=True).encode())
+
+
+def describe(storage: Storage, folder: str, path: str, rows: int) -> File:
+    """The manifest entry of a file that was written to `folder`."""
+    name = f"{folder}/{path}"
+    size = storage.size(name)
+    if size is None:
+        raise StageError(f"{storage.path(name)} was not written", "this is a defect of the stage: report it")
+    return File(path=path, bytes=size, sha256=storage.sha256(name), rows=rows)
+
+
+def open_stage(
+    storage: Storage,
+    run: str,
+    stage: Stage,
+    recipe: dict[str, Any],
+    seed: int,
+    inputs: list[Input],
+    *,
+    name: str | None = None,
+    partition: str = "all",
+    assets: dict[str, str] | None = None,
+    force: bool = False,
+) -> Published | Building:
+    """Start a stage of `run`: the published artifact (verified) if this was made before, else a `Building`.
+
+    `recipe`: all of the recipe that decides the output, as plain data. `assets`: sha256 by name of word lists,
+    models and the like. `name`: the pointer's, where a stage runs more than once in a run. With `force` what was
+    published is made again from nothing.
+    """
+    libraries = {library: importlib.metadata.version(library) for library in stage.libraries}
+    identity = {
+        "schema": SCHEMA_VERSION,
+        "stage": stage.name,
+        "version": stage.version,
+        "partition": partition,
+        "seed": seed,
+        "recipe": recipe,
+        "libraries": libraries,
+        "assets": assets or {},
+        # Not `location`: the same bytes under another root are the same input. A raw file's content names its place.
+        "inputs": [(i.stage, i.content) for i in inputs],
+    }
+    fingerprint = digest(identity)[:16]
+    folder, work = f"{stage.name}/{partition}/{fingerprint}", f"_work/{stage.name}/{fingerprint}"
+    storage.check_writable()
+    pointer = Pointer(
+        name=name or stage.name,
+        stage=stage.name,
+        state="running",
+        folder=folder,
+        work=work,
+        fingerprint=fingerprint,
+        content_hash="",
+        started=time.time(),
+        seconds=0.0,
+    )
+    if force:
+        storage.remove(f"{folder}/{MANIFEST}")
+        storage.remove_tree(work)
+    elif storage.exists(f"{folder}/{MANIFEST}"):
+        published = read(storage, folder)
+        published.verify()
+        _point(storage, run, _pointer(pointer, published, "reused"))
+        print(f"{pointer.name}: already made ({folder}), verified; nothing to do", flush=True)
+        return published
+    _point(storage, run, pointer)
+    attempt = len(storage.names(f"{work}/attempts"))
+    storage.write(f"{work}/attempts/{attempt:04d}.json", json.dumps({"started": pointer.started}).encode())
+    content = Content(
+        schema_version=SCHEMA_VERSION,
+        stage=stage.name,
+        stage_version=stage.version,
+        partition=partition,
+        fingerprint=fingerprint,
+        seed=seed,
+        recipe=recipe,
+        libraries=libraries,
+        assets=assets or {},
+        inputs=inputs,
+        files=[],
+        counts=None,
+        numbers={},
+    )
+    return Building(storage, run, pointer, content, _cpu_seconds())
+
+
+def pointer(storage: Storage, run: str, name: str) -> Pointer | None:
+    """Where the stage `name` of `run` stands, or None where it never started."""
+    path = f"runs/{run}/{name}.json"
+    return Pointer.model_validate_json(storage.read(path)) if storage.exists(path) else None
+
+
+def of_run(storage: Storage, run: str, name: str, recipe: dict[str, Any] | None = None) -> Published:
+    """The artifact that the stage `name` made in `run`, for the stage that reads it.
+
+    With `recipe`, refuse one that was built from other settings than these.
+    """
+    found = pointer(storage, run, name)
+    if found is None or found.state == "running":
+        state = "did not finish" if found else "has not run"
+        raise ArtifactError(f"stage {name} {state} in run {run!r} below {storage.root}", f"run {name} first")
+    published = read(storage, found.folder)
+    if recipe is not None and published.content.recipe != recipe:
+        changed = sorted(k for k in recipe if published.content.recipe.get(k) != recipe[k])
+        raise RecipeError(
+            f"stage {name} of run {run!r} was built with other settings ({', '.join(changed)})",
+            f"run {name} again with this recipe, or use another --run",
+        )
+    return published
+
+
+def lineage(storage: Storage, published: Published) -> list[Published]:
+    """All artifacts that `published` was made from, itself last, each once."""
+    found: dict[str, Published] = {}
+
+    def visit(artifact: Published) -> None:
+        for source in artifact.content.inputs:
+            if source.fingerprint and source.location not in found:
+                visit(read(storage, source.location))
+        found[artifact.folder] = artifact
+
+    visit(published)
+    return list(found.values())
+
+
+def _pointer(started: Pointer, published: Published, state: str) -> Pointer:
+    return started.model_copy(
+        update={
+            "state": state,
+            "content_hash": published.manifest.content_hash,
+            "seconds": round(time.time() - started.started, 3),
+        }
+    )
+
+
+def _point(storage: Storage, run: str, to: Pointer) -> None:
+    storage.write(f"runs/{run}/{to.name}.json", to.model_dump_json(indent=1).encode())
+
+
+def _cpu_seconds() -> float:
+    own, children = os.times(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.user + own.system + children.ru_utime + children.ru_stime

@@ -1,0 +1,75 @@
+"""The errors a user meets. Each names the file, record or key, and says what to do about it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_RESUME = 85  # "stopped in good order, start me again": a training stage that saved a checkpoint on SIGTERM
+
+
+class CrawlToChatError(Exception):
+    """Base of all errors of ours: `what` happened, and the `remedy` that helps."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  -> {self.remedy}"
+
+
+class RecipeError(CrawlToChatError):
+    """The recipe, the form or the command line asks for something that cannot be built."""
+
+    exit_code = 2
+
+
+class InputError(CrawlToChatError):
+    """An input (WARC, list, conversation file) is missing or is not what it should be."""
+
+    exit_code = 3
+
+
+class ArtifactError(CrawlToChatError):
+    """A published artifact is missing, changed, or does not belong to this recipe."""
+
+    exit_code = 4
+
+
+class StorageError(CrawlToChatError):
+    """The root cannot be read or written."""
+
+    exit_code = 5
+
+
+class MachineError(CrawlToChatError):
+    """The machine lacks something: Java, a compiler, a free port, a file that a package brings."""
+
+    exit_code = 6
+
+
+class StageError(CrawlToChatError):
+    """A stage ran and its result breaks an invariant; nothing was published."""
+
+    exit_code = 7
+
+
+class Interrupted(CrawlToChatError):
+    """The stage was asked to stop, saved what it had, and wants to be started again."""
+
+    exit_code = EXIT_RESUME
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run an entry point: our errors become two clear lines and an exit code, all others keep their traceback."""
+    try:
+        main()
+    except CrawlToChatError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    sys.exit(0)

@@ -1,0 +1,63 @@
+"""Progress as JSON lines: one stream a stage, in numbered parts, so that an object store can hold it.
+
+Each line is an `Event`. The terminal bar, the Airflow task log, the report and the live page all read these.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.storage import Storage
+
+PART_LINES = 500  # lines a part; the part being written is put whole, so this bounds what one put costs
+_PUT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line: `done` of `total` units (`warc`, `part`, `step`) at `time` (Unix seconds), with named numbers."""
+
+    time: float
+    stage: str
+    done: int
+    total: int
+    unit: str
+    numbers: dict[str, Any]
+
+
+class Progress:
+    """Appends events of one attempt of a stage below `folder`; later attempts open later parts."""
+
+    def __init__(self, storage: Storage, folder: str, stage: str, unit: str) -> None:
+        self._storage, self._folder, self._stage, self._unit = storage, folder, stage, unit
+        self._part = len(storage.names(folder))
+        self._lines: list[str] = []
+        self._put = 0.0
+
+    def __call__(self, done: int, total: int, **numbers: Any) -> None:
+        """Record that `done` of `total` units are finished. Written at once when done, else once a second."""
+        event = Event(time.time(), self._stage, done, total, self._unit, numbers)
+        self._lines.append(json.dumps(asdict(event)))
+        if done >= total or len(self._lines) >= PART_LINES or time.monotonic() - self._put > _PUT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not yet written."""
+        if not self._lines:
+            return
+        self._storage.write(f"{self._folder}/{self._part:05d}.jsonl", ("\n".join(self._lines) + "\n").encode())
+        self._put = time.monotonic()
+        if len(self._lines) >= PART_LINES:
+            self._part, self._lines = self._part + 1, []
+
+
+def events(storage: Storage, folder: str) -> Iterator[Event]:
+    """All events of a stage in the order they were written, over all its attempts."""
+    for name in storage.names(folder):
+        if name.endswith(".jsonl"):
+            for line in storage.read(name).splitlines():
+                yield Event(**json.loads(line))

@@ -1,0 +1,363 @@
+"""The recipe: one pydantic model that says *what* is built, and nothing of where or with how much.
+
+A recipe is complete: no field has a default, so no release of ours can change what an old recipe builds. Every stage
+has a section of its own name; its fingerprint covers that section, `seed`, and what it read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import InputError, RecipeError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of all parts of a recipe: unknown keys are refused, values are never converted silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Input(Section):
+    """The WARC files. Exactly one of `warcs` and `crawl` is given."""
+
+    warcs: list[str] = Field(description="Files, globs, URLs, or a text file that lists them (one a line).")
+    crawl: str | None = Field(
+        description="Common Crawl id; its warc.paths.gz is read over HTTPS.",
+        examples=["CC-MAIN-2025-05"],
+        pattern=r"^CC-[A-Za-z0-9-]+$",
+    )
+    max_warcs: PositiveInt | None = Field(description="Read the first so many files only.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Input:
+        if bool(self.warcs) == (self.crawl is not None):
+            raise ValueError("give either 'warcs' or 'crawl'")
+        return self
+
+
+class BlockList(Section):
+    """Pages of these domains are dropped before anything of them is parsed."""
+
+    source: str = Field(
+        description="'ut1' for the full list (UT1, in the datatrove package), or a folder in UT1's layout: "
+        "<category>/domains, one domain a line.",
+    )
+    categories: list[str] = Field(description="Categories (folders) to use; empty for all.")
+    words: list[str] = Field(description="Whole words of a URL that drop the page, in any case.")
+
+
+class Extract(Section):
+    """From WARC records to text with scores."""
+
+    block_list: BlockList
+    max_html_bytes: PositiveInt = Field(description="A larger page is dropped unread, bytes.")
+    page_seconds: Positive = Field(description="CPU seconds one page may take; then it is dropped.")
+    language_gate: Fraction = Field(
+        description="Before extraction: a page is dropped when its English share (cld2 record or fastText on the "
+        "stripped text) is below this. Loose: it only drops what cannot pass `filter.min_english`.",
+    )
+    extractor: Literal["precision", "default", "fast"] = Field(description="How trafilatura extracts the main text.")
+
+
+class Gopher(Section):
+    """Thresholds of the Gopher rules (Rae et al. 2021, table A1), as FineWeb sets them. Fractions of 1."""
+
+    min_words: Count
+    max_words: PositiveInt
+    min_mean_word_length: Positive
+    max_mean_word_length: Positive
+    max_symbol_word_ratio: Fraction
+    max_bullet_lines: Fraction
+    max_ellipsis_lines: Fraction
+    min_alpha_words: Fraction
+    min_stop_words: Count
+    max_duplicate_lines: Fraction
+    max_duplicate_line_chars: Fraction
+    max_duplicate_paragraphs: Fraction
+    max_duplicate_paragraph_chars: Fraction
+    max_top_ngram_chars: dict[Literal["2", "3", "4"], Fraction]
+    max_duplicate_ngram_chars: dict[Literal["5", "6", "7", "8", "9", "10"], Fraction]
+
+
+class C4(Section):
+    """Rules of C4 (Raffel et al. 2020) that FineWeb keeps, on whole documents."""
+
+    min_sentences: Count
+    drop_lorem_ipsum: bool
+    drop_curly_brace: bool
+
+
+class FineWeb(Section):
+    """Rules found for FineWeb (Penedo et al. 2024, section 3.6)."""
+
+    min_line_punctuation: Fraction = Field(description="Share of lines that end in a terminal punctuation mark.")
+    short_line_chars: PositiveInt
+    max_short_lines: Fraction
+    max_duplicate_line_chars: Fraction
+    max_newline_word_ratio: Positive
+
+
+class Filter(Section):
+    """Which extracted documents stay. Decided from score columns alone."""
+
+    min_english: Fraction = Field(description="fastText lid.176 probability of English.")
+    gopher: Gopher
+    c4: C4
+    fineweb: FineWeb
+
+
+class Deduplicate(Section):
+    """Exact copies, then MinHash-LSH: (1 - (1 - s^rows)^bands) is the chance to find a pair of Jaccard s."""
+
+    ngram_words: PositiveInt
+    bands: PositiveInt
+    rows: PositiveInt = Field(description="Hashes a band.")
+    verify: bool = Field(description="Keep a pair only if its estimated Jaccard reaches `min_jaccard`.")
+    min_jaccard: Fraction
+    max_bucket: PositiveInt = Field(description="Buckets up to this size give all pairs; larger ones a star.")
+
+
+PiiKind = Literal["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE"]
+
+
+class Redact(Section):
+    """Personal data to replace by `<KIND>` placeholders."""
+
+    kinds: list[PiiKind] = Field(min_length=1)
+
+
+class Tokenizer(Section):
+    """Byte-level BPE, trained on the corpus or given."""
+
+    source: Literal["train", "gpt2", "cl100k_base"] = Field(description="'train' learns it from the corpus.")
+    vocabulary: Annotated[int, Field(ge=512)] = Field(description="Ids, special tokens included. Only for 'train'.")
+    pattern: Literal["llama-bpe", "qwen2"] = Field(
+        description="Split pattern: llama-bpe is GPT-4's; qwen2 keeps digits single. Only for 'train'."
+    )
+    sample_bytes: PositiveInt = Field(description="UTF-8 bytes of text to train on.")
+
+
+class Shard(Section):
+    """Token files, shuffled by hash."""
+
+    shard_tokens: PositiveInt = Field(description="Tokens a shard is meant to hold; their count is a power of two.")
+    validation: Fraction = Field(description="Share of the documents held out, by hash of their id.")
+
+
+class Model(Section):
+    """The network. One dial, `depth`, or the width and heads themselves."""
+
+    preset: Literal["qwen3", "llama", "gpt2"]
+    layers: PositiveInt
+    width: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    head_dim: PositiveInt
+    mlp_width: PositiveInt
+    window: PositiveInt = Field(description="Positions the model is made for, tokens.")
+    tied: bool = Field(description="One matrix for embedding and output.")
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Model:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.preset == "gpt2" and (self.kv_heads != self.heads or self.head_dim * self.heads != self.width):
+            raise ValueError("gpt2 needs kv_heads = heads and head_dim * heads = width")
+        return self
+
+
+class Optimizer(Section):
+    """AdamW, or Muon for matrices with AdamW for the rest; warm-up, stable, linear decay to zero."""
+
+    kind: Literal["adamw", "muon"]
+    lr: Positive = Field(description="Peak learning rate of AdamW (with Muon: of embeddings, norms and biases).")
+    muon_lr: Positive = Field(description="Peak learning rate of Muon. Only for 'muon'.")
+    betas: tuple[Fraction, Fraction]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup: Fraction = Field(description="Share of the steps with rising rate.")
+    decay: Fraction = Field(description="Share of the steps with falling rate, at the end.")
+    clip: Positive = Field(description="Largest norm of the gradient.")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Optimizer:
+        if self.warmup + self.decay > 1:
+            raise ValueError(f"warmup ({self.warmup}) + decay ({self.decay}) exceed 1")
+        return self
+
+
+class Pretrain(Section):
+    """Next-token prediction on the shards."""
+
+    window: PositiveInt = Field(description="Tokens a sample.")
+    batch: PositiveInt = Field(description="Samples an optimizer step, over all ranks and accumulation.")
+    steps: PositiveInt
+    precision: Literal["fp32", "bf16"]
+    optimizer: Optimizer
+    evaluate_every: PositiveInt = Field(description="Steps between two looks at validation loss and samples.")
+    checkpoint_every: PositiveInt
+    prompts: list[str] = Field(description="Prompts whose continuations are logged while the model learns.")
+
+
+class Sft(Section):
+    """Conversations; loss on the assistant's tokens only."""
+
+    conversations: list[str] = Field(
+        min_length=1,
+        description="JSON-lines files of {'messages': …}, or 'builtin:identity', 'builtin:smalltalk', "
+        "'builtin:arithmetic'.",
+    )
+    arithmetic: Count = Field(description="Conversations that 'builtin:arithmetic' makes.")
+    window: PositiveInt
+    batch: PositiveInt = Field(description="Packed rows an optimizer step, over all ranks and accumulation.")
+    epochs: Positive
+    precision: Literal["fp32", "bf16"]
+    optimizer: Optimizer
+    evaluate_every: PositiveInt
+    checkpoint_every: PositiveInt
+
+
+class Rl(Section):
+    """GRPO on verifiable tasks: sample many answers, score them, learn from the difference."""
+
+    task: Literal["arithmetic"]
+    prompts: PositiveInt = Field(description="Questions an optimizer step, over all ranks.")
+    samples: Annotated[int, Field(ge=2)] = Field(description="Answers a question.")
+    steps: PositiveInt
+    max_new_tokens: PositiveInt
+    temperature: Positive
+    precision: Literal["fp32", "bf16"]
+    optimizer: Optimizer
+    evaluate_every: PositiveInt
+    checkpoint_every: PositiveInt
+
+
+class Evaluation(Section):
+    """What is measured of a model between the stages."""
+
+    arithmetic: PositiveInt = Field(description="Questions with operand pairs no training stage has seen.")
+    samples: PositiveInt = Field(description="Answers a question at temperature 1.")
+    max_new_tokens: PositiveInt
+    prompts: list[str] = Field(description="Prompts for the samples shown side by side.")
+    chats: list[str] = Field(description="User messages for the conversations shown side by side.")
+
+
+class Recipe(Section):
+    """All of it."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$", description="Names the recipe and runs by hand.")
+    seed: Count
+    input: Input
+    extract: Extract
+    filter: Filter
+    deduplicate: Deduplicate
+    redact: Redact
+    tokenizer: Tokenizer
+    shard: Shard
+    model: Model
+    pretrain: Pretrain
+    sft: Sft
+    rl: Rl
+    evaluation: Evaluation
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Recipe:
+        for stage, window in (("pretrain", self.pretrain.window), ("sft", self.sft.window)):
+            if window > self.model.window:
+                raise ValueError(f"{stage}.window ({window}) exceeds model.window ({self.model.window})")
+        return self
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The section as plain data, for fingerprints; file names in it are not resolved."""
+        value: BaseModel = getattr(self, name)
+        return value.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that `load` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe file; `overrides` maps dotted keys (`sft.epochs`) to values that replace the file's.
+
+    Relative paths in it are relative to the working folder, as on a command line.
+    Raises `InputError` where there is no such file, `RecipeError` with file, line and key for anything wrong in it.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"recipe {path} cannot be read: {error.strerror}", "name a file, see recipes/") from error
+    return parse(text, str(path), overrides)
+
+
+def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """As `load`, from the text of a recipe; `name` stands for the file in errors."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise RecipeError(f"{where}: not YAML: {getattr(error, 'problem', error)}", "correct the line") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{name}: a recipe is a mapping of sections", "start from recipes/demo.yaml")
+    for key, value in (overrides or {}).items():
+        _override(data, key, value, name)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{name}:{_line(node, e['loc'])}: {_key(e['loc'])}: {_reason(e)}" for e in error.errors()]
+        raise RecipeError("\n".join(lines), "correct the keys above; recipes/demo.yaml is a complete example") from None
+
+
+def _override(data: dict[str, Any], key: str, value: Any, name: str) -> None:
+    *folders, last = key.split(".")
+    for folder in folders:
+        data = data.get(folder, {})
+        if not isinstance(data, dict):
+            break
+    if not isinstance(data, dict) or last not in data:
+        raise RecipeError(f"override {key!r}: {name} has no such key", "use the dotted key of a value in the recipe")
+    data[last] = value
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "recipe"
+
+
+def _reason(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    if error["type"] == "missing":
+        return "missing"
+    given = error.get("input")
+    shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {json.dumps(given, default=str)})"
+    return f"{error['msg']}{shown}"
+
+
+def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    """Line of the deepest part of `location` that stands in the file."""
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                break
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

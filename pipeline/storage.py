@@ -1,0 +1,193 @@
+"""Files below a root, local or in an object store, through `pyarrow.fs`.
+
+A `Storage` is a folder: paths given to it are relative, use `/`, and may not leave it. Small enough to be pickled
+into Spark's workers (it holds the root only and opens the file system at first use).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from pyarrow import fs
+
+from pipeline.errors import StorageError
+
+_BLOCK = 1 << 20
+
+
+class Storage:
+    """Read and write files below `root`: a local folder, or a URI that `pyarrow.fs` knows (`s3://bucket/prefix`)."""
+
+    def __init__(self, root: str | Path) -> None:
+        text = str(root)
+        self.root = text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve())
+        self._open: tuple[fs.FileSystem, str] | None = None
+
+    def __getstate__(self) -> str:
+        return self.root
+
+    def __setstate__(self, root: str) -> None:
+        self.root, self._open = root, None
+
+    def __repr__(self) -> str:
+        return f"Storage({self.root!r})"
+
+    @property
+    def local(self) -> bool:
+        """True where the files lie in a folder of this machine."""
+        return "://" not in self.root
+
+    def path(self, name: str) -> str:
+        """Absolute path or URI of `name`."""
+        return f"{self.root}/{self._checked(name)}"
+
+    def local_path(self, name: str) -> Path:
+        """Path of `name` for a library that maps or opens files itself; refused where the root is remote."""
+        if not self.local:
+            raise StorageError(
+                f"{self.path(name)} does not lie on this machine", "use a local --root for this stage, or copy it first"
+            )
+        return Path(self.path(name))
+
+    def _checked(self, name: str) -> str:
+        parts = name.split("/")
+        if name.startswith("/") or any(part in ("", ".", "..") for part in parts):
+            raise StorageError(f"{name!r} is no path below {self.root}", "use names without '..' and empty parts")
+        return name
+
+    def _at(self, name: str) -> tuple[fs.FileSystem, str]:
+        if self._open is None:
+            try:
+                if self.local:
+                    self._open = fs.LocalFileSystem(), self.root
+                else:
+                    self._open = fs.FileSystem.from_uri(self.root)
+            except (OSError, ValueError) as error:
+                raise StorageError(f"cannot open {self.root}: {error}", "check the scheme and its settings") from error
+        system, base = self._open
+        return system, f"{base}/{self._checked(name)}"
+
+    def exists(self, name: str) -> bool:
+        """True where `name` is a file."""
+        system, path = self._at(name)
+        return cast(fs.FileInfo, system.get_file_info(path)).type == fs.FileType.File
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the file `name`, or None where there is none."""
+        system, path = self._at(name)
+        info = cast(fs.FileInfo, system.get_file_info(path))
+        return int(info.size) if info.type == fs.FileType.File else None
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files anywhere below `folder`, sorted, relative to the root; empty where it does not exist."""
+        system, path = self._at(folder)
+        found = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+        start = len(path) - len(folder)
+        return sorted(info.path[start:] for info in found if info.type == fs.FileType.File)
+
+    def read(self, name: str) -> bytes:
+        """The whole file."""
+        system, path = self._at(name)
+        try:
+            with system.open_input_stream(path, compression=None) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.path(name)} does not exist", "run the stage that writes it") from error
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Any]:
+        """The file opened for random reads, as pyarrow's `NativeFile`."""
+        system, path = self._at(name)
+        with system.open_input_file(path) as stream:
+            yield stream
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """A new file that appears under `name` whole, when the block ends without an error, or not at all."""
+        system, path = self._at(name)
+        try:
+            if self.local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+                try:
+                    with open(temporary, "wb") as stream:
+                        yield stream
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                    os.replace(temporary, path)
+                finally:
+                    Path(temporary).unlink(missing_ok=True)
+            else:
+                with system.open_output_stream(path) as stream:
+                    yield cast(BinaryIO, stream)
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise _not_writable(self.root, error) from error
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write the whole file at once, replacing an older one."""
+        with self.writing(name) as stream:
+            stream.write(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write the file unless it exists; False where another was first (then nothing changes).
+
+        Atomic on a local folder. An object store is asked first and then written, which leaves a window between two
+        writers; both write the same bytes, since the name bears the fingerprint of what they made.
+        """
+        if not self.local:
+            if self.exists(name):
+                return False
+            self.write(name, data)
+            return True
+        path = self.local_path(name)
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except (PermissionError, NotADirectoryError) as error:
+            raise _not_writable(self.root, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    def remove(self, name: str) -> None:
+        """Remove the file if it is there."""
+        if self.exists(name):
+            system, path = self._at(name)
+            system.delete_file(path)
+
+    def remove_tree(self, folder: str) -> None:
+        """Remove the folder and all below it, if it is there."""
+        system, path = self._at(folder)
+        if cast(fs.FileInfo, system.get_file_info(path)).type == fs.FileType.Directory:
+            system.delete_dir(path)
+
+    def sha256(self, name: str) -> str:
+        """Hex digest of the file."""
+        digest = hashlib.sha256()
+        with self.reading(name) as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def check_writable(self) -> None:
+        """Fail at once, before anything is spent, where the root cannot be written."""
+        name = f"_work/.probe-{uuid.uuid4().hex[:8]}"
+        try:
+            self.write(name, b"")
+            self.remove(name)
+        except OSError as error:
+            raise _not_writable(self.root, error) from error
+
+
+def _not_writable(root: str, error: Exception) -> StorageError:
+    return StorageError(f"the root {root} cannot be written: {error}", "choose another --root or correct its permissions")
