@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from pipeline.errors import InputError, RecipeError
 
@@ -24,7 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 class Section(BaseModel):
     """Base of all parts of a recipe: unknown keys are refused, values are never converted silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Input(Section):
@@ -182,7 +182,7 @@ class Optimizer(Section):
     kind: Literal["adamw", "muon"]
     lr: Positive = Field(description="Peak learning rate of AdamW (with Muon: of embeddings, norms and biases).")
     muon_lr: Positive = Field(description="Peak learning rate of Muon. Only for 'muon'.")
-    betas: tuple[Fraction, Fraction]
+    betas: Annotated[tuple[Fraction, Fraction], Strict(False)]
     weight_decay: Annotated[float, Field(ge=0)]
     warmup: Fraction = Field(description="Share of the steps with rising rate.")
     decay: Fraction = Field(description="Share of the steps with falling rate, at the end.")
