@@ -210,7 +210,7 @@ def read(storage: Storage, folder: str) -> Published:
     try:
         manifest = Manifest.model_validate_json(storage.read(name))
     except ValueError as error:
-        raise ArtifactError(f"{storage.path(name)} is not a manifest: {error}", "rerun its stage with --force") from error
+        raise ArtifactError(f"{storage.path(name)} is no manifest: {error}", "rerun its stage with --force") from error
     if manifest.content.hash() != manifest.content_hash:
         raise _changed(storage.path(name), "was edited after it was published")
     return Published(storage, folder, manifest)
