@@ -1,0 +1,316 @@
+"""Build the sample crawl from HTML documentation packages of Debian 12, in Common Crawl's record layout.
+
+    python tests/data/build_sample.py --work <folder for the packages>
+
+Needs `apt-get` and `dpkg` (Debian) and, beside the project's own environment, `pip install pycld2` for the
+`languages-cld2` records. The same packages give the same bytes. Writes `CC-SAMPLE-0000N.warc.gz` and `truth.jsonl`
+to `tests/data/sample/`; the licences of the texts stand in `LICENSES.md` there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import random
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pycld2
+import trafilatura
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+SEED = 20250125
+FILES = 5
+DATE = "2025-01-25T12:00:00Z"
+OUT = Path(__file__).parent / "sample"
+
+# package, folder below it, pattern of the files, host, language, most pages. English first: it fills the budget.
+SOURCES = (
+    ("debian-handbook", "usr/share/doc/debian-handbook/html/en-US", "*.html", "handbook.example", "en", 130),
+    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/en", "*.html", "install.example", "en", 60),
+    ("harden-doc", "usr/share/doc/harden-doc/html/en-US", "*.html", "securing.example", "en", 100),
+    ("debian-history", "usr/share/doc/debian-history/docs", "*.en.html", "history.example", "en", 20),
+    ("developers-reference", "usr/share", "**/*.html", "developers.example", "en", 20),
+    ("apache2-doc", "usr/share/doc/apache2-doc/manual/en", "**/*.html", "httpd.example", "en", 60),
+    ("sqlite3-doc", "usr/share/doc/sqlite3", "*.html", "sqlite.example", "en", 110),
+    ("postgresql-doc-15", "usr/share/doc/postgresql-doc-15/html", "*.html", "postgres.example", "en", 200),
+    ("debian-handbook", "usr/share/doc/debian-handbook/html/de-DE", "*.html", "handbuch.example", "de", 75),
+    ("debian-handbook", "usr/share/doc/debian-handbook/html/fr-FR", "*.html", "cahier.example", "fr", 75),
+    ("debian-handbook", "usr/share/doc/debian-handbook/html/es-ES", "*.html", "manual.example", "es", 60),
+    ("debian-handbook", "usr/share/doc/debian-handbook/html/ru-RU", "*.html", "kniga.example", "ru", 40),
+    ("debian-handbook", "usr/share/doc/debian-handbook/html/ja-JP", "*.html", "tebiki.example", "ja", 40),
+    ("debian-handbook", "usr/share/doc/debian-handbook/html/zh-CN", "*.html", "shouce.example", "zh", 40),
+    ("debian-handbook", "usr/share/doc/debian-handbook/html/it-IT", "*.html", "manuale.example", "it", 60),
+    ("debian-handbook", "usr/share/doc/debian-handbook/html/pl-PL", "*.html", "podrecznik.example", "pl", 30),
+)
+ENGLISH_CHARS = (900, 30_000)  # an English page is taken if its main text has so many characters
+OTHER_HTML_BYTES = 10_000  # pages in other languages are kept small: they are there to be dropped
+# Pages in these languages are sent in the charset people once used for them, declared in one place only.
+CHARSETS = {"fr": "iso-8859-1", "ru": "windows-1251", "ja": "euc-jp", "zh": "gb18030"}
+
+PII = (
+    ("EMAIL", "You can reach the author of this chapter at {}.", ("maria.lopez{}@mail-server.org", "j.smith+docs{}@acme-tools.com")),
+    ("IP", "The machine answered from the address {} during the test.", ("81.94.{}.17", "203.14.{}.201")),
+    ("US_SSN", "His social security number is {} according to the form.", ("536-22-48{}", "212-09-91{}")),
+    ("CREDIT_CARD", "The order was paid with the credit card {} last week.", ("4532015112830366", "5425233430109903")),
+    ("PHONE", "For questions call our phone number {} during office hours.", ("(212) 555-01{}", "+1 415-555-26{}")),
+    ("IBAN", "Please transfer the fee to the account {} in time.", ("DE89370400440532013000", "GB82WEST12345698765432")),
+)  # fmt: skip
+DECOYS = (
+    "This was fixed in version 3.2.1.4 of the program.",
+    "The advisory concerns OpenSSL 1.0.2.11 and later releases.",
+    "The book has the ISBN 978-0-596-00797-8 and is still in print.",
+    "The release was published on 2024-11-05 at 10:30 in the morning.",
+    "Your order number 2024-000-1187-33 will be shipped soon.",
+)
+BLOCKED = {
+    "gambling": ("luckyreel.example", "bigjackpot.example", "roulette-room.example"),
+    "adult": ("nightvideos.example", "hotpics.example"),
+    "warez": ("crackdepot.example", "freekeygens.example"),
+}
+
+
+@dataclass
+class Capture:
+    """One response to be written, with what is known of it."""
+
+    url: str
+    body: bytes
+    status: str = "200 OK"
+    mime: str = "text/html"
+    charset: str | None = "utf-8"
+    truth: dict[str, Any] = field(default_factory=dict)
+
+
+def unpack(package: str, work: Path) -> Path:
+    """Download and unpack a package of the system's release, once."""
+    folder = work / package
+    if not folder.exists():
+        (work / "debs").mkdir(parents=True, exist_ok=True)
+        found = sorted((work / "debs").glob(f"{package}_*.deb"))
+        if not found:
+            subprocess.run(["apt-get", "download", package], cwd=work / "debs", check=True)
+            found = sorted((work / "debs").glob(f"{package}_*.deb"))
+        subprocess.run(["dpkg", "-x", found[-1], folder], check=True)
+    return folder
+
+
+def lean(html: str) -> str:
+    """The page without scripts, styles, comments and runs of spaces: what makes a page heavy and says nothing."""
+    html = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>|<!--.*?-->", "", html)
+    return re.sub(r"[ \t]{2,}", " ", re.sub(r"\n{2,}", "\n", html))
+
+
+def main_text(html: str) -> str:
+    """What the pipeline's extractor sees as the main text."""
+    return trafilatura.extract(html, favor_precision=True, include_comments=False, deduplicate=False) or ""
+
+
+def is_prose(text: str) -> bool:
+    """True where most lines are sentences."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    ended = sum(line.rstrip().endswith((".", "!", "?", '"', ":")) for line in lines)
+    short = sum(len(line) <= 30 for line in lines)
+    return len(lines) > 2 and ended / len(lines) > 0.35 and short / len(lines) < 0.5
+
+
+def pages(work: Path) -> Iterator[Capture]:
+    """The pages of all sources; a host has its pages in order of a hash, so that a limit takes a fair sample."""
+    for package, folder, pattern, host, language, limit in SOURCES:
+        root = unpack(package, work) / folder
+        found = sorted(root.glob(pattern), key=lambda path: hashlib.sha256(path.name.encode()).digest())
+        taken = 0
+        for path in found:
+            if taken == limit:
+                break
+            html = lean(path.read_bytes().decode("utf-8", errors="replace"))
+            if language == "en":
+                text = main_text(html)
+                if not ENGLISH_CHARS[0] <= len(text) <= ENGLISH_CHARS[1] or not is_prose(text):
+                    continue
+            elif len(html) > OTHER_HTML_BYTES:
+                continue
+            charset = CHARSETS.get(language, "utf-8")
+            body = html.encode(charset, errors="xmlcharrefreplace")
+            declared: str | None = charset
+            if charset != "utf-8":
+                body = re.sub(rb"(?i)(charset=\"?)utf-8", rb"\1" + charset.encode(), body)
+                body = re.sub(rb"(?i)(<\?xml[^>]*encoding=\")utf-8", rb"\1" + charset.encode(), body)
+                declared = charset if taken % 2 else None  # else it stands in the page only
+                if declared:
+                    body = re.sub(rb"(?i)<meta[^>]*charset=[^>]*>|<\?xml.*?\?>", b"", body)
+            url = f"https://{host}/{path.relative_to(root).as_posix()}"
+            yield Capture(url, body, charset=declared, truth={"language": language, "source": package})
+            taken += 1
+
+
+def edited(body: bytes, share: float, rng: random.Random) -> bytes:
+    """The page with `share` of the words in its running text replaced by other words of it."""
+    text = body.decode("utf-8")
+    runs = [m.span(1) for m in re.finditer(r">([^<>]{60,})<", text)]
+    words = [(a + m.start(), a + m.end()) for a, b in runs for m in re.finditer(r"(?<![&\w])[a-z]{3,}\b", text[a:b])]
+    vocabulary = sorted({text[a:b] for a, b in words})
+    for start, end in sorted(rng.sample(words, max(1, int(len(words) * share))), reverse=True):
+        text = text[:start] + rng.choice(vocabulary) + text[end:]
+    return text.encode("utf-8")
+
+
+def with_sentence(body: bytes, sentence: str) -> bytes | None:
+    """The page with the sentence at the end of its longest run of text; None where the extractor loses it."""
+    text = body.decode("utf-8")
+    runs = list(re.finditer(r">([^<>]{60,}\.)\s*<", text))
+    if not runs:
+        return None
+    longest = max(runs, key=lambda match: len(match.group(1)))
+    changed = text[: longest.end(1)] + " " + sentence + text[longest.end(1) :]
+    return changed.encode("utf-8") if sentence in main_text(changed) else None
+
+
+def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
+    """Copies, blocked pages, personal data, decoys, broken pages, other types and other statuses."""
+    english = [c for c in crawl if c.truth["language"] == "en"]
+    rng.shuffle(english)
+    supply = iter(english)
+
+    def copy(kind: str, origin: Capture, body: bytes, **more: Any) -> Capture:
+        url = origin.url.replace("https://", f"https://mirror{rng.randrange(9)}.", 1).replace(".html", f"-{rng.randrange(10**6)}.html")  # fmt: skip
+        plant = {"kind": kind, "original_url": origin.url, **more}
+        return Capture(more.pop("url", url), body, truth={**origin.truth, "planted": plant})
+
+    for kind, number, share in (("exact_copy", 24, 0.0), ("near_copy_1pct", 20, 0.01), ("near_copy_5pct", 20, 0.05)):
+        for _ in range(number):
+            origin = next(c for c in supply if len(c.body) > 5000)
+            yield copy(kind, origin, edited(origin.body, share, rng) if share else origin.body)
+    hosts = [(category, host) for category, names in BLOCKED.items() for host in names]
+    for i in range(15):
+        category, host = hosts[i % len(hosts)]
+        host = {4: f"www.{host}", 5: f"m.{host}", 6: host.upper(), 7: f"{host}:8443", 8: f"a.b.{host}"}.get(i, host)
+        origin = next(supply)
+        plant = {"kind": "blocked_domain", "category": category}
+        yield Capture(f"https://{host}/page-{i}.html", origin.body, truth={**origin.truth, "planted": plant})
+    for i in range(30):
+        kind, sentence, forms = PII[i % len(PII)]
+        string = forms[(i // len(PII)) % 2].format(f"{20 + i}")
+        origin, body = next((c, b) for c in supply if (b := with_sentence(c.body, sentence.format(string))))
+        origin.body = body
+        origin.truth["planted"] = {"kind": "pii", "pii": kind, "string": string}
+    for i in range(10):
+        sentence = DECOYS[i % len(DECOYS)]
+        origin, body = next((c, b) for c in supply if (b := with_sentence(c.body, sentence)))
+        origin.body = body
+        origin.truth["planted"] = {"kind": "decoy", "string": sentence}
+    some = english[0].body
+    broken = {
+        "cut": some[: len(some) // 3],
+        "wrong_charset": "<html><body><p>Größe und Änderung</p></body></html>".encode("iso-8859-1"),
+        "empty": b"",
+        "nul": some[:3000].replace(b" ", b"\0", 400),
+        "nested": b"<html><body>" + b"<div>" * 20_000 + b"deep" + b"</div>" * 20_000,
+        "no_html": b"just a line of text without any tag",
+        "binary": hashlib.sha512(b"noise").digest() * 40,
+        "unclosed": b"<html><body><p>An <b>unclosed <i>page <table><tr><td>" + b"word " * 300,
+        "entities": b"<html><body><p>" + b"&#x1F600;&notanentity;&#99999999;" * 200,
+        "frames": b'<html><frameset cols="20%,80%"><frame src="a.html"><frame src="b.html"></frameset></html>',
+    }
+    for name, body in broken.items():
+        yield Capture(f"https://broken.example/{name}.html", body, truth={"planted": {"kind": "broken", "what": name}})
+    others = (
+        ("style.css", "text/css", b"body { color: black; margin: 0 }\n" * 20),
+        ("app.js", "application/javascript", b"function f(a) { return a + 1; }\n" * 20),
+        ("data.json", "application/json", json.dumps({"items": list(range(50))}).encode()),
+        ("dot.png", "image/png", b"\x89PNG\r\n\x1a\n" + bytes(60)),
+        ("paper.pdf", "application/pdf", b"%PDF-1.4\n%%EOF\n"),
+    )
+    for i in range(15):
+        name, mime, body = others[i % len(others)]
+        url = f"https://files{i}.example/{name}"
+        yield Capture(url, body, mime=mime, charset=None, truth={"planted": {"kind": "non_html"}})
+    statuses = ("301 Moved Permanently", "302 Found", "304 Not Modified", "403 Forbidden", "404 Not Found", "410 Gone", "500 Internal Server Error", "503 Service Unavailable")  # fmt: skip
+    for i in range(20):
+        status = statuses[i % len(statuses)]
+        body = b"" if status.startswith("304") else f"<html><body><h1>{status}</h1></body></html>".encode()
+        yield Capture(f"https://gone{i}.example/x", body, status=status, truth={"planted": {"kind": "non_200"}})
+
+
+def cld2(capture: Capture) -> str | None:
+    """The page's `languages-cld2` value as Common Crawl writes it; None where nothing was detected."""
+    try:
+        reliable, size, found = pycld2.detect(capture.body.decode(capture.charset or "utf-8", "replace").replace("\0", " "), isPlainText=False)  # fmt: skip
+    except pycld2.error:
+        return None
+    languages = [
+        {"code": code, "text-covered": round(percent / 100, 2), "score": score, "name": name}
+        for name, code, percent, score in found
+        if code != "un"
+    ]
+    value: dict[str, Any] = {"reliable": reliable, "text-bytes": size}
+    if languages:
+        value["languages"] = languages
+    return json.dumps(value, separators=(",", ":"))
+
+
+def write(captures: list[Capture], number: int) -> list[dict[str, Any]]:
+    """Write one WARC file; returns the truth of its responses."""
+    rng = random.Random(f"{SEED}-{number}")
+    name = f"CC-SAMPLE-{number:05d}.warc.gz"
+    truth = []
+    with (OUT / name).open("wb") as stream:
+        writer = WARCWriter(stream, gzip=True, warc_version="WARC/1.0")
+
+        def record(kind: str, url: str | None, body: bytes, more: dict[str, str], http: StatusAndHeaders | None = None) -> str:  # fmt: skip
+            identity = f"<urn:uuid:{uuid.UUID(int=rng.getrandbits(128), version=4)}>"
+            headers = {"WARC-Record-ID": identity, "WARC-Date": DATE, **more}
+            made = writer.create_warc_record(url, kind, io.BytesIO(body), warc_headers_dict=headers, http_headers=http, length=len(body))  # fmt: skip
+            writer.write_record(made)
+            return identity
+
+        about = b"isPartOf: CC-SAMPLE\r\npublisher: crawl2chat\r\nformat: WARC File Format 1.0\r\n"
+        info = record("warcinfo", None, about, {"WARC-Filename": name, "Content-Type": "application/warc-fields"})
+        for capture in captures:
+            host, _, path = capture.url.removeprefix("https://").partition("/")
+            address = f"198.51.100.{int(hashlib.sha256(host.encode()).hexdigest(), 16) % 254 + 1}"
+            common = {"WARC-Warcinfo-ID": info, "WARC-IP-Address": address}
+            asked = StatusAndHeaders(f"GET /{path} HTTP/1.1", [("Host", host), ("User-Agent", "CCBot/2.0")], is_http_request=True)  # fmt: skip
+            request = record("request", capture.url, b"", common, asked)
+            kind = capture.mime + (f"; charset={capture.charset}" if capture.charset else "")
+            headers = [("Content-Type", kind), ("Content-Length", str(len(capture.body)))]
+            offset = stream.tell()
+            payload = {"WARC-Identified-Payload-Type": capture.mime, "WARC-Concurrent-To": request}
+            answer = StatusAndHeaders(capture.status, headers, protocol="HTTP/1.1")
+            response = record("response", capture.url, capture.body, common | payload, answer)
+            fields = f"fetchTimeMs: {rng.randrange(40, 900)}\r\n"
+            if capture.status.startswith("200") and capture.mime == "text/html" and (value := cld2(capture)):
+                fields += f"charset-detected: {capture.charset or 'UTF-8'}\r\nlanguages-cld2: {value}\r\n"
+            meta = {"WARC-Warcinfo-ID": info, "WARC-Concurrent-To": response, "Content-Type": "application/warc-fields"}
+            record("metadata", capture.url, fields.encode(), meta)
+            status = int(capture.status[:3])
+            truth.append({"url": capture.url, "file": name, "offset": offset, "status": status, "mime": capture.mime, **capture.truth})  # fmt: skip
+    return truth
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the packages")
+    work = parser.parse_args().work
+    rng = random.Random(SEED)
+    crawl = list(pages(work))
+    crawl += list(planted(crawl, rng))
+    rng.shuffle(crawl)
+    OUT.mkdir(exist_ok=True)
+    truth = [line for number in range(FILES) for line in write(crawl[number::FILES], number)]
+    (OUT / "truth.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in truth))
+    size = sum(path.stat().st_size for path in OUT.glob("*.warc.gz"))
+    english = sum(line.get("language") == "en" for line in truth)
+    print(f"{len(truth)} responses, {english} English, {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
