@@ -1,0 +1,66 @@
+"""Token shards in Megatron's format: `.bin` holds ids one after another, `.idx` says where each document begins.
+
+Format: Megatron-LM, `megatron/core/datasets/indexed_dataset.py` (MMIDIDX version 1).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ArtifactError
+
+MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
+_CODES: dict[int, type[np.integer]] = {4: np.int32, 8: np.uint16}
+
+
+def dtype_for(vocabulary: int) -> np.dtype[np.integer]:
+    """uint16 for up to 65,535 ids, else int32."""
+    return np.dtype(np.uint16 if vocabulary <= 65_535 else np.int32)
+
+
+def index(sizes: Sequence[int], dtype: np.dtype[np.integer]) -> bytes:
+    """The `.idx` of documents of so many tokens each."""
+    code = next(code for code, kind in _CODES.items() if np.dtype(kind) == dtype)
+    counts = np.asarray(sizes, dtype=np.int32)
+    pointers = np.zeros(len(counts), dtype=np.int64)
+    np.cumsum(counts[:-1].astype(np.int64) * dtype.itemsize, out=pointers[1:])
+    documents = np.arange(len(counts) + 1, dtype=np.int64)
+    header = _HEADER.pack(MAGIC, 1, code, len(counts), len(documents))
+    return header + counts.tobytes() + pointers.tobytes() + documents.tobytes()
+
+
+class Shard:
+    """A shard mapped into memory. `path` is the `.bin`; the `.idx` lies beside it.
+
+    `tokens`: all ids, 1-D; `sizes`: tokens of each document. Raises `ArtifactError` where the two do not fit.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        beside = path.with_suffix(".idx")
+        try:
+            head = beside.read_bytes()
+            size = path.stat().st_size
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{error.filename} does not exist", "run the shard stage again") from error
+        if len(head) < _HEADER.size or not head.startswith(MAGIC):
+            raise ArtifactError(f"{beside} is no index of a token shard", "run the shard stage again")
+        _, version, code, count, boundaries = _HEADER.unpack_from(head)
+        if version != 1 or code not in _CODES or len(head) != _HEADER.size + 12 * count + 8 * boundaries:
+            raise ArtifactError(f"{beside} is damaged or of an unknown version", "run the shard stage again")
+        self.dtype: np.dtype[np.integer] = np.dtype(_CODES[code])
+        self.sizes: npt.NDArray[np.int32] = np.frombuffer(head, np.int32, count, _HEADER.size)
+        if int(self.sizes.sum(dtype=np.int64)) * self.dtype.itemsize != size:
+            raise ArtifactError(f"{path} is not as long as {beside.name} says", "run the shard stage again")
+        self.tokens: npt.NDArray[np.integer] = (
+            np.memmap(path, self.dtype, mode="r") if size else np.zeros(0, self.dtype)
+        )
+
+    def __len__(self) -> int:
+        return len(self.sizes)
