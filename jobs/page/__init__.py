@@ -1,0 +1,1 @@
+"""Plain functions on one page; they know nothing of Spark."""

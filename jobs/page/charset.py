@@ -1,0 +1,59 @@
+"""Bytes of a page to text: BOM, HTTP header, meta, then UTF-8 where it is valid, else windows-1252.
+
+Order and labels after WHATWG's encoding and HTML standards (https://encoding.spec.whatwg.org, "names and labels").
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+_BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_IN_HEADER = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.I)
+_IN_META = re.compile(rb"(?:<meta[^>]*?charset\s*=\s*[\"']?|<\?xml[^>]*?encoding\s*=\s*[\"'])([\w.:-]+)", re.I)
+_PRESCAN = 1024  # bytes a browser looks through for a meta element
+# Labels whose encoding, by the standard, is a superset of what Python takes them for.
+_SUPERSETS = {
+    "iso8859-1": "cp1252",
+    "ascii": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "utf-16": "utf-16-le",
+}
+
+
+def codec(label: str) -> str | None:
+    """Python codec of a charset label as WHATWG reads it; None for an unknown one."""
+    try:
+        info = codecs.lookup(label.strip().lower())
+    except (LookupError, ValueError):
+        return None
+    if not getattr(info, "_is_text_encoding", True) or info.name in ("idna", "punycode", "unicode_escape", "utf-7"):
+        return None
+    return _SUPERSETS.get(info.name, info.name)
+
+
+def decode(body: bytes, content_type: str) -> tuple[str, str]:
+    """Text of the page and the codec used. Never fails: what cannot be decoded becomes U+FFFD."""
+    for bom, name in _BOMS:
+        if body.startswith(bom):
+            return body[len(bom) :].decode(name, "replace"), name
+    header = _IN_HEADER.search(content_type)
+    declared = codec(header.group(1)) if header else None
+    if declared is None and (meta := _IN_META.search(body[:_PRESCAN])):
+        declared = codec(meta.group(1).decode("ascii", "replace"))
+        if declared and declared.startswith("utf-16"):  # a page whose meta could be read is not UTF-16
+            declared = "utf-8"
+    if declared and declared != "utf-8":
+        return body.decode(declared, "replace"), declared
+    try:
+        return body.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError as error:
+        if declared or error.end >= len(body) - 3:  # labelled so, or only cut in its last character
+            return body.decode("utf-8", "replace"), "utf-8"
+        return body.decode("cp1252", "replace"), "cp1252"

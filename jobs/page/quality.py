@@ -1,0 +1,151 @@
+"""Quality scores of a text, and the decision that a recipe's thresholds make of them.
+
+Definitions: Gopher (Rae et al. 2021, appendix A1), C4 (Raffel et al. 2020, section 2.2), FineWeb (Penedo et al. 2024,
+section 3.6), each as datatrove computes it where a paper leaves it open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.recipe import Filter
+
+STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})  # Gopher, appendix A1
+TERMINAL = (".", "!", "?", '"', "'", "”", "’", "。", "！", "？", "…")  # ends of a sentence or of a quotation
+TOP_NGRAMS = (2, 3, 4)
+DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
+SHORT_LINE_CHARS = (10, 20, 30, 40, 50, 60)  # the limits for which a column is kept
+
+_PARAGRAPHS = re.compile(r"\n{2,}")
+_SENTENCE_END = re.compile(r"[.!?。！？]+[\"'”’)]*(?=\s|$)")
+
+# Columns of `scores` and their types, for the artifact's schema.
+INTEGERS = ("words", "stop_words", "sentences")
+FRACTIONS = (
+    "mean_word_length",
+    "symbol_word_ratio",
+    "bullet_lines",
+    "ellipsis_lines",
+    "alpha_words",
+    "duplicate_lines",
+    "duplicate_line_chars",
+    "duplicate_paragraphs",
+    "duplicate_paragraph_chars",
+    *(f"top_{n}gram_chars" for n in TOP_NGRAMS),
+    *(f"duplicate_{n}gram_chars" for n in DUPLICATE_NGRAMS),
+    "line_punctuation",
+    *(f"short_lines_{n}" for n in SHORT_LINE_CHARS),
+    "newline_word_ratio",
+)
+FLAGS = ("lorem_ipsum", "curly_brace")
+
+
+def scores(text: str, words: Sequence[str]) -> dict[str, Any]:
+    """All scores of a text with its words (punctuation marks among them). Fractions lie in 0…1 for any input."""
+    chars = max(1, len(text))
+    real = [word for word in words if any(letter.isalnum() for letter in word)]
+    lines = [line for line in text.split("\n") if line.strip()]
+    paragraphs = [part for part in _PARAGRAPHS.split(text.strip()) if part]
+    found: dict[str, Any] = {
+        "words": len(real),
+        "stop_words": len(STOP_WORDS.intersection(word.lower() for word in real)),
+        "sentences": len(_SENTENCE_END.findall(text)),
+        "mean_word_length": sum(map(len, real)) / max(1, len(real)),
+        "symbol_word_ratio": max(text.count("#"), text.count("...") + text.count("…")) / max(1, len(words)),
+        "bullet_lines": _share(lines, lambda line: line.lstrip().startswith(("•", "-", "*"))),
+        "ellipsis_lines": _share(lines, lambda line: line.rstrip().endswith(("...", "…"))),
+        "alpha_words": _share(words, lambda word: any(letter.isalpha() for letter in word)),
+        "line_punctuation": _share(lines, lambda line: line.rstrip().endswith(TERMINAL)),
+        "newline_word_ratio": text.count("\n") / max(1, len(words)),
+        "lorem_ipsum": "lorem ipsum" in text.lower(),
+        "curly_brace": "{" in text,
+    }
+    for limit in SHORT_LINE_CHARS:
+        found[f"short_lines_{limit}"] = _share(lines, lambda line, limit=limit: len(line) <= limit)
+    for name, parts in (("line", lines), ("paragraph", paragraphs)):
+        again, repeated = _duplicates(parts)
+        found[f"duplicate_{name}s"] = again / max(1, len(parts))
+        found[f"duplicate_{name}_chars"] = min(1.0, repeated / chars)
+    for n in TOP_NGRAMS:
+        found[f"top_{n}gram_chars"] = min(1.0, _top_ngram(words, n) / chars)
+    for n in DUPLICATE_NGRAMS:
+        found[f"duplicate_{n}gram_chars"] = min(1.0, _repeated_ngrams(words, n) / chars)
+    return found
+
+
+def decide(row: Mapping[str, Any], recipe: Filter) -> str | None:
+    """The first rule that a row of scores (with `english`) breaks, or None where it stays."""
+    gopher, c4, fineweb = recipe.gopher, recipe.c4, recipe.fineweb
+    rules = (
+        ("not_english", row["english"] < recipe.min_english),
+        ("gopher_too_short", row["words"] < gopher.min_words),
+        ("gopher_too_long", row["words"] > gopher.max_words),
+        ("gopher_short_words", row["mean_word_length"] < gopher.min_mean_word_length),
+        ("gopher_long_words", row["mean_word_length"] > gopher.max_mean_word_length),
+        ("gopher_symbols", row["symbol_word_ratio"] > gopher.max_symbol_word_ratio),
+        ("gopher_bullets", row["bullet_lines"] > gopher.max_bullet_lines),
+        ("gopher_ellipses", row["ellipsis_lines"] > gopher.max_ellipsis_lines),
+        ("gopher_few_letters", row["alpha_words"] < gopher.min_alpha_words),
+        ("gopher_stop_words", row["stop_words"] < gopher.min_stop_words),
+        ("gopher_duplicate_lines", row["duplicate_lines"] > gopher.max_duplicate_lines),
+        ("gopher_duplicate_line_chars", row["duplicate_line_chars"] > gopher.max_duplicate_line_chars),
+        ("gopher_duplicate_paragraphs", row["duplicate_paragraphs"] > gopher.max_duplicate_paragraphs),
+        ("gopher_duplicate_paragraph_chars", row["duplicate_paragraph_chars"] > gopher.max_duplicate_paragraph_chars),
+        *((f"gopher_top_{n}gram", row[f"top_{n}gram_chars"] > most) for n, most in gopher.max_top_ngram_chars.items()),
+        *(
+            (f"gopher_duplicate_{n}grams", row[f"duplicate_{n}gram_chars"] > most)
+            for n, most in gopher.max_duplicate_ngram_chars.items()
+        ),
+        ("c4_few_sentences", row["sentences"] < c4.min_sentences),
+        ("c4_lorem_ipsum", c4.drop_lorem_ipsum and row["lorem_ipsum"]),
+        ("c4_curly_brace", c4.drop_curly_brace and row["curly_brace"]),
+        ("fineweb_line_punctuation", row["line_punctuation"] < fineweb.min_line_punctuation),
+        ("fineweb_short_lines", row[f"short_lines_{fineweb.short_line_chars}"] > fineweb.max_short_lines),
+        ("fineweb_duplicate_line_chars", row["duplicate_line_chars"] > fineweb.max_duplicate_line_chars),
+        ("fineweb_newlines", row["newline_word_ratio"] > fineweb.max_newline_word_ratio),
+    )
+    return next((reason for reason, broken in rules if broken), None)
+
+
+def _share(parts: Sequence[str], holds: Any) -> float:
+    return sum(map(bool, map(holds, parts))) / max(1, len(parts))
+
+
+def _duplicates(parts: Sequence[str]) -> tuple[int, int]:
+    """How many parts were there before, and their characters."""
+    seen: set[str] = set()
+    again = chars = 0
+    for part in parts:
+        if part in seen:
+            again, chars = again + 1, chars + len(part)
+        else:
+            seen.add(part)
+    return again, chars
+
+
+def _top_ngram(words: Sequence[str], n: int) -> int:
+    """Characters covered by the n-gram that covers most among the most frequent ones; 0 where none repeats."""
+    counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+    if not counts:
+        return 0
+    most = max(counts.values())
+    return 0 if most == 1 else max(sum(map(len, gram)) for gram, count in counts.items() if count == most) * most
+
+
+def _repeated_ngrams(words: Sequence[str], n: int) -> int:
+    """Characters of n-grams that were there before, counted without overlap."""
+    seen: set[tuple[str, ...]] = set()
+    chars = at = 0
+    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+    while at < len(grams):
+        gram = grams[at]
+        if gram in seen:
+            chars += sum(map(len, gram))
+            at += n
+        else:
+            seen.add(gram)
+            at += 1
+    return chars
