@@ -42,17 +42,17 @@ SOURCES = (
     ("apache2-doc", "usr/share/doc/apache2-doc/manual/en", "**/*.html", "httpd.example", "en", 60),
     ("sqlite3-doc", "usr/share/doc/sqlite3", "*.html", "sqlite.example", "en", 110),
     ("postgresql-doc-15", "usr/share/doc/postgresql-doc-15/html", "*.html", "postgres.example", "en", 200),
-    ("debian-handbook", "usr/share/doc/debian-handbook/html/de-DE", "*.html", "handbuch.example", "de", 75),
-    ("debian-handbook", "usr/share/doc/debian-handbook/html/fr-FR", "*.html", "cahier.example", "fr", 75),
-    ("debian-handbook", "usr/share/doc/debian-handbook/html/es-ES", "*.html", "manual.example", "es", 60),
-    ("debian-handbook", "usr/share/doc/debian-handbook/html/ru-RU", "*.html", "kniga.example", "ru", 40),
-    ("debian-handbook", "usr/share/doc/debian-handbook/html/ja-JP", "*.html", "tebiki.example", "ja", 40),
-    ("debian-handbook", "usr/share/doc/debian-handbook/html/zh-CN", "*.html", "shouce.example", "zh", 40),
-    ("debian-handbook", "usr/share/doc/debian-handbook/html/it-IT", "*.html", "manuale.example", "it", 60),
-    ("debian-handbook", "usr/share/doc/debian-handbook/html/pl-PL", "*.html", "podrecznik.example", "pl", 30),
+    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/de", "*.html", "handbuch.example", "de", 80),
+    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/fr", "*.html", "cahier.example", "fr", 80),
+    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/es", "*.html", "manual.example", "es", 70),
+    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/ru", "*.html", "kniga.example", "ru", 45),
+    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/ja", "*.html", "tebiki.example", "ja", 45),
+    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/zh_CN", "*.html", "shouce.example", "zh", 45),
+    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/it", "*.html", "manuale.example", "it", 60),
+    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/pt", "*.html", "guia.example", "pt", 40),
 )
 ENGLISH_CHARS = (900, 30_000)  # an English page is taken if its main text has so many characters
-OTHER_HTML_BYTES = 10_000  # pages in other languages are kept small: they are there to be dropped
+OTHER_HTML_BYTES = 10_500  # pages in other languages are kept small: they are there to be dropped
 # Pages in these languages are sent in the charset people once used for them, declared in one place only.
 CHARSETS = {"fr": "iso-8859-1", "ru": "windows-1251", "ja": "euc-jp", "zh": "gb18030"}
 
@@ -122,6 +122,12 @@ def is_prose(text: str) -> bool:
     return len(lines) > 2 and ended / len(lines) > 0.35 and short / len(lines) < 0.5
 
 
+def mostly(language: str, html: str) -> bool:
+    """True where cld2 finds the page to be in this language for the greater part: some pages are not translated."""
+    _, _, found = pycld2.detect(html, isPlainText=False)
+    return bool(found[0][1].startswith(language)) and found[0][2] >= 60
+
+
 def pages(work: Path) -> Iterator[Capture]:
     """The pages of all sources; a host has its pages in order of a hash, so that a limit takes a fair sample."""
     for package, folder, pattern, host, language, limit in SOURCES:
@@ -136,7 +142,7 @@ def pages(work: Path) -> Iterator[Capture]:
                 text = main_text(html)
                 if not ENGLISH_CHARS[0] <= len(text) <= ENGLISH_CHARS[1] or not is_prose(text):
                     continue
-            elif len(html) > OTHER_HTML_BYTES:
+            elif len(html) > OTHER_HTML_BYTES or not mostly(language, html):
                 continue
             charset = CHARSETS.get(language, "utf-8")
             body = html.encode(charset, errors="xmlcharrefreplace")

@@ -1,0 +1,135 @@
+"""Personal data in text: presidio's recognizers on windows around cheap candidates.
+
+A page without `@` and without a run of digits costs two scans. Placeholders are `<KIND>`, the same at every place, so
+a document's text does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import tldextract
+from presidio_analyzer import EntityRecognizer, RecognizerResult
+from presidio_analyzer.predefined_recognizers import (
+    CreditCardRecognizer,
+    EmailRecognizer,
+    IbanRecognizer,
+    IpRecognizer,
+    PhoneRecognizer,
+    UsSsnRecognizer,
+)
+
+# presidio's entity names behind the recipe's kinds, in order of precedence where spans overlap.
+ENTITIES = {
+    "EMAIL": "EMAIL_ADDRESS",
+    "IBAN": "IBAN_CODE",
+    "CREDIT_CARD": "CREDIT_CARD",
+    "US_SSN": "US_SSN",
+    "IP": "IP_ADDRESS",
+    "PHONE": "PHONE_NUMBER",
+}
+REGIONS = ("US", "GB", "DE", "FR")  # whose national phone formats are read; numbers with +code are read anyway
+WINDOW = 60  # characters on each side of a candidate: room for the longest IBAN and a context word
+# What a recognizer alone is sure of; below it a context word must stand near (presidio: base score + 0.35).
+MIN_SCORE = 0.4
+_CONTEXT = {
+    "US_SSN": ("social security", "ssn", "ss#"),
+    "PHONE": ("phone", "call", "tel", "mobile", "fax", "contact", "number"),
+}
+_CANDIDATE = re.compile(r"@|\d[\d .()/+-]{5,}\d|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}|\b[A-Z]{2}\d{2}")
+_VERSION = re.compile(r"(?:version|release|v|openssl|kernel|isbn|[a-z]+[-_])\s*:?\s*$", re.I)
+_DATE = re.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}")
+
+
+@cache
+def _recognizers() -> dict[str, EntityRecognizer]:
+    # The e-mail recognizer checks the domain by the public-suffix list: the snapshot inside the package, no download.
+    tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+    tldextract.extract = tldextract.tldextract.TLD_EXTRACTOR
+    return {
+        "EMAIL": EmailRecognizer(),
+        "IBAN": IbanRecognizer(),
+        "CREDIT_CARD": CreditCardRecognizer(),
+        "US_SSN": UsSsnRecognizer(),
+        "IP": IpRecognizer(),
+        "PHONE": PhoneRecognizer(supported_regions=REGIONS, leniency=1),
+    }
+
+
+def find(text: str, kinds: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Spans (start, end, kind) of personal data, in order, without overlap."""
+    found: list[tuple[int, int, str]] = []
+    for start, end in _windows(text):
+        piece = text[start:end]
+        for kind in ENTITIES:
+            if kind not in kinds:
+                continue
+            for result in _recognizers()[kind].analyze(piece, [ENTITIES[kind]], None) or []:
+                span = (start + result.start, start + result.end, kind)
+                if _holds(text, span, result):
+                    found.append(span)
+    order = list(ENTITIES)
+    spans: list[tuple[int, int, str]] = []
+    for span in sorted(set(found), key=lambda s: (order.index(s[2]), s[0], -s[1])):
+        if all(span[1] <= other[0] or span[0] >= other[1] for other in spans):
+            spans.append(span)
+    return sorted(spans)
+
+
+def redact(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, int]]:
+    """The text with placeholders, and how many of each kind."""
+    counts: dict[str, int] = {}
+    pieces, at = [], 0
+    for start, end, kind in find(text, kinds):
+        pieces += [text[at:start], f"<{kind}>"]
+        counts[kind] = counts.get(kind, 0) + 1
+        at = end
+    return "".join([*pieces, text[at:]]), counts
+
+
+def _windows(text: str) -> list[tuple[int, int]]:
+    """Ranges around the candidates, overlapping ones joined; never cut inside a word."""
+    ranges: list[tuple[int, int]] = []
+    for match in _CANDIDATE.finditer(text):
+        start, end = max(0, match.start() - WINDOW), min(len(text), match.end() + WINDOW)
+        while start > 0 and not text[start - 1].isspace() and match.start() - start < 3 * WINDOW:
+            start -= 1
+        while end < len(text) and not text[end].isspace() and end - match.end() < 3 * WINDOW:
+            end += 1
+        if ranges and start <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
+        else:
+            ranges.append((start, end))
+    return ranges
+
+
+def _holds(text: str, span: tuple[int, int, str], result: RecognizerResult) -> bool:
+    start, end, kind = span
+    value, before = text[start:end], text[max(0, start - WINDOW) : start]
+    if kind == "IP":
+        return _is_public(value) and not _VERSION.search(before) and not text[end : end + 2].strip(" ,;)").isdigit()
+    if kind in ("PHONE", "US_SSN", "CREDIT_CARD") and (
+        _DATE.fullmatch(value) or re.search(r"isbn[-\s:0-9]*$", before, re.I)
+    ):
+        return False
+    if kind == "PHONE" and not re.search(r"[+()]|\d[ .-]\d", value):
+        return _near(before, kind)  # a bare run of digits is an order number more often than a phone
+    if kind == "US_SSN" and result.score < MIN_SCORE:
+        return bool(re.fullmatch(r"\d{3}-\d{2}-\d{4}", value)) or _near(before, kind)
+    return result.score >= MIN_SCORE or _near(before, kind)
+
+
+def _near(before: str, kind: str) -> bool:
+    return any(word in before.lower() for word in _CONTEXT.get(kind, ()))
+
+
+def _is_public(value: str) -> bool:
+    try:
+        address: Any = ipaddress.ip_address(value.partition("/")[0])
+    except ValueError:
+        return False
+    return bool(address.is_global)

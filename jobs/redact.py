@@ -1,0 +1,98 @@
+"""The text of the documents that stay, personal data replaced by placeholders.
+
+    spark-submit jobs/redact.py --recipe recipes/demo.yaml --root .crawl2chat/data
+
+Rows: `SCHEMA`. This is the first stage after extract that writes text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from jobs import parts, session
+from jobs.deduplicate import kept
+from jobs.page import pii
+from jobs.table import write_table
+from pipeline import artifact, errors
+from pipeline.artifact import Counts, Published, Stage
+from pipeline.storage import Storage
+
+STAGE = Stage("redact", 1, ("presidio-analyzer", "phonenumbers", "tldextract"))
+_COLUMNS = ("url", "warc", "offset", "date", "english", "text")
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("id", "url", "warc")),
+        ("offset", pa.int64()),
+        ("date", pa.string()),
+        ("english", pa.float32()),
+        ("text", pa.string()),
+        ("redactions", pa.string()),  # JSON object: kind -> count
+    ]
+)
+
+
+def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One part: redact the documents that deduplicate kept."""
+    storage = Storage(payload["root"])
+    total: Counter[str] = Counter()
+    rows = kept(storage, payload["extract"], payload["decided"], _COLUMNS)
+    for number, row in enumerate(rows):
+        row["text"], counts = pii.redact(row["text"], payload["kinds"])
+        row["redactions"] = json.dumps(counts, sort_keys=True)
+        total.update(counts)
+        if number % 200 == 199:
+            yield {"done": number}
+    file = f"part-{name}.parquet"
+    write_table(storage, f"{payload['folder']}/{file}", rows, SCHEMA)
+    described = artifact.describe(storage, payload["folder"], file, len(rows)).model_dump()
+    yield {"commit": {"file": described, "documents": len(rows), "redactions": dict(sorted(total.items()))}}
+
+
+def run(job: session.Job) -> Published:
+    """The stage."""
+    extracted, unique = session.upstream(job, "extract"), session.upstream(job, "deduplicate")
+    building = artifact.open_stage(
+        job.storage,
+        job.run,
+        STAGE,
+        job.recipe.section("redact"),
+        job.recipe.seed,
+        [extracted.as_input(), unique.as_input()],
+        force=job.force,
+    )
+    if isinstance(building, Published):
+        return building
+    payload = {
+        "kinds": list(job.recipe.redact.kinds),
+        "root": job.storage.root,
+        "folder": building.pointer.folder,
+    }
+    files = zip(extracted.files(".parquet"), unique.files(".parquet"), strict=True)
+    todo = [(session.part_name(text), payload | {"extract": text, "decided": decided}) for text, decided in files]
+    spark = session.spark("redact")
+    records = parts.run_parts(spark, building, todo, work)
+    total: Counter[str] = Counter()
+    for record in records.values():
+        total.update(record["redactions"])
+    documents = sum(record["documents"] for record in records.values())
+    published = building.publish(
+        [artifact.File(**record["file"]) for record in records.values()],
+        Counts(in_=unique.content.counts.kept if unique.content.counts else 0, kept=documents, dropped={}),
+        {"redactions": dict(sorted(total.items()))},
+        cpu_seconds=parts.cpu_seconds(records, spark),
+    )
+    spark.stop()
+    return published
+
+
+def main() -> None:
+    run(session.job(__doc__))
+
+
+if __name__ == "__main__":
+    errors.run(main)

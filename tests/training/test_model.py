@@ -1,0 +1,63 @@
+"""Models built from a recipe, and loaded from what an export wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ArtifactError
+from pipeline.recipe import Model
+from training import model
+
+SHAPE: dict[str, Any] = {"layers": 2, "width": 32, "heads": 2, "head_dim": 16, "mlp_width": 64, "window": 32}
+
+
+def shape(preset: str, tied: bool = True, kv_heads: int = 2) -> Model:
+    return Model.model_validate(SHAPE | {"preset": preset, "tied": tied, "kv_heads": kv_heads})
+
+
+@pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
+def test_a_seed_makes_one_model_and_leaves_the_generator_alone(preset: str) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, same, other = (model.build(shape(preset), 64, 0, 1, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_number_of_parameters_is_that_of_the_architecture() -> None:
+    attention = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 2 * 16  # q, k and v of one head, o, the norms of q and k
+    layer = attention + 3 * 32 * 64 + 2 * 32
+    assert model.parameters(model.build(shape("qwen3", kv_heads=1), 64, 0, 1, 1)) == 2 * layer + 32 + 64 * 32
+    untied = model.build(shape("qwen3", tied=False, kv_heads=1), 64, 0, 1, 1)
+    assert model.parameters(untied) == 2 * layer + 32 + 2 * 64 * 32
+
+
+@pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
+def test_a_new_model_knows_nothing_and_sees_no_future(preset: str) -> None:
+    net = model.build(shape(preset), 64, 0, 1, 1).eval()
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        logits = net(input_ids=ids).logits
+        changed = net(input_ids=torch.cat([ids[:, :8], ids[:, 8:] + 9], 1)).logits
+    assert torch.allclose(logits[:, :8], changed[:, :8], atol=1e-6)
+    assert not torch.allclose(logits[:, 8:], changed[:, 8:], atol=1e-6)
+    cost = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
+    assert abs(float(cost) - 4.16) < 0.3  # ln 64
+
+
+def test_load_gives_back_what_was_saved(tmp_path: Path) -> None:
+    net = model.build(shape("qwen3"), 64, 0, 1, 1)
+    net.save_pretrained(tmp_path)  # type: ignore[operator]
+    again = model.load(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+    assert model.parameters(again) == model.parameters(net)
+
+
+def test_load_refuses_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds no config"):
+        model.load(tmp_path)
