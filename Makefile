@@ -1,0 +1,49 @@
+# make help says what there is.
+.DEFAULT_GOAL := help
+.PHONY: help run ui test test-all lint format lock clean
+
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+READY := .venv/.ready
+
+RECIPE ?= recipes/demo.yaml
+ROOT ?= .crawl2chat/data
+PORT ?= 8080
+WARCS ?=
+CRAWL ?=
+MAX_WARCS ?=
+FORCE ?=
+RUN_OPTIONS = --recipe "$(RECIPE)" --root "$(ROOT)" --port "$(PORT)" $(if $(WARCS),--warcs $(foreach w,$(WARCS),"$(w)")) \
+  $(if $(CRAWL),--crawl "$(CRAWL)") $(if $(MAX_WARCS),--max-warcs "$(MAX_WARCS)") $(if $(FORCE),--force)
+
+help: ## say what the targets do
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  RECIPE=$(RECIPE) ROOT=$(ROOT) PORT=$(PORT) WARCS= CRAWL= MAX_WARCS= FORCE=1"
+
+$(READY): requirements.lock pyproject.toml local/setup.sh
+	@bash local/setup.sh
+	@touch $@
+
+run: $(READY) ## the whole road: from WARC files to a chat model (WARCS=… or CRAWL=… for other pages than the sample)
+	@python -m local.run $(RUN_OPTIONS)
+
+ui: $(READY) ## start Airflow and stay, to trigger DAGs by hand
+	@python -m local.run --ui --port "$(PORT)" --root "$(ROOT)"
+
+test: $(READY) ## the tests
+	@python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(READY) ## the slow tests too: whole runs, kills
+	@python -m pytest -m slow $(ARGS)
+
+lint: $(READY) ## ruff, mypy --strict, import rule
+	@ruff check . && ruff format --check . && mypy && python -m pytest tests/test_imports.py
+
+format: $(READY) ## format the code
+	@ruff check --fix . ; ruff format .
+
+lock: ## make requirements.lock anew from pyproject.toml
+	@bash local/setup.sh lock
+
+clean: ## remove .venv, artifacts and Airflow's state
+	rm -rf .venv .crawl2chat

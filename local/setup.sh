@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Set up .venv with what requirements.lock pins, and build DeepSpeed's CPU op. Called by make.
+#   local/setup.sh        install
+#   local/setup.sh lock   make requirements.lock anew from pyproject.toml
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# What the system must bring. Where we may install it (root on Debian), we do; else we name the command.
+missing=()
+python=$(command -v python3.12 || true)
+for candidate in python3.11 python3.12 python3; do
+  if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+    python=$candidate
+    break
+  fi
+done
+[ -n "$python" ] || missing+=(python3 python3-venv python3-dev)
+if [ -n "$python" ]; then
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+  [ -f "$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h" ] || missing+=(python3-dev)
+fi
+command -v g++ >/dev/null || missing+=(g++)
+command -v java >/dev/null || missing+=(openjdk-17-jre-headless)
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing ${missing[*]}"
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    python=${python:-python3}
+  else
+    echo "error: this machine lacks: ${missing[*]}" >&2
+    echo "  -> sudo apt-get install ${missing[*]}" >&2
+    exit 6
+  fi
+fi
+
+began=$SECONDS
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+[ -x .venv/bin/uv ] || .venv/bin/python -m pip install -q uv
+
+# Where torch comes from. A wheel that pip's configuration points to (find-links) is taken first; else uv chooses the
+# CPU or the CUDA build by what this machine has.
+options=()
+links=$(.venv/bin/python -m pip config list 2>/dev/null | sed -n "s/^[^=]*find-links='\(.*\)'$/\1/p" | head -n 1)
+gpu=$(command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | head -n 1 || true)
+for link in $links; do
+  if [ -d "$link" ] && [ -z "$gpu" ] && compgen -G "$link/torch-*" >/dev/null; then
+    options=(--find-links "$link")
+  fi
+done
+[ ${#options[@]} -gt 0 ] || options=(--torch-backend auto)
+
+if [ "${1:-}" = lock ]; then
+  overrides=$(mktemp)
+  # The provider asks for pyspark-client, which writes over files of pyspark: only one of the two can be installed.
+  echo 'pyspark-client; sys_platform == "never"' >"$overrides"
+  {
+    echo "# All that crawl2chat runs on, pinned. Made by: make lock"
+    .venv/bin/uv pip compile -q "${options[@]}" --override "$overrides" --no-annotate --no-header \
+      --no-emit-find-links --no-emit-index-url \
+      --extra airflow --extra jobs --extra training --extra web --extra dev pyproject.toml |
+      sed 's/^\(torch==[0-9.]*\)+[a-z0-9]*$/\1/'
+  } >requirements.lock.new
+  mv requirements.lock.new requirements.lock
+  rm -f "$overrides"
+  exit 0
+fi
+
+echo "installing into .venv"
+.venv/bin/uv pip install -q "${options[@]}" --no-deps -r requirements.lock
+.venv/bin/uv pip install -q --no-deps -e .
+echo "building DeepSpeed's CPU op"
+.venv/bin/python -m training.prebuild
+echo "ready: $(du -sh .venv | cut -f1) in .venv, $((SECONDS - began)) s"
