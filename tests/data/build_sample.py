@@ -49,7 +49,6 @@ SOURCES = (
     ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/ja", "*.html", "tebiki.example", "ja", 45),
     ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/zh_CN", "*.html", "shouce.example", "zh", 45),
     ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/it", "*.html", "manuale.example", "it", 60),
-    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/pt", "*.html", "guia.example", "pt", 40),
 )
 ENGLISH_CHARS = (900, 30_000)  # an English page is taken if its main text has so many characters
 OTHER_HTML_BYTES = 9_600  # pages in other languages are kept small: they are there to be dropped
