@@ -1,0 +1,11 @@
+"""DeepSpeed: from token shards to a base model, an assistant, and a reinforced assistant."""
+
+import os
+from pathlib import Path
+
+# DeepSpeed builds its CPU op where this points; the default is one folder for all projects of a user, in which the
+# lock file of anybody's killed build hangs everybody. Launchers start one process a rank, and all of them come here.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.cwd() / ".crawl2chat" / "torch_extensions"))
+# DeepSpeed wraps Muon's kernels in torch.compile: a minute of compilation for a few matrix products, whose bits then
+# depend on what the compiler found. Eager they are as fast on a CPU.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -1,0 +1,68 @@
+"""What counting alone predicts: unigram and bigram tables, the yardsticks that a model must beat."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_HELD_BACK = 0.1  # share of the training tokens on which the bigram's weight is fitted
+_ROUNDS = 50  # of EM on one weight; it has settled to six digits well before
+
+
+class Tables:
+    """Unigram with add-one smoothing; bigram interpolated with it by one weight, fitted by EM on held-back tokens.
+
+    (Jelinek & Mercer 1980.) Costs are in nats a token and speak of `tokens[1:]`, as a model's do.
+    """
+
+    def __init__(self, tokens: Ints, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+        cut = max(2, int(len(tokens) * (1 - _HELD_BACK)))
+        self._count(tokens[:cut])
+        self.weight = self._fit(tokens[cut - 1 :])
+        self._count(tokens)
+
+    def _count(self, tokens: Ints) -> None:
+        counts = np.bincount(tokens, minlength=self.vocabulary)
+        self._unigram: Floats = (counts + 1) / (len(tokens) + self.vocabulary)
+        self._before = np.bincount(tokens[:-1], minlength=self.vocabulary)
+        self._pairs, self._pair_counts = np.unique(self._pair(tokens), return_counts=True)
+
+    def _pair(self, tokens: Ints) -> Ints:
+        return tokens[:-1].astype(np.int64) * self.vocabulary + tokens[1:]
+
+    def _bigram(self, tokens: Ints) -> Floats:
+        """Relative frequency of each pair; 0 where it, or its first token, was never seen."""
+        pairs = self._pair(tokens)
+        at = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
+        counts = np.where(self._pairs[at] == pairs, self._pair_counts[at], 0)
+        return np.asarray(counts / np.maximum(self._before[tokens[:-1]], 1), dtype=np.float64)
+
+    def _fit(self, tokens: Ints) -> float:
+        weight = 0.5
+        if len(tokens) < 2:
+            return weight
+        unigram, bigram = self._unigram[tokens[1:]], self._bigram(tokens)
+        for _ in range(_ROUNDS):
+            mixed = weight * bigram
+            weight = float(np.mean(mixed / (mixed + (1 - weight) * unigram)))
+        return min(max(weight, 0.0), 1 - 1e-6)  # the unigram alone keeps an unseen pair possible
+
+    def unigram_cost(self, tokens: Ints) -> float:
+        """Nats a token of `tokens[1:]`."""
+        return float(-np.log(self._unigram[tokens[1:]]).mean())
+
+    def bigram_cost(self, tokens: Ints) -> float:
+        """Nats a token of `tokens[1:]`."""
+        mixed = self.weight * self._bigram(tokens) + (1 - self.weight) * self._unigram[tokens[1:]]
+        return float(-np.log(mixed).mean())
+
+
+def bits_per_byte(cost: float, tokens: int, size: int) -> float:
+    """From nats a token, where `tokens` tokens stand for `size` bytes of text."""
+    return cost * tokens / (math.log(2) * size)
