@@ -1,88 +1,80 @@
-"""DAG `crawl_to_chat`: from WARC files to a chat model and a report."""
+"""A crawl goes in, a chat model comes out: the whole road of a recipe, one task a stage.
+
+What was made before with the same settings is found and not made again, so clearing a task, retrying it or running the
+whole DAG a second time costs seconds.
+"""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, Param, TaskGroup, task
+from airflow.sdk import DAG, TaskGroup, chain, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from dags import form
-from dags.stages import HOME, ModuleStage, SparkStage
-from pipeline import recipe as recipes
-from pipeline.artifact import run_name
+from dags.stages import HOME, ProcessStage, SparkStage, TrainingStage, place
+from pipeline import artifact
 from pipeline.errors import CrawlToChatError
+from pipeline.recipe import load
 from pipeline.storage import Storage
-
-ROOT = os.environ.get("CRAWL2CHAT_ROOT", str(HOME / ".crawl2chat" / "data"))
 
 with DAG(
     "crawl_to_chat",
-    description="From WARC files to a chat model, with a report",
-    schedule=None,
-    catchup=False,
-    max_active_runs=1,
-    tags=["crawl2chat"],
     doc_md=__doc__,
-    params={
-        "recipe": Param("recipes/demo.yaml", type="string", description_md="Recipe file: what is built."),
-        "root": Param(ROOT, type="string", description_md="Folder or `s3://` URI of the artifacts."),
-        "warcs": Param(None, type=["null", "array"], description_md="WARC files, globs, URLs or lists, one a line."),
-        "crawl": Param(None, type=["null", "string"], description_md="A Common Crawl id, `CC-MAIN-2025-05`."),
-        "max_warcs": Param(None, type=["null", "integer"], minimum=1, description_md="First so many files only."),
-        "force": Param(False, type="boolean", description_md="Make again what is made already."),
-        **form.overrides(),
-    },
+    schedule=None,
+    max_active_runs=1,
+    params=form.params(os.environ.get("CRAWL2CHAT_ROOT", ".crawl2chat/data")),
+    default_args={"retries": 1, "retry_delay": timedelta(seconds=5)},
+    tags=["crawl2chat"],
 ) as dag:
 
-    @task(task_id="resolve", retries=0)
-    def resolve(params: dict[str, Any], run_id: str) -> dict[str, Any]:
-        """The final recipe of this run, from file and form; all later tasks read it."""
-        name = run_name(run_id)
-        os.chdir(HOME)  # relative paths of a recipe are relative to the project
+    @task
+    def resolve(params: dict[str, Any], run_id: str) -> dict[str, str]:
+        """Recipe file and form to one final recipe, `runs/<run>/recipe.yaml`; says where the run lies."""
+        os.chdir(HOME)
         try:
+            recipe = load(params["recipe"], form.overrides(dict(params)))
             storage = Storage(params["root"])
-            storage.check_writable()
-            final = recipes.load(Path(params["recipe"]), form.chosen(params))
+            run = artifact.run_name(run_id)
+            name = f"runs/{run}/recipe.yaml"
+            storage.write(name, recipe.to_yaml().encode())
         except CrawlToChatError as error:
             raise AirflowFailException(str(error)) from error
-        path = f"runs/{name}/recipe.yaml"
-        storage.write(path, final.to_yaml().encode())
-        return {"recipe": storage.path(path), "root": storage.root, "run": name, "force": params["force"]}
+        print(f"recipe {recipe.name} for run {run}: {storage.path(name)}")
+        return {"recipe": storage.path(name), "root": storage.root, "run": run}
 
-    with TaskGroup("corpus", prefix_group_id=False) as corpus:
-        stages = [
-            SparkStage(task_id=stage, stage=stage, application=f"jobs/{script}.py")
-            for stage, script in (
-                ("extract", "extract"),
-                ("filter", "filter"),
-                ("deduplicate", "deduplicate"),
-                ("redact", "redact"),
-                ("tokenizer", "train_tokenizer"),
-                ("shard", "shard"),
-            )
-        ]
-        for before, after in zip(stages, stages[1:], strict=False):
-            before >> after
+    with TaskGroup("corpus", tooltip="Spark: from WARC files to token shards") as corpus:
+        chain(
+            SparkStage(task_id="extract", script="extract.py", stage="extract"),
+            SparkStage(task_id="filter", script="filter.py", stage="filter"),
+            SparkStage(task_id="deduplicate", script="deduplicate.py", stage="deduplicate"),
+            SparkStage(task_id="redact", script="redact.py", stage="redact"),
+            SparkStage(task_id="tokenizer", script="train_tokenizer.py", stage="tokenizer"),
+            SparkStage(task_id="shard", script="shard.py", stage="shard"),
+        )
 
-    with TaskGroup("model", prefix_group_id=False) as model:
-        last = None
-        for stage in ("pretrain", "sft", "rl"):
-            train = ModuleStage(task_id=stage, stage=stage, script=f"training/{stage}.py")
-            evaluate = ModuleStage(
-                task_id=f"evaluate_{stage}",
-                stage=f"evaluation-{stage}",
-                script="training/evaluation.py",
-                ranks=1,
-                options=["--of", stage],
-            )
-            if last is not None:
-                last >> train
-            train >> evaluate
-            last = evaluate
+    def evaluation(task_id: str, of: str) -> TrainingStage:
+        """Measure what the stage `of` made."""
+        return TrainingStage(
+            task_id=task_id,
+            script="evaluation.py",
+            stage=f"evaluation-{of}",
+            arguments=["--of", of],
+            ranks=False,
+        )
 
-    report = ModuleStage(task_id="report", stage="report", script="web/report.py", ranks=1)
+    with TaskGroup("model", tooltip="DeepSpeed: from token shards to a chat model") as model:
+        chain(
+            TrainingStage(task_id="pretrain", script="pretrain.py", stage="pretrain"),
+            evaluation("evaluate_base", "pretrain"),
+            TrainingStage(task_id="sft", script="sft.py", stage="sft"),
+            evaluation("evaluate_sft", "sft"),
+            TrainingStage(task_id="rl", script="rl.py", stage="rl"),
+            evaluation("evaluate_rl", "rl"),
+        )
+
+    report = ProcessStage(task_id="report", stage="report", arguments=["-m", "web.report", *place("root", "run")])
 
     resolve() >> corpus >> model >> report  # type: ignore[call-arg]

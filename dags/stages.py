@@ -1,127 +1,172 @@
-"""Operators: a Spark stage and a training stage. Each succeeds only where the run's manifest says it is published."""
+"""The operators: a stage by spark-submit, a stage by DeepSpeed's launcher, a stage by a plain process.
+
+All take the same place (recipe, root, run) from the task `resolve`, and believe the manifest, not an exit code.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
-import signal
-import subprocess
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from airflow.exceptions import AirflowNotFoundException
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from dags.child import Child
 from pipeline import artifact
-from pipeline.errors import EXIT_RESUME
+from pipeline.errors import EXIT_RESUME, CrawlToChatError
 from pipeline.storage import Storage
 
-HOME = Path(os.environ.get("CRAWL2CHAT_HOME", Path(__file__).resolve().parents[1]))
-RANKS_VARIABLE = "CRAWL2CHAT_RANKS"  # training processes on this machine
-_LONGEST_RESUME = 20  # starts of a training stage that keeps asking to be resumed
-_FINAL = (2, 3, 4, 6)  # exit codes of errors that trying again cannot mend: recipe, input, artifact, machine
-_GRACE = 60  # seconds between SIGTERM, on which a stage saves a checkpoint, and SIGKILL
-
-# Where all tasks of a run find what they share; `resolve` returns them.
-RECIPE, ROOT, RUN, FORCE = (
-    "{{ ti.xcom_pull(task_ids='resolve')['" + key + "'] }}" for key in ("recipe", "root", "run", "force")
-)
+HOME = os.environ.get("CRAWL2CHAT_HOME") or str(Path(__file__).resolve().parents[1])
+TRAINING_CONNECTION = "deepspeed_default"
+MAX_STARTS = 100  # of one attempt of a training stage; each start goes on where the last one saved
+STOP_SECONDS = 60.0  # a rank that was asked to stop may take so long to save
 
 
-def verify(root: str, run: str, name: str, log: Any) -> None:
-    """Fail unless the stage `name` of the run is published: a driver that vanished must not pass for one that ended."""
-    published = artifact.of_run(Storage(root), run, name)
-    counts = published.content.counts
-    if counts:
-        counts.check(name)
-        dropped = ", ".join(f"{reason} {number}" for reason, number in counts.dropped.items())
-        log.info("%s: in %d = kept %d + dropped (%s)", name, counts.in_, counts.kept, dropped or "none")
-    log.info("%s: %s", name, published.folder)
+def place(*keys: str) -> list[str]:
+    """Templates of the command line arguments that say where a run lies: `--recipe`, `--root`, `--run`."""
+    return [part for key in keys for part in (f"--{key}", f"{{{{ ti.xcom_pull(task_ids='resolve')['{key}'] }}}}")]
 
 
-class SparkStage(SparkSubmitOperator):
-    """One stage of the corpus as a Spark application."""
+PLACE = place("recipe", "root", "run")
+FORCE = "{{ '--force' if params.force else '' }}"
 
-    def __init__(self, *, stage: str, application: str, **kwargs: Any) -> None:
-        self.stage = stage
-        arguments = ["--recipe", RECIPE, "--root", ROOT, "--run", RUN]
+
+def given(arguments: Sequence[str]) -> list[str]:
+    """Rendered arguments without the empty ones."""
+    return [argument for argument in arguments if argument]
+
+
+def check_published(arguments: Sequence[str], stage: str) -> str:
+    """One line on what a stage published. Raises `AirflowException` where its run points to nothing published.
+
+    A driver that vanished ends like one that finished, so only the manifest counts as success.
+    """
+    root, run = (arguments[arguments.index(flag) + 1] for flag in ("--root", "--run"))
+    storage = Storage(root)
+    try:
+        made = artifact.of_run(storage, run, stage)
+    except CrawlToChatError as error:
+        raise AirflowException(f"{stage} ended without an error, and published nothing: {error}") from error
+    told = f"{stage}: {made.folder}, {len(made.content.files)} files"
+    if counts := made.content.counts:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items())) or "none"
+        told += f"; {counts.in_} in = {counts.kept} kept + {sum(counts.dropped.values())} dropped ({reasons})"
+    return told
+
+
+def failed(stage: str, code: int | None) -> AirflowException:
+    """What an exit code means: our own errors will not go away by trying again."""
+    if code is not None and 2 <= code <= 7:
+        return AirflowFailException(f"{stage} cannot be built, see the error above (exit code {code})")
+    return AirflowException(f"{stage} ended with exit code {code}")
+
+
+class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
+    """`spark-submit jobs/<script>` on the connection `spark_default`, then the check that it published `stage`."""
+
+    def __init__(self, *, script: str, stage: str, **kwargs: Any) -> None:
         super().__init__(
-            application=str(HOME / application),
-            application_args=arguments,
-            name=f"crawl2chat-{stage}",
-            env_vars={"PYSPARK_PYTHON": sys.executable},
+            application=f"{HOME}/jobs/{script}",
+            name=f"crawl2chat {stage}",
             **kwargs,
         )
+        self.application_args: list[str] = [*PLACE, FORCE]
+        self.stage = stage
 
     def execute(self, context: Any) -> None:
-        """Submit, then look at what was published."""
-        shared = context["ti"].xcom_pull(task_ids="resolve")
-        if shared["force"]:
-            self.application_args = [*self.application_args, "--force"]  # type: ignore[has-type]
-        super().execute(context)
-        verify(shared["root"], shared["run"], self.stage, self.log)
+        """Submit, wait, check."""
+        arguments = self.application_args = given(self.application_args)
+        os.chdir(HOME)  # paths in a recipe are relative to it; the provider takes no folder
+        try:
+            super().execute(context)
+        except AirflowException as error:
+            process = self._hook._submit_sp if self._hook else None
+            raise failed(self.stage, process.returncode if process else None) from error
+        self.log.info("%s", check_published(arguments, self.stage))
 
 
-class ModuleStage(BaseOperator):
-    """One stage as processes of this machine: training under torchrun, or a single process (`ranks=1`).
-
-    Its exit code 85 means that it saved and wants to be started again.
-    """
+class ProcessStage(BaseOperator):  # type: ignore[misc]
+    """`python -m <module>` as a child process, then the check that it published `stage`."""
 
     template_fields: Sequence[str] = ("arguments",)
 
-    def __init__(
-        self, *, stage: str, script: str, ranks: int | None = None, options: Sequence[str] = (), **kwargs: Any
-    ) -> None:
+    def __init__(self, *, stage: str, arguments: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.stage, self.script, self.ranks = stage, script, ranks
-        self.arguments = ["--recipe", RECIPE, "--root", ROOT, "--run", RUN, *options]
-        self._process: subprocess.Popen[str] | None = None
+        self.stage = stage
+        self.arguments = [*arguments, FORCE]
+        self._child: Child | None = None
+        self._killed = False
 
-    def command(self, force: bool) -> list[str]:
-        """The command line."""
-        ranks = self.ranks or int(os.environ.get(RANKS_VARIABLE, "2"))
-        launcher = [sys.executable]
-        if ranks > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        return [*launcher, str(HOME / self.script), *self.arguments, *(["--force"] if force else [])]
+    def command(self) -> list[str]:
+        """The command line, once the arguments are rendered."""
+        return [sys.executable, "-u", *given(self.arguments)]
 
     def execute(self, context: Any) -> None:
-        """Run to the end, starting again where the stage asks for it, then look at what was published."""
-        shared = context["ti"].xcom_pull(task_ids="resolve")
-        force = bool(shared["force"])
-        for _ in range(_LONGEST_RESUME):
-            code = self._run(self.command(force))
-            force = False  # what an interrupted start saved is to be used
+        """Run until it is finished: again where it asks for it, having saved what it had."""
+        command = self.command()
+        self.log.info("%s", " ".join(command))
+        for _ in range(MAX_STARTS):
+            self._child = Child(command, HOME, {"PYTHONUNBUFFERED": "1"})
+            try:
+                code = self._child.wait(lambda line: self.log.info("%s", line))
+            finally:
+                self._child.stop(STOP_SECONDS)  # a timeout of the task arrives as an exception
+            if self._killed:
+                raise AirflowException(f"{self.stage} was stopped")
             if code != EXIT_RESUME:
                 break
-            self.log.info("%s saved a checkpoint and asks to be resumed", self.stage)
-        if code in _FINAL:
-            raise AirflowFailException(f"{self.stage} ended with exit code {code}; its last lines say why")
+            self.log.info("%s saved what it had and stopped; starting it again", self.stage)
         if code:
-            raise AirflowException(f"{self.stage} ended with exit code {code}")
-        verify(shared["root"], shared["run"], self.stage, self.log)
-
-    def _run(self, command: list[str]) -> int:
-        self.log.info("%s", " ".join(command))
-        # A session of its own, so that all its processes can be ended together.
-        self._process = subprocess.Popen(
-            command, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.log.info("%s", line.rstrip())
-        return self._process.wait()
+            raise failed(self.stage, code)
+        self.log.info("%s", check_published(given(self.arguments), self.stage))
 
     def on_kill(self) -> None:
-        """End the stage and all its processes; it may save a checkpoint first."""
-        process = self._process
-        if process is None or process.poll() is not None:
-            return
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        """Airflow's SIGTERM: ask the child to save and stop; `execute` then ends."""
+        self._killed = True
+        if self._child:
+            self._child.ask_to_stop()
+
+
+class TrainingStage(ProcessStage):
+    """`training/<script>` under DeepSpeed's launcher, with as many ranks as the connection `deepspeed_default` says.
+
+    The connection's extra is `{"ranks": 2}`; without it, and where `ranks` is False, one process runs by itself.
+    """
+
+    def __init__(self, *, script: str, stage: str, arguments: Sequence[str] = (), ranks: bool = True, **kwargs: Any):
+        super().__init__(stage=stage, arguments=[f"{HOME}/training/{script}", *arguments, *PLACE], **kwargs)
+        self.ranks = ranks
+
+    def command(self) -> list[str]:
+        """The launcher is what `deepspeed` itself starts on a machine, without importing torch a second time.
+
+        Unlike torchrun it passes on the exit code of a rank, and kills ranks that do not end within 30 s.
+        """
+        ranks = ranks_of_connection() if self.ranks else 1
+        if ranks == 1:
+            return super().command()
+        world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
+        launcher = ["-m", "deepspeed.launcher.launch", f"--world_info={world}", "--master_port", str(_free_port())]
+        return [sys.executable, "-u", *launcher, *given(self.arguments)]
+
+
+def ranks_of_connection() -> int:
+    """Ranks of a training stage, from the connection's extra."""
+    try:
+        return int(BaseHook.get_connection(TRAINING_CONNECTION).extra_dejson.get("ranks", 1))
+    except AirflowNotFoundException:
+        return 1
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,163 +1,203 @@
-"""Airflow on one machine: `airflow standalone` with SQLite, on loopback, in a session of its own that ends as a whole."""
+"""Airflow standalone of this project: its settings, its start, and an end that leaves no process behind.
+
+Everything it starts lies in one session of the kernel, which is stopped as a whole: SIGTERM to `airflow standalone`
+alone leaves its parts running.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import httpx
 
+from local import checks
+from local.client import DAG, Airflow
 from pipeline.errors import MachineError
 
-HOME = Path(__file__).resolve().parents[1]
-STATE = HOME / ".crawl2chat"
-_START_SECONDS = 180
-_STOP_SECONDS = 20
-_PARALLEL = 4  # worker processes; standalone starts 32 unless told otherwise, 1.2 GB of them
+START_SECONDS = 240.0  # a first start on two slow cores takes a minute
+STOP_SECONDS = 15.0
+_LOG_LINES = 30
 
 
-def environment(port: int, root: str) -> dict[str, str]:
-    """The environment of Airflow and its tasks. Its own settings only; a user's Airflow elsewhere is not touched."""
-    url = f"http://127.0.0.1:{port}"
-    ours = {
-        "AIRFLOW_HOME": str(STATE / "airflow"),
-        "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API__PORT": str(port),
-        "AIRFLOW__API__BASE_URL": url,
-        "AIRFLOW__API__WORKERS": "1",
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-        "AIRFLOW__CORE__DAGS_FOLDER": str(HOME / "dags"),
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",  # or no task finds a server on another port
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__PARALLELISM": str(_PARALLEL),
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # loopback only
-        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{STATE / 'airflow' / 'airflow.db'}",
-        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(STATE / "airflow" / "logs"),
-        "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[*]"}),
-        "CRAWL2CHAT_HOME": str(HOME),
-        "CRAWL2CHAT_ROOT": root,
-        "HF_HUB_OFFLINE": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYSPARK_PYTHON": sys.executable,
-    }
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    return inherited | ours
+@dataclass(frozen=True)
+class Installation:
+    """Where Airflow of this project lives: `home` is the project folder, `state` what Airflow writes."""
+
+    home: Path
+    root: str
+    port: int
+
+    @property
+    def state(self) -> Path:
+        """AIRFLOW_HOME."""
+        return self.home / ".crawl2chat" / "airflow"
+
+    @property
+    def log(self) -> Path:
+        """What standalone prints."""
+        return self.state / "standalone.log"
+
+    @property
+    def session_file(self) -> Path:
+        """Holds the id of the running session."""
+        return self.state / "session"
+
+    @property
+    def url(self) -> str:
+        """Where people open it."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """The whole environment of Airflow and of its tasks.
+
+        Settings of another Airflow in the caller's environment are left out, connections (`AIRFLOW_CONN_…`) are kept.
+        """
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "AIRFLOW_HOME"))}
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)  # without it every process compiles the DAG and our modules anew
+        programs = str(Path(sys.executable).parent)
+        connections = {
+            "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[*]"}),
+            "AIRFLOW_CONN_DEEPSPEED_DEFAULT": json.dumps({"conn_type": "deepspeed", "extra": {"ranks": ranks()}}),
+        }
+        return {
+            **connections,
+            **kept,
+            "PATH": f"{programs}{os.pathsep}{kept.get('PATH', os.defpath)}",
+            "PYSPARK_PYTHON": sys.executable,
+            "PYSPARK_DRIVER_PYTHON": sys.executable,
+            "SPARK_LOCAL_IP": "127.0.0.1",
+            "TORCH_EXTENSIONS_DIR": str(self.home / ".crawl2chat" / "torch_extensions"),
+            "CRAWL2CHAT_HOME": str(self.home),
+            "CRAWL2CHAT_ROOT": self.root,
+            "DO_NOT_TRACK": "1",
+            "SCARF_ANALYTICS": "false",
+            "AIRFLOW_HOME": str(self.state),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.home / "dags"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__PARALLELISM": "4",  # 32 workers otherwise, 1.2 GB
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",  # or tasks ask port 8080
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # of this machine's users; see API__HOST
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(self.port),
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",  # a killed task is started again after that
+        }
 
 
-def check_machine(port: int) -> None:
-    """Raise `MachineError` where Java is missing or the port is taken, before anything is started."""
-    if shutil.which("java") is None and not os.environ.get("JAVA_HOME"):
-        raise MachineError("Java is not installed, and Spark needs it", "apt-get install openjdk-17-jre-headless")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise MachineError(f"port {port} is taken", f"choose another: make run PORT={port + 1}") from error
+def ranks() -> int:
+    """Processes of a training stage: one a GPU; two on a CPU of two cores or more."""
+    try:
+        gpus = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.count("GPU ")
+    except OSError:
+        gpus = 0
+    return gpus or min(2, len(os.sched_getaffinity(0)))
 
 
-class Standalone:
-    """`with Standalone(port, root) as airflow:` starts it, waits until it answers, and stops all of it at the end."""
-
-    def __init__(self, port: int, root: str) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = STATE / "airflow" / "standalone.log"
-        self._environment = environment(port, root)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._client = httpx.Client(base_url=self.url, timeout=30)
-
-    def __enter__(self) -> Standalone:
-        check_machine(self.port)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [str(Path(sys.executable).parent / "airflow"), "standalone"],
-                cwd=HOME,
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            self._wait()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            if self._process is not None and self._process.poll() is not None:
-                break
-            try:
-                if self._client.get("/api/v2/monitor/health").is_success:
-                    token = self._client.get("/auth/token").json()["access_token"]
-                    self._client.headers["Authorization"] = f"Bearer {token}"
-                    if self._client.get("/api/v2/dags/crawl_to_chat").is_success:
-                        return
-            except (httpx.TransportError, KeyError, ValueError):
-                pass  # not up yet
-            time.sleep(0.5)
-        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-        raise MachineError(f"Airflow did not start; the end of its log:\n{tail}", f"see {self.log}")
-
-    def call(self, method: str, path: str, **kwargs: Any) -> Any:
-        """A call of the REST API, below `/api/v2`; its JSON answer."""
-        answer = self._client.request(method, f"/api/v2{path}", **kwargs)
-        if answer.is_error:
-            raise MachineError(f"Airflow answered {answer.status_code}: {answer.text[:500]}", f"see {self.log}")
-        return answer.json()
-
-    def stop(self) -> None:
-        """End the whole session: a SIGTERM to standalone alone leaves orphans."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        for wanted in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + _STOP_SECONDS
-            for pid in session_members(process.pid):
-                try:
-                    os.kill(pid, wanted)
-                except ProcessLookupError:
-                    pass
-            while session_members(process.pid) and time.monotonic() < deadline:
-                process.poll()  # reap it
-                time.sleep(0.2)
-
-
-def session_members(session: int) -> list[int]:
-    """Live processes of a session and of the sessions its members began, from /proc."""
-    parents: dict[int, int] = {}
-    sessions: dict[int, int] = {}
+def members(session: int) -> list[int]:
+    """Process ids of a session, zombies left out (Linux)."""
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
+                # pid (name) state ppid pgrp session …; the name may hold anything.
+                state, _, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            except OSError:
                 continue
-            if fields[0] != "Z":
-                parents[int(entry.name)], sessions[int(entry.name)] = int(fields[1]), int(fields[3])
-    members = {pid for pid, of in sessions.items() if of == session}
-    grown = True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in members} - members
-        members |= more
-        grown = bool(more)
-    return sorted(members)
+            if int(sid) == session and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def stop_session(session: int, seconds: float = STOP_SECONDS) -> None:
+    """SIGTERM to all processes of the session, SIGKILL to those that are there after so many seconds."""
+    _signal(session, signal.SIGTERM)
+    until = time.monotonic() + seconds
+    while members(session) and time.monotonic() < until:
+        time.sleep(0.1)
+    while left := members(session):  # one that is being killed may start another
+        _signal(session, signal.SIGKILL)
+        time.sleep(0.05 if left else 0)
+
+
+def _signal(session: int, number: signal.Signals) -> None:
+    for pid in members(session):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def check_alone(installation: Installation) -> None:
+    """Raise `MachineError` where an Airflow of this project runs already: two would share a database."""
+    if installation.session_file.exists():
+        session = int(installation.session_file.read_text() or 0)
+        if session and members(session):
+            raise MachineError(
+                f"an Airflow of this project runs already (session {session})",
+                f"use it, or stop it: Ctrl-C in its terminal, or pkill -TERM -s {session}",
+            )
+
+
+@contextmanager
+def standalone(installation: Installation, say: Callable[[str], None]) -> Iterator[Airflow]:
+    """Airflow, ready to be triggered; stopped with all it started when the block ends, however it ends."""
+    check_alone(installation)
+    checks.port(installation.port)
+    installation.state.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    with installation.log.open("wb") as log:
+        process = subprocess.Popen(
+            ["airflow", "standalone"],
+            env=(environment := installation.environment()),
+            cwd=installation.home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            executable=str(Path(environment["PATH"].split(os.pathsep)[0]) / "airflow"),
+        )
+    try:
+        installation.session_file.write_text(str(process.pid))
+        client = Airflow(installation.url)
+        _wait(process, client, installation, began)
+        say(f"Airflow is ready after {time.time() - began:.0f} s: {installation.url}")
+        yield client
+    finally:
+        stop_session(process.pid)
+        process.wait()
+        installation.session_file.unlink(missing_ok=True)
+
+
+def _wait(process: subprocess.Popen[bytes], client: Airflow, installation: Installation, began: float) -> None:
+    """Until the scheduler is up and the DAG was parsed by this start (the database may know an older one)."""
+    while process.poll() is None:
+        if time.time() - began > START_SECONDS:
+            raise MachineError(f"Airflow is not ready after {START_SECONDS:.0f} s{_tail(installation)}", _LOOK)
+        try:
+            if client.ready(DAG, began):
+                return
+            client.check_imports()
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise MachineError(f"Airflow ended while it started{_tail(installation)}", _LOOK)
+
+
+_LOOK = "see the log; `make clean` removes Airflow's state"
+
+
+def _tail(installation: Installation) -> str:
+    lines = installation.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+    return "\n".join([f", the end of {installation.log}:", *lines])

@@ -6,8 +6,11 @@ into Spark's workers (it holds the root only and opens the file system at first 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +28,10 @@ class Storage:
     """Read and write files below `root`: a local folder, or a URI that `pyarrow.fs` knows (`s3://bucket/prefix`)."""
 
     def __init__(self, root: str | Path) -> None:
-        text = str(root)
+        text = str(root).removeprefix("file://")
         self.root = text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve())
+        if self.root.endswith(":"):
+            raise StorageError(f"cannot open {text}: it names no bucket", "give --root a folder or s3://bucket/prefix")
         self._open: tuple[fs.FileSystem, str] | None = None
 
     def __getstate__(self) -> str:
@@ -76,7 +81,7 @@ class Storage:
     def exists(self, name: str) -> bool:
         """True where `name` is a file."""
         system, path = self._at(name)
-        return cast(fs.FileInfo, system.get_file_info(path)).type == fs.FileType.File
+        return bool(cast(fs.FileInfo, system.get_file_info(path)).type == fs.FileType.File)
 
     def size(self, name: str) -> int | None:
         """Bytes of the file `name`, or None where there is none."""
@@ -97,14 +102,18 @@ class Storage:
         try:
             with system.open_input_stream(path, compression=None) as stream:
                 return bytes(stream.read())
-        except FileNotFoundError as error:
-            raise StorageError(f"{self.path(name)} does not exist", "run the stage that writes it") from error
+        except OSError as error:
+            raise self._unreadable(name, error) from error
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Any]:
         """The file opened for random reads, as pyarrow's `NativeFile`."""
         system, path = self._at(name)
-        with system.open_input_file(path) as stream:
+        try:
+            opened = system.open_input_file(path)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        with opened as stream:
             yield stream
 
     @contextmanager
@@ -124,9 +133,15 @@ class Storage:
                 finally:
                     Path(temporary).unlink(missing_ok=True)
             else:
-                with system.open_output_stream(path) as stream:
+                # Put only what is whole: pyarrow completes an upload even when the block raises.
+                with tempfile.TemporaryFile() as stream:
                     yield cast(BinaryIO, stream)
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+                    stream.seek(0)
+                    with system.open_output_stream(path) as remote:
+                        shutil.copyfileobj(stream, remote, _BLOCK)
+        except OSError as error:
+            if isinstance(error.filename, str) and not error.filename.startswith(self.root):
+                raise  # the block's own trouble with a file that is not ours
             raise _not_writable(self.root, error) from error
 
     def write(self, name: str, data: bytes) -> None:
@@ -145,18 +160,16 @@ class Storage:
                 return False
             self.write(name, data)
             return True
-        path = self.local_path(name)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        path, temporary = self.local_path(name), f"{name}.{uuid.uuid4().hex[:8]}.tmp"
+        self.write(temporary, data)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            os.link(temporary, path)
+            os.link(self.local_path(temporary), path)
         except FileExistsError:
             return False
-        except (PermissionError, NotADirectoryError) as error:
+        except OSError as error:
             raise _not_writable(self.root, error) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            self.local_path(temporary).unlink(missing_ok=True)
         return True
 
     def remove(self, name: str) -> None:
@@ -182,12 +195,16 @@ class Storage:
     def check_writable(self) -> None:
         """Fail at once, before anything is spent, where the root cannot be written."""
         name = f"_work/.probe-{uuid.uuid4().hex[:8]}"
-        try:
-            self.write(name, b"")
-            self.remove(name)
-        except OSError as error:
-            raise _not_writable(self.root, error) from error
+        self.write(name, b"")
+        self.remove(name)
+
+    def _unreadable(self, name: str, error: OSError) -> StorageError:
+        if isinstance(error, FileNotFoundError):
+            return StorageError(f"{self.path(name)} does not exist", "run the stage that writes it")
+        return StorageError(f"{self.path(name)} cannot be read: {error}", "correct its permissions, or copy it again")
 
 
-def _not_writable(root: str, error: Exception) -> StorageError:
-    return StorageError(f"the root {root} cannot be written: {error}", "choose another --root or correct its permissions")
+def _not_writable(root: str, error: OSError) -> StorageError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room, or choose another --root" if full else "choose another --root or correct its permissions"
+    return StorageError(f"the root {root} cannot be written: {error}", remedy)

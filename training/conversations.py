@@ -2,68 +2,112 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.errors import InputError, RecipeError
 from tokenizer.chat import Message
 from training.tasks import Arithmetic
 
 DATA = Path(__file__).parent / "data"
+HELD_OUT = DATA / "identity_held_out.jsonl"
 BUILTIN = "builtin:"
 NAME = "crawl2chat"  # what the assistant of the bundled conversations calls itself
-_REPEATS = {"identity": 6, "smalltalk": 8}  # few sentences, seen several times beside thousands of sums
+_REPEATS = {"identity": 5, "smalltalk": 6}  # few sentences, seen several times beside thousands of sums
 
-_MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
+
+class _Part(BaseModel):
+    type: Literal["text", "tool", "output"]
+    text: str
+
+
+class _Message(BaseModel):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[_Part]
+
+
+class _Conversation(BaseModel):
+    """A line of a file; what else TRL's format may hold is not read."""
+
+    messages: list[_Message] = Field(min_length=1)
 
 
 def read(path: Path) -> Iterator[list[Message]]:
-    """The conversations of a file. Raises `InputError` with file and line for a line that is none."""
+    """The conversations of a file. Raises `InputError` with file, line and key for a line that is none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"conversations {path} cannot be read: {error.strerror}", "check sft.conversations") from error
+        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` would cut at U+2028 inside a text
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"conversations {path} cannot be read: {error}", "check sft.conversations") from error
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            messages = _MESSAGES.validate_python(json.loads(line)["messages"])
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            found = _Conversation.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "line"
             raise InputError(
-                f"{path}:{number}: no conversation ({str(error).splitlines()[0]})",
+                f"{path}:{number}: {key}: {first['msg']}",
                 'a line is {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}',
             ) from error
+        messages = cast(list[Message], found.model_dump()["messages"])
         if not any(message["role"] == "assistant" for message in messages):
-            raise InputError(f"{path}:{number}: no turn of the assistant", "there is nothing to learn from it")
+            raise InputError(
+                f"{path}:{number}: messages: no turn of the assistant", "there is nothing to learn from it"
+            )
         yield messages
 
 
-def load(sources: list[str], arithmetic: int, seed: int) -> list[list[Message]]:
+def load(sources: Sequence[str], arithmetic: int, seed: int) -> list[list[Message]]:
     """All conversations of a recipe's sources, shuffled by the seed."""
     found: list[list[Message]] = []
     rng = random.Random(f"{seed}:conversations")
     for source in sources:
-        if not source.startswith(BUILTIN):
-            found += read(Path(source))
-            continue
-        name = source.removeprefix(BUILTIN)
-        if name == "arithmetic":
+        if source == f"{BUILTIN}arithmetic":
             task = Arithmetic()
             # Direct answers and calculator calls alike: which is better is for rl to find out.
             found += [task.conversation(task.question(rng, "train"), tool=i % 2 == 0) for i in range(arithmetic)]
-        elif name in _REPEATS:
-            found += list(read(DATA / f"{name}.jsonl")) * _REPEATS[name]
         else:
-            known = ", ".join(BUILTIN + other for other in (*_REPEATS, "arithmetic"))
-            raise RecipeError(f"sft.conversations: {source!r} is not known", f"name a file or one of {known}")
+            path, repeats = _file(source)
+            found += list(read(path)) * repeats
     rng.shuffle(found)
     return found
 
 
+def assets(sources: Sequence[str]) -> dict[str, str]:
+    """Sha256 of the files behind a recipe's sources, by source, for the fingerprint."""
+    return {source: _sha256(_file(source)[0]) for source in sources if source != f"{BUILTIN}arithmetic"}
+
+
 def identity_questions() -> list[dict[str, Any]]:
-    """Questions never trained on: `user`, and whether the answer may claim the name (`claims`)."""
-    lines = (DATA / "identity_held_out.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """Questions never trained on: `user`, and whether the answer should claim the name (`claims`)."""
+    return [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
+
+
+def identity_assets() -> dict[str, str]:
+    """Sha256 of the held-out questions."""
+    return {HELD_OUT.name: _sha256(HELD_OUT)}
+
+
+def _file(source: str) -> tuple[Path, int]:
+    """The file behind a source, and how often it is taken."""
+    name = source.removeprefix(BUILTIN)
+    if name == source:
+        return Path(source), 1
+    if name not in _REPEATS:
+        known = ", ".join(BUILTIN + other for other in (*_REPEATS, "arithmetic"))
+        raise RecipeError(f"sft.conversations: {source!r} is not known", f"name a file or one of {known}")
+    return DATA / f"{name}.jsonl", _REPEATS[name]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"conversations {path} cannot be read: {error}", "check sft.conversations") from error

@@ -7,119 +7,163 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline import artifact, errors
 from pipeline.artifact import Published, Stage
-from pipeline.errors import RecipeError
+from pipeline.progress import Progress
 from pipeline.recipe import Evaluation
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import Message, prompt
 from training import conversations, launch, model
 from training.loop import source_model
-from training.sampler import Sampler
+from training.sampler import Sample, Sampler, seeds
 from training.tasks import Arithmetic
 from training.tools import calculator
 
 STAGE = Stage("evaluation", 1, libraries=("torch", "transformers"))
 MODELS = ("pretrain", "sft", "rl")
+TOGETHER = 256  # rows sampled at once: what a cache of them takes stays within some hundred MB for small models
 
 
-def arithmetic(sampler: Sampler, recipe: Evaluation, seed: int) -> dict[str, float]:
-    """Accuracy at temperature 1 (mean over samples) and greedy, tool rate and length, on unseen operand pairs."""
-    task = Arithmetic()
-    rng = random.Random(f"{seed}:evaluation")
-    questions = [task.question(rng, "held_out") for _ in range(recipe.arithmetic)]
-    asked = [prompt([Message(role="user", content=q.text)], sampler.tokenizer) for q in questions]
-    found: dict[str, float] = {}
-    for name, temperature, each in (("sampled", 1.0, recipe.samples), ("greedy", 0.0, 1)):
-        rows = sampler.sample([ids for ids in asked for _ in range(each)], recipe.max_new_tokens, temperature, seed)
-        answers = [q.answer for q in questions for _ in range(each)]
-        right = task.reward([], [sampler.answer(row) for row in rows], answer=answers)
-        ended = [score if row.finished else 0.0 for score, row in zip(right, rows, strict=True)]
-        found[f"{name}_accuracy"] = round(sum(ended) / len(rows), 6)
-        if name == "sampled":
-            found["tool_rate"] = round(sum(row.tools > 0 for row in rows) / len(rows), 6)
-            found["answer_length"] = round(sum(len(row.ids) for row in rows) / len(rows), 4)
-    return found
+class Measurement:
+    """What is measured of one model."""
+
+    def __init__(self, sampler: Sampler, recipe: Evaluation, seed: int) -> None:
+        self.sampler, self.recipe, self.seed = sampler, recipe, seed
+
+    def sample(self, prompts: list[list[int]], temperature: float, name: str) -> list[Sample]:
+        """One answer to each prompt."""
+        drawn = seeds(f"{self.seed}:evaluation:{name}", len(prompts))
+        most = self.recipe.max_new_tokens
+        return [
+            row
+            for at in range(0, len(prompts), TOGETHER)
+            for row in self.sampler.sample(prompts[at : at + TOGETHER], most, temperature, drawn[at : at + TOGETHER])
+        ]
+
+    def replies(self, users: list[str]) -> list[str]:
+        """Greedy answers to single messages, tool calls visible."""
+        asked = [prompt([Message(role="user", content=text)], self.sampler.tokenizer) for text in users]
+        return [self.sampler.text(row) for row in self.sample(asked, 0.0, "replies")]
+
+    def continuations(self) -> list[dict[str, str]]:
+        """Greedy continuations of the recipe's prompts, as of a page."""
+        tokenizer = self.sampler.tokenizer
+        starts = [tokenizer.encode(text) or [tokenizer.end_of_text] for text in self.recipe.prompts]
+        rows = self.sample(starts, 0.0, "continuations")
+        return [
+            {"prompt": text, "text": self.sampler.text(row)}
+            for text, row in zip(self.recipe.prompts, rows, strict=True)
+        ]
+
+    def chats(self) -> list[dict[str, str]]:
+        """Greedy answers to the recipe's messages."""
+        users = list(self.recipe.chats)
+        return [{"prompt": user, "text": text} for user, text in zip(users, self.replies(users), strict=True)]
+
+    def arithmetic(self) -> dict[str, Any]:
+        """Accuracy at temperature 1 (mean over samples) and greedy, on operand pairs that no stage has learned from.
+
+        An answer that did not end is wrong. Of the answers at temperature 1: the share that called the calculator, how
+        many of those and of the others are right (None where there are none), and their length in tokens.
+        """
+        task = Arithmetic()
+        rng = random.Random(f"{self.seed}:evaluation")
+        questions = [task.question(rng, "held_out") for _ in range(self.recipe.arithmetic)]
+        asked = [prompt([Message(role="user", content=q.text)], self.sampler.tokenizer) for q in questions]
+        numbers: dict[str, Any] = {"questions": len(questions), "samples": self.recipe.samples}
+        for name, temperature, each in (("sampled", 1.0, self.recipe.samples), ("greedy", 0.0, 1)):
+            rows = self.sample([ids for ids in asked for _ in range(each)], temperature, name)
+            answers = [q.answer for q in questions for _ in range(each)]
+            scores = task.reward([], [self.sampler.answer(row) for row in rows], answer=answers)
+            right = [score if row.finished else 0.0 for score, row in zip(scores, rows, strict=True)]
+            numbers[f"{name}_accuracy"] = _mean(right)
+            numbers["tool_rate" if name == "sampled" else "greedy_tool_rate"] = _mean([row.tools > 0 for row in rows])
+            if name == "sampled":
+                numbers["accuracy_with_tool"] = _mean([r for r, row in zip(right, rows, strict=True) if row.tools])
+                numbers["accuracy_without_tool"] = _mean(
+                    [r for r, row in zip(right, rows, strict=True) if not row.tools]
+                )
+                numbers["answer_length"] = _mean([len(row.ids) for row in rows])
+        return numbers
+
+    def identity(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """How often the name is said where it is asked for, and where it is not, in wordings never trained on."""
+        questions = conversations.identity_questions()
+        answers = self.replies([q["user"] for q in questions])
+        rows = [q | {"assistant": answer} for q, answer in zip(questions, answers, strict=True)]
+        said = {
+            claims: [conversations.NAME in row["assistant"] for row in rows if row["claims"] == claims]
+            for claims in (True, False)
+        }
+        return {"identity_said": _mean(said[True]), "identity_wrongly_said": _mean(said[False])}, rows
 
 
-def replies(sampler: Sampler, users: list[str], most: int, seed: int) -> list[str]:
-    """Greedy answers to single messages."""
-    asked = [prompt([Message(role="user", content=text)], sampler.tokenizer) for text in users]
-    return [sampler.text(row) for row in sampler.sample(asked, most, 0.0, seed)]
+def _mean(values: list[Any]) -> float | None:
+    return round(sum(values) / len(values), 6) if values else None
 
 
-def identity(sampler: Sampler, most: int, seed: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """How often the name is said where it is asked for, and where it is not, in wordings never trained on."""
-    questions = conversations.identity_questions()
-    answers = replies(sampler, [q["user"] for q in questions], most, seed)
-    rows = [q | {"assistant": a} for q, a in zip(questions, answers, strict=True)]
-    said = {
-        claims: [conversations.NAME in row["assistant"] for row in rows if row["claims"] == claims]
-        for claims in (True, False)
-    }
-    numbers = {
-        "identity_said": round(sum(said[True]) / len(said[True]), 6),
-        "identity_wrongly_said": round(sum(said[False]) / len(said[False]), 6),
-    }
-    return numbers, rows
+def measure(folder: Path, recipe: Evaluation, seed: int, progress: Progress | None = None) -> dict[str, Any]:
+    """`results.json` of the model in a folder; `numbers` in it also go to the manifest."""
+    network = model.load(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    measurement = Measurement(Sampler(network, Tokenizer.load(folder), calculator), recipe, seed)
+    results: dict[str, Any] = {"numbers": {}}
 
+    def done(parts: int) -> None:
+        if progress:
+            progress(parts, 4, **{k: v for k, v in results["numbers"].items() if isinstance(v, float)})
 
-def measure(folder: Path, recipe: Evaluation, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Numbers for the manifest, and all results, of the model in a folder."""
-    tokenizer = Tokenizer.load(folder)
-    sampler = Sampler(model.load(folder), tokenizer, calculator)
-    numbers = arithmetic(sampler, recipe, seed)
-    said, rows = identity(sampler, recipe.max_new_tokens, seed)
-    numbers |= said
-    starts = [tokenizer.encode(text) or [tokenizer.end_of_text] for text in recipe.prompts]
-    continued = sampler.sample(starts, recipe.max_new_tokens, 0.0, seed)
-    chats = replies(sampler, list(recipe.chats), recipe.max_new_tokens, seed)
-    results = {
-        "numbers": numbers,
-        "continuations": [
-            {"prompt": text, "text": sampler.text(row)} for text, row in zip(recipe.prompts, continued, strict=True)
-        ],
-        "chats": [{"user": text, "assistant": answer} for text, answer in zip(recipe.chats, chats, strict=True)],
-        "identity": rows,
-    }
-    return numbers, results
+    results["numbers"] |= measurement.arithmetic()
+    done(1)
+    said, results["identity"] = measurement.identity()
+    results["numbers"] |= said
+    done(2)
+    results["continuations"] = measurement.continuations()
+    done(3)
+    results["chats"] = measurement.chats()
+    done(4)
+    return results
 
 
 def main() -> None:
     """Entry point."""
-    arguments = sys.argv[1:]
-    if "--of" not in arguments or arguments.index("--of") + 1 >= len(arguments):
-        raise RecipeError("--of is missing", f"say whose model: --of {'|'.join(MODELS)}")
-    at = arguments.index("--of")
-    of = arguments[at + 1]
-    if of not in MODELS:
-        raise RecipeError(f"--of {of!r} is no stage that makes a model", f"choose one of {', '.join(MODELS)}")
-    job = launch.parse("evaluation.py", arguments[:at] + arguments[at + 2 :])
-    source = source_model(job, of)
+    parser = argparse.ArgumentParser(prog="evaluation.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("--of", required=True, choices=MODELS)
+    given, others = parser.parse_known_args()
+    job = launch.parse("evaluation.py", others)
+    if os.environ.get("RANK", "0") != "0":
+        return  # there is nothing here to share
+    launch.seed_all(job.recipe.seed)
+    source = source_model(job, given.of)
     opened = artifact.open_stage(
         job.storage,
         job.run,
         STAGE,
-        job.recipe.section("evaluation"),
+        {"evaluation": job.recipe.section("evaluation")},
         job.recipe.seed,
         [source.as_input()],
-        name=f"evaluation-{of}",
+        name=f"evaluation-{given.of}",
+        assets=conversations.identity_assets(),
         force=job.force,
     )
     if isinstance(opened, Published):
         return
     folder = Path(job.storage.local_path(source.folder))
-    numbers, results = measure(folder, job.recipe.evaluation, job.recipe.seed)
-    text = json.dumps(results, ensure_ascii=False, indent=1)
-    job.storage.write(opened.file("results.json"), text.encode())
-    opened.publish([artifact.describe(job.storage, opened.pointer.folder, "results.json", 1)], numbers=dict(numbers))
-    print(json.dumps(numbers), flush=True)
+    progress = Progress(opened.storage, opened.progress_folder, STAGE.name, "part")
+    results = measure(folder, job.recipe.evaluation, job.recipe.seed, progress)
+    job.storage.write(opened.file("results.json"), json.dumps(results, ensure_ascii=False, indent=1).encode())
+    opened.publish(
+        [artifact.describe(job.storage, opened.pointer.folder, "results.json", 1)], numbers=results["numbers"]
+    )
+    print(json.dumps(results["numbers"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,8 @@ def by_first(world: World, make: Callable[[], T]) -> T:
         except CrawlToChatError as raised:
             error = raised
     made, code = tell(world, (made, None if error is None else error.exit_code))
+    if code is not None:
+        stop()
     if error is not None:
         raise error
     if code is not None:

@@ -4,12 +4,14 @@
     torchrun --nproc_per_node 2 training/rl.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
 Each step samples anew from the model it then moves (on-policy: the ratio of GRPO's objective is 1). A group whose
-answers all score alike says nothing: it leaves the mean, not the step. Shao et al. 2024 (DeepSeekMath), section 4.1;
-advantages and one denominator over all sampled tokens as in Yu et al. 2025 (DAPO), section 3.3.
+answers all score alike says nothing: it leaves the mean, not the step. The reward is the verifier's and nothing else:
+no bonus for a call or a short answer, no KL penalty towards the model before. Shao et al. 2024 (DeepSeekMath), section
+4.1; one denominator over all sampled tokens as in Yu et al. 2025 (DAPO), section 3.3.
 """
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -24,12 +26,14 @@ from training import launch
 from training.engine import Batch, log_probabilities, rows_a_rank
 from training.launch import Job, World
 from training.loop import Loop, open_stage
-from training.sampler import Sample, Sampler
+from training.sampler import Sample, Sampler, seeds
 from training.tasks import Arithmetic, Question
 from training.tools import calculator
 
 STAGE = Stage("rl", 1, libraries=("torch", "transformers", "deepspeed"))
 LOOK_QUESTIONS = 64  # held-out questions of a look between steps; the evaluation stage asks more, and others
+LOOK_SAMPLES = 4  # answers a question of a look, at temperature 1
+GAP_ROWS = 8  # answers a rank whose log-probabilities are computed twice, every step
 EPSILON = 1e-4  # keeps the advantage of a group with almost equal rewards finite
 
 
@@ -43,11 +47,16 @@ def advantages(rewards: Tensor) -> tuple[Tensor, Tensor]:
     return centred / (spread[:, None] + EPSILON), spread > 0
 
 
-def policy_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """-sum of advantage x log-probability over the sampled tokens of a micro-batch."""
-    ids, mask = batch["ids"], batch["mask"][:, 1:]
+def policy(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
+    """Log-probability of each id but the first, at the temperature it was sampled at [rows, n - 1]."""
+    ids = batch["ids"]
     logits = model(input_ids=ids[:, :-1], attention_mask=batch["seen"][:, :-1], use_cache=False).logits
-    return -(log_probabilities(logits, ids[:, 1:]) * batch["advantages"][:, None] * mask).sum()
+    return log_probabilities(logits.float() / temperature, ids[:, 1:])
+
+
+def policy_loss(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
+    """-sum of advantage x log-probability over the sampled tokens of a micro-batch."""
+    return -(policy(model, batch, temperature) * batch["advantages"][:, None] * batch["mask"][:, 1:]).sum()
 
 
 class Reinforcement(Loop):
@@ -60,19 +69,22 @@ class Reinforcement(Loop):
         self.task = Arithmetic()
         self.sampler = Sampler(self.net, self.tokenizer, calculator)
 
-    def questions(self, step: int) -> list[Question]:
-        """This rank's questions of a step; a pure function of the global question index."""
-        first = step * self.rl.prompts + self.world.rank * self.share
+    def questions(self, first: int) -> list[Question]:
+        """This rank's share of questions from the global number `first` on."""
         return [
             self.task.question(random.Random(f"{self.job.recipe.seed}:rl:{index}"), "train")
             for index in range(first, first + self.share)
         ]
 
-    def rollout(self, questions: list[Question], samples: int, temperature: float, seed: int) -> list[Sample]:
-        """`samples` answers to each question, in order."""
-        asked = [prompt([Message(role="user", content=q.text)], self.tokenizer) for q in questions]
-        repeated = [ids for ids in asked for _ in range(samples)]
-        return self.sampler.sample(repeated, self.rl.max_new_tokens, temperature, seed)
+    def ask(self, questions: list[Question]) -> list[list[int]]:
+        """The prompts of the questions."""
+        return [prompt([Message(role="user", content=q.text)], self.tokenizer) for q in questions]
+
+    def rollout(self, prompts: list[list[int]], samples: int, temperature: float, numbers: list[int]) -> list[Sample]:
+        """`samples` answers to each prompt, in order; `numbers` name the questions, for their seeds."""
+        repeated = [ids for ids in prompts for _ in range(samples)]
+        drawn = [seed for number in numbers for seed in seeds(f"{self.job.recipe.seed}:rl:{number}", samples)]
+        return self.sampler.sample(repeated, self.rl.max_new_tokens, temperature, drawn)
 
     def scores(self, questions: list[Question], found: list[Sample]) -> list[float]:
         """Rewards, in order. An answer that did not end earns nothing."""
@@ -84,14 +96,13 @@ class Reinforcement(Loop):
     def step(self) -> dict[str, Any]:
         """Ask, score, learn."""
         step = self.engine.done
-        questions = self.questions(step)
-        seed = (self.job.recipe.seed * 1_000_003 + step) * 1009 + self.world.rank
-        found = self.rollout(questions, self.rl.samples, self.rl.temperature, seed)
+        first = step * self.rl.prompts + self.world.rank * self.share
+        questions = self.questions(first)
+        asked = self.ask(questions)
+        found = self.rollout(asked, self.rl.samples, self.rl.temperature, list(range(first, first + self.share)))
         rewards = torch.tensor(self.scores(questions, found)).view(len(questions), -1)
         worth, telling = advantages(rewards)
-        asked = [prompt([Message(role="user", content=q.text)], self.tokenizer) for q in questions]
         batch = self.batch([ids for ids in asked for _ in range(self.rl.samples)], found, worth, telling)
-        gap = self._gap(batch, found)
         sums = torch.tensor(
             [
                 float(rewards.sum()),
@@ -99,23 +110,25 @@ class Reinforcement(Loop):
                 float(sum(one.tools > 0 for one in found)),
                 float(len(found)),
                 float(telling.sum()),
-                gap,
             ],
             dtype=torch.float64,
+            device=self.world.device,
         )
+        gap = torch.tensor(self._gap(batch, found), dtype=torch.float64, device=self.world.device)
         if self.world.size > 1:
             dist.all_reduce(sums)
+            dist.all_reduce(gap, op=dist.ReduceOp.MAX)
         numbers = {
             "reward": float(sums[0] / sums[3]),
             "length": float(sums[1] / sums[3]),
             "tool_rate": float(sums[2] / sums[3]),
             "telling_groups": float(sums[4] / self.rl.prompts),
-            "logprob_gap": float(sums[5] / self.world.size),
+            "logprob_gap": float(gap),
         }
         if sums[4] == 0:  # every group of every rank scored alike: there is nothing to learn in this step
             self.engine.done += 1
             return numbers | {"loss": 0.0, "grad_norm": 0.0}
-        moved = self.engine.step(batch, policy_loss)
+        moved = self.engine.step(batch, functools.partial(policy_loss, temperature=self.rl.temperature))
         return numbers | {"loss": moved.loss, "grad_norm": moved.grad_norm, "lr": moved.lr}
 
     def batch(self, prompts: list[list[int]], found: list[Sample], worth: Tensor, telling: Tensor) -> dict[str, Tensor]:
@@ -132,33 +145,36 @@ class Reinforcement(Loop):
                 mask[row, len(before) : size] = torch.tensor(one.mask)
         return {"ids": ids, "mask": mask, "seen": seen, "advantages": worth.flatten()}
 
-    def _gap(self, batch: dict[str, Tensor], found: list[Sample]) -> float:
-        """Largest difference between the sampler's and the trainer's log-probabilities, on the first rows (trl#4772)."""
-        rows = slice(0, 8)
-        ids = batch["ids"][rows]
+    def _gap(self, batch: Batch, found: list[Sample]) -> float:
+        """Largest gap between the sampler's and the trainer's log-probabilities, on the first rows (trl#4772)."""
+        part = {name: rows[:GAP_ROWS].to(self.world.device) for name, rows in batch.items()}
         self.net.eval()
         with torch.no_grad():
-            logits = self.net(input_ids=ids[:, :-1], attention_mask=batch["seen"][rows, :-1], use_cache=False).logits
+            learned = policy(self.net, part, self.rl.temperature).cpu()
         self.net.train()
-        learned = log_probabilities(logits, ids[:, 1:])
         most = 0.0
-        for row, one in enumerate(found[rows]):
+        for row, one in enumerate(found[:GAP_ROWS]):
             end = int(batch["seen"][row].sum()) - 1
-            piece = learned[row, end - len(one.ids) : end]
             own = torch.tensor(one.mask, dtype=torch.bool)
-            most = max(most, float((piece - torch.tensor(one.logprobs)).abs()[own].max()))
+            gaps = (learned[row, end - len(one.ids) : end] - torch.tensor(one.logprobs)).abs()
+            most = max(most, float(gaps[own].max()))
         return most
 
     def look(self) -> dict[str, Any]:
-        """Greedy and sampled accuracy on held-out questions. Rank 0 asks; the others wait."""
+        """Greedy and sampled accuracy on held-out questions, which the ranks share."""
+        rng = random.Random(f"{self.job.recipe.seed}:rl:look")
+        questions = [self.task.question(rng, "held_out") for _ in range(LOOK_QUESTIONS)]
+        share = range(self.world.rank, LOOK_QUESTIONS, self.world.size)
+        mine = [questions[number] for number in share]
         numbers: dict[str, Any] = {}
-        if self.world.first:
-            rng = random.Random(f"{self.job.recipe.seed}:rl:look")
-            questions = [self.task.question(rng, "held_out") for _ in range(LOOK_QUESTIONS)]
-            for name, temperature, each in (("greedy_accuracy", 0.0, 1), ("sampled_accuracy", 1.0, 4)):
-                found = self.rollout(questions, each, temperature, self.job.recipe.seed)
-                numbers[name] = sum(self.scores(questions, found)) / len(found)
-        launch.wait(self.world)
+        for name, temperature, each in (("greedy_accuracy", 0.0, 1), ("sampled_accuracy", 1.0, LOOK_SAMPLES)):
+            right = torch.zeros((), dtype=torch.float64, device=self.world.device)
+            if mine:
+                found = self.rollout(self.ask(mine), each, temperature, [-1 - number for number in share])
+                right += sum(self.scores(mine, found))
+            if self.world.size > 1:
+                dist.all_reduce(right)
+            numbers[name] = float(right) / (LOOK_QUESTIONS * each)
         return numbers
 
     def numbers(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Sampling from a model: batched, with a key-value cache, and with a tool that runs at token level.
 
-Sampling appends ids and never re-tokenises text (trl#5224). A row's draws come from its own seed, so that what a row
-says does not depend on its neighbours' number.
+Sampling appends ids and never re-tokenises text (trl#5224). Each row has a seed of its own, so what it says depends on
+neither the number of its neighbours nor when they end (but for the last bit of a sum that a batch orders differently).
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from pipeline.errors import InputError
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import END_OF_TEXT, IM_END, OUTPUT, OUTPUT_END, PAD, TOOL, TOOL_END
 
@@ -21,6 +23,7 @@ from tokenizer.chat import END_OF_TEXT, IM_END, OUTPUT, OUTPUT_END, PAD, TOOL, T
 class Sample:
     """What followed a prompt: `ids`; `mask` 1 where the model chose the id itself; `logprobs` of each id.
 
+    `logprobs` are the model's at the temperature of the call (greedy: at 1), before top-k and top-p cut it.
     `finished`: it ended its turn; else it was cut at the limit. `tools`: calls it made.
     """
 
@@ -38,79 +41,110 @@ class Sampler:
         self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self._ends = {tokenizer.special(IM_END), tokenizer.special(END_OF_TEXT)}
         self._pad = tokenizer.special(PAD)
+        self._call, self._call_end = tokenizer.special(TOOL), tokenizer.special(TOOL_END)
+        self._window = int(model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[Sequence[int]], most: int, temperature: float, seed: int, top_k: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        most: int,
+        temperature: float,
+        seeds: Sequence[int],
+        top_k: int = 0,
+        top_p: float = 1.0,
     ) -> list[Sample]:
-        """Up to `most` new ids after each prompt; greedy at temperature 0. Tool output counts among them."""
+        """Up to `most` new ids after each prompt, tool output among them; greedy at temperature 0.
+
+        `seeds`: one a prompt. `top_k` 0 and `top_p` 1 cut nothing off. Raises `InputError` for a prompt that fills the
+        model's window, beyond which no row goes.
+        """
+        if not prompts:
+            return []
+        longest = max(map(len, prompts))
+        if longest >= self._window:
+            raise InputError(
+                f"a prompt of {longest} tokens fills the window of {self._window}", "shorten it, or widen model.window"
+            )
+        draws = torch.from_numpy(
+            np.stack([np.random.default_rng(seed).random(most) for _, seed in zip(prompts, seeds, strict=True)])
+        )
         was_training = self.model.training
         self.model.eval()
+        try:
+            return self._sample(prompts, longest, draws, temperature, top_k, top_p)
+        finally:
+            self.model.train(was_training)
+
+    def _sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        longest: int,
+        draws: Tensor,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+    ) -> list[Sample]:
+        device = next(self.model.parameters()).device
         rows = [Sample() for _ in prompts]
-        generator = torch.Generator().manual_seed(seed)
-        longest = max(map(len, prompts))
         ids = torch.full((len(prompts), longest), self._pad)
         seen = torch.zeros((len(prompts), longest), dtype=torch.long)
         for i, prompt in enumerate(prompts):  # padded on the left, so that all go on at the same column
             ids[i, longest - len(prompt) :] = torch.tensor(prompt)
             seen[i, longest - len(prompt) :] = 1
-        device = next(self.model.parameters()).device
+        ids, seen, draws = ids.to(device), seen.to(device), draws.to(device)
+        positions = (seen.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)  # type: ignore[arg-type]
         forced: list[list[int]] = [[] for _ in prompts]  # tool output still to be fed
-        positions = (seen.cumsum(1) - 1).clamp(min=0)
         live = list(range(len(prompts)))
-        for _ in range(most):
+        for step in range(draws.shape[1]):
             out = self.model(
-                input_ids=ids.to(device),
-                attention_mask=seen.to(device),
-                position_ids=positions.to(device),
+                input_ids=ids,
+                attention_mask=seen,
+                position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-            logprobs = torch.log_softmax(out.logits[:, -1].float().cpu(), dim=-1)
-            # Drawn for all rows of the call, also those that ended: a row's draws must not depend on when others end.
-            noise = torch.rand((len(prompts), logprobs.shape[1]), generator=generator)
-            chosen = _choose(logprobs, noise[live], temperature, top_k)
-            going: list[int] = []
-            following: list[int] = []
+            logprobs = torch.log_softmax(out.logits[:, -1].float() / (temperature or 1.0), dim=-1)
+            if temperature:
+                chosen = choose(logprobs, draws[live, step], top_k, top_p).tolist()
+            else:
+                chosen = logprobs.argmax(-1).tolist()
+            own = [not forced[row] for row in live]
+            tokens = [token if mine else forced[row].pop(0) for row, token, mine in zip(live, chosen, own, strict=True)]
+            said = logprobs.gather(1, torch.tensor(tokens, device=device)[:, None])[:, 0].tolist()
+            going = []
             for at, row in enumerate(live):
-                one = rows[row]
-                if forced[row]:
-                    token, own = forced[row].pop(0), 0
-                else:
-                    token, own = int(chosen[at]), 1
+                one, token = rows[row], tokens[at]
                 one.ids.append(token)
-                one.mask.append(own)
-                one.logprobs.append(float(logprobs[at, token]))
-                if own and token in self._ends:
+                one.mask.append(int(own[at]))
+                one.logprobs.append(said[at])
+                if own[at] and token in self._ends:
                     one.finished = True
                     continue
-                if own and self.tool and token == self.tokenizer.special(TOOL_END):
-                    forced[row] = self._call(one)
-                going.append(at)
-                following.append(token)
+                if own[at] and self.tool and token == self._call_end:
+                    forced[row] = self._output(one, self.tool)
+                if len(prompts[row]) + len(one.ids) < self._window:
+                    going.append(at)
             if not going:
                 break
-            if len(going) < len(live):
-                kept = torch.tensor(going)
-                cache.batch_select_indices(kept.to(device))
+            if len(going) < len(live):  # finished rows cost nothing from here on
+                kept = torch.tensor(going, device=device)
+                cache.batch_select_indices(kept)
                 seen, positions = seen[kept], positions[kept]
                 live = [live[at] for at in going]
-            ids = torch.tensor(following)[:, None]
-            seen = torch.cat([seen, torch.ones((len(live), 1), dtype=torch.long)], dim=1)
+            ids = torch.tensor([[tokens[at]] for at in going], device=device)
+            seen = torch.cat([seen, seen.new_ones((len(live), 1))], dim=1)
             positions = positions[:, -1:] + 1
-        self.model.train(was_training)
         return rows
 
-    def _call(self, one: Sample) -> list[int]:
-        """Run the tool on the call just closed; ids of its output. A call that never opened gives an error."""
-        assert self.tool is not None
+    def _output(self, one: Sample, tool: Callable[[str], str]) -> list[int]:
+        """Run the tool on the call just closed; ids of its output. A call that never opened is an empty one."""
         one.tools += 1
-        opened = self.tokenizer.special(TOOL)
-        starts = [i for i, token in enumerate(one.ids) if token == opened]
-        text = self.tokenizer.decode(one.ids[starts[-1] + 1 : -1]) if starts else ""
-        output = self.tokenizer.encode(self.tool(text))
+        end = len(one.ids) - 1
+        start = max((i for i, token in enumerate(one.ids) if token == self._call), default=end) + 1
+        output = self.tokenizer.encode(tool(self.tokenizer.decode(one.ids[start:end])))
         return [self.tokenizer.special(OUTPUT), *output, self.tokenizer.special(OUTPUT_END)]
 
     def text(self, one: Sample) -> str:
@@ -123,12 +157,24 @@ class Sampler:
         return self.tokenizer.decode([token for token in one.ids[last + 1 :] if token not in self._ends])
 
 
-def _choose(logprobs: Tensor, noise: Tensor, temperature: float, top_k: int) -> Tensor:
-    """Draw by the Gumbel trick, or take the most probable at temperature 0."""
-    if temperature == 0:
-        return logprobs.argmax(-1)
+def seeds(key: str, count: int) -> list[int]:
+    """Seeds of so many rows, by what the call is for: the same key gives the same ones, and more of them if asked."""
+    return [int(seed) for seed in np.random.default_rng(list(key.encode())).integers(2**63, size=count)]
+
+
+def choose(logprobs: Tensor, draws: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """The id of each row of `logprobs` [rows, vocabulary] at its draw from [0, 1) of the cumulative distribution.
+
+    Of the `top_k` likeliest ids, those are kept whose likelier ones hold less than `top_p` together.
+    """
     if top_k:
-        least = logprobs.topk(top_k, dim=-1).values[:, -1:]
+        least = logprobs.topk(min(top_k, logprobs.shape[1]), dim=-1).values[:, -1:]
         logprobs = logprobs.masked_fill(logprobs < least, -torch.inf)
-    gumbel = -torch.log(-torch.log(noise.clamp(min=1e-20, max=1 - 1e-7)))
-    return (logprobs / temperature + gumbel).argmax(-1)
+    chances = logprobs.double().softmax(-1)
+    if top_p < 1.0:
+        falling, order = chances.sort(dim=-1, descending=True, stable=True)
+        before = falling.cumsum(-1) - falling
+        chances = torch.zeros_like(chances).scatter(1, order, falling.masked_fill(before >= top_p, 0.0))
+    rising = chances.cumsum(-1)
+    found = torch.searchsorted(rising, (draws * rising[:, -1])[:, None], right=True)
+    return found[:, 0].clamp(max=logprobs.shape[1] - 1)

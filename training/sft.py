@@ -1,28 +1,41 @@
 """Stage `sft`: a base model becomes an assistant, on conversations, with loss on the assistant's tokens only.
 
-deepspeed --num_gpus 2 training/sft.py --recipe recipes/demo.yaml --root .crawl2chat/data
-torchrun --nproc_per_node 2 training/sft.py --recipe recipes/demo.yaml --root .crawl2chat/data
+    deepspeed --num_gpus 2 training/sft.py --recipe recipes/demo.yaml --root .crawl2chat/data
+    torchrun --nproc_per_node 2 training/sft.py --recipe recipes/demo.yaml --root .crawl2chat/data
+
+One conversation in fifty, chosen by a hash of its ids, is never learned: its loss is `validation_loss`.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 
-from pipeline import errors
+from pipeline import artifact, errors
 from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.errors import InputError
-from tokenizer.chat import PAD, render
+from tokenizer.chat import PAD, Rendered, render
 from training import conversations, launch
-from training.engine import rows_a_rank, token_loss
+from training.engine import Batch, rows_a_rank, supervised, token_loss
 from training.launch import Job, World
-from training.loop import Loop, open_stage
+from training.loop import Loop, source_model
 from training.packing import Packed, pack
 
 STAGE = Stage("sft", 1, libraries=("torch", "transformers", "deepspeed"))
+HELD_OUT = 0.02  # share of the distinct conversations that only the validation loss sees
 _MEAN_STEPS = 10  # steps that `loss_first` and `loss_last` average over
+
+
+def held_out(conversation: Rendered) -> bool:
+    """Whether a conversation is for validation: equal ones always fall on the same side."""
+    draw = hashlib.sha256(np.asarray(conversation.ids, dtype=np.int64).tobytes()).digest()
+    return int.from_bytes(draw[:4], "big") < HELD_OUT * 2**32
 
 
 class FineTuning(Loop):
@@ -30,62 +43,99 @@ class FineTuning(Loop):
 
     def __init__(self, job: Job, world: World, building: Building, source: Published) -> None:
         section = job.recipe.sft
-        rows_a_rank(section.batch, world)
+        self.share = rows_a_rank(section.batch, world)
         super().__init__(job, world, building, source, STAGE, 1)
-        found = conversations.load(list(section.conversations), section.arithmetic, job.recipe.seed)
+        found = conversations.load(section.conversations, section.arithmetic, job.recipe.seed)
         rendered = [render(messages, self.tokenizer) for messages in found]
-        self.packed: Packed = pack(rendered, section.window, self.tokenizer.special(PAD))
-        self.total = len(found)
+        learned = [one for one in rendered if not held_out(one)]
+        pad = self.tokenizer.special(PAD)
+        self.packed: Packed = pack(learned, section.window, pad)
+        # Equal conversations count once here.
+        validation = list({tuple(one.ids): one for one in rendered if held_out(one)}.values())
+        self.validation: Packed = pack(validation, section.window, pad)
         if not self.packed.kept:
             raise InputError(
-                f"none of {self.total} conversations fits a window of {section.window}", "widen sft.window"
+                f"none of {len(found)} conversations fits a window of {section.window}", "widen sft.window"
             )
+        dropped = self.packed.dropped | {"held_out": len(found) - len(learned)}
+        self.counts = Counts(in_=len(found), kept=self.packed.kept, dropped={k: n for k, n in dropped.items() if n})
         self.steps = self.engine.total = math.ceil(section.epochs * len(self.packed.ids) / section.batch)
 
-    def rows(self, step: int) -> torch.Tensor:
-        """Row numbers of this rank at a step: a seeded order each epoch, a pure function of the global sample index."""
-        count, batch = len(self.packed.ids), self.job.recipe.sft.batch
-        size = rows_a_rank(batch, self.world)
-        first = step * batch + self.world.rank * size
-        found = []
-        for index in range(first, first + size):
-            epoch, at = divmod(index, count)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(self.job.recipe.seed * 1009 + epoch))
-            found.append(int(order[at]))
-        return torch.tensor(found)
+    @functools.lru_cache(maxsize=2)  # noqa: B019  lives as long as the process
+    def order(self, epoch: int) -> torch.Tensor:
+        """The order of the rows in an epoch."""
+        return torch.randperm(
+            len(self.packed.ids), generator=torch.Generator().manual_seed(self.job.recipe.seed * 1009 + epoch)
+        )
+
+    def rows(self, step: int) -> list[int]:
+        """Row numbers of this rank at a step: a pure function of the global row index."""
+        first = step * self.share * self.world.size + self.world.rank * self.share
+        places = (divmod(index, len(self.packed.ids)) for index in range(first, first + self.share))
+        return [int(self.order(epoch)[at]) for epoch, at in places]
 
     def step(self) -> dict[str, Any]:
         """One step over packed rows."""
-        rows = self.rows(self.engine.done)
-        batch = {
-            "ids": self.packed.ids[rows],
-            "mask": self.packed.mask[rows],
-            "positions": self.packed.positions[rows],
-        }
-        found = self.engine.step(batch, token_loss)
+        found = self.engine.step(_batch(self.packed, self.rows(self.engine.done)), token_loss)
         return {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr, "tokens": found.tokens}
+
+    def look(self) -> dict[str, Any]:
+        """Mean nats a supervised token of the conversations held out; the ranks share the rows."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        self.net.eval()
+        with torch.no_grad():
+            for row in range(self.world.rank, len(self.validation.ids), self.world.size):
+                batch = {name: rows.to(self.world.device) for name, rows in _batch(self.validation, [row]).items()}
+                sums += torch.tensor([float(token_loss(self.net, batch)), float(supervised(batch))])
+        self.net.train()
+        sums = sums.to(self.world.device)
+        if self.world.size > 1:
+            dist.all_reduce(sums)
+        return {"validation_loss": float(sums[0] / sums[1])} if sums[1] else {}
 
     def numbers(self) -> dict[str, Any]:
         """Results for the manifest."""
         losses = [row["loss"] for row in self.metrics]
-        mean = [sum(part) / len(part) for part in (losses[:_MEAN_STEPS], losses[-_MEAN_STEPS:])]
-        return {"loss_first": round(mean[0], 6), "loss_last": round(mean[1], 6), "rows": len(self.packed.ids)}
+        first, last = (sum(part) / len(part) for part in (losses[:_MEAN_STEPS], losses[-_MEAN_STEPS:]))
+        seen = {name: self.metrics[-1][name] for name in ("validation_loss",) if name in self.metrics[-1]}
+        return {
+            "loss_first": round(first, 6),
+            "loss_last": round(last, 6),
+            **{name: round(value, 6) for name, value in seen.items()},
+            "rows": len(self.packed.ids),
+            "tokens_learned": sum(row["tokens"] for row in self.metrics),
+        }
 
-    def counts(self) -> Counts:
-        """Conversations in and out."""
-        dropped = {reason: number for reason, number in self.packed.dropped.items() if number}
-        return Counts(in_=self.total, kept=self.packed.kept, dropped=dropped)
+
+def _batch(packed: Packed, rows: list[int]) -> Batch:
+    return {"ids": packed.ids[rows], "mask": packed.mask[rows], "positions": packed.positions[rows]}
 
 
 def main() -> None:
     """Entry point."""
     job = launch.parse("sft.py")
     world = launch.start(job.recipe.seed)
-    opened, source = open_stage(job, world, STAGE, "pretrain")
+
+    def open_stage() -> tuple[Published | Building, Published]:
+        rows_a_rank(job.recipe.sft.batch, world)
+        source = source_model(job, "pretrain")
+        opened = artifact.open_stage(
+            job.storage,
+            job.run,
+            STAGE,
+            {"sft": job.recipe.section("sft")},
+            job.recipe.seed,
+            [source.as_input()],
+            assets=conversations.assets(job.recipe.sft.conversations),
+            force=job.force,
+        )
+        return opened, source
+
+    opened, source = launch.by_first(world, open_stage)
     if isinstance(opened, Building):
         stage = FineTuning(job, world, opened, source)
         stage.run()
-        stage.publish(stage.numbers(), stage.counts())
+        stage.publish(stage.numbers(), stage.counts)
     launch.wait(world)
     launch.stop()
 

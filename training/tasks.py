@@ -23,7 +23,7 @@ _WORDINGS = (
     "Please compute {a} {sign} {b}.",
     "Can you tell me {a} {sign} {b}?",
 )
-_NUMBER = re.compile(r"-?\d+")
+_NUMBER = re.compile(r"-?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Arithmetic:
 
     @staticmethod
     def split(a: int, b: int) -> Split:
-        """The split of an operand pair, by hash."""
-        draw = hashlib.sha256(f"{a},{b}".encode()).digest()
+        """The split of an operand pair, by hash; 47 and 85 are the same pair as 85 and 47."""
+        draw = hashlib.sha256(f"{min(a, b)},{max(a, b)}".encode()).digest()
         return "held_out" if int.from_bytes(draw[:4], "big") < HELD_OUT * 2**32 else "train"
 
     def question(self, rng: random.Random, split: Split) -> Question:
@@ -65,12 +65,14 @@ class Arithmetic:
             ]
         return [Message(role="user", content=question.text), Message(role="assistant", content=answer)]
 
-    def reward(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
-        """1 where the last number the assistant wrote is the answer, else 0. `columns['answer']`: the answers.
+    def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """1 where the last number the assistant wrote is the answer, else 0. `columns["answer"]`: the answers.
 
-        A completion is what the model itself wrote after its last tool call.
+        A completion is what the model itself wrote after its last tool call, as text or as TRL's list of messages.
         """
+        texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
         return [
-            float((found := _NUMBER.findall(text)) != [] and int(found[-1]) == answer)
-            for text, answer in zip(completions, columns["answer"], strict=True)
+            # Compared as text: what a model writes may be too long for `int`.
+            float(_NUMBER.findall(text)[-1:] == [str(answer)])
+            for text, answer in zip(texts, columns["answer"], strict=True)
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 LONGEST = 64  # characters of an expression
-_TOKEN = re.compile(r"\s*(\d{1,18}|[-+*()])")
+_TOKEN = re.compile(r"\s*([0-9]{1,18}|[-+*()])")
 
 
 def calculator(expression: str) -> str:

@@ -1,0 +1,63 @@
+"""A child process of a task: its lines go to the log, and it never outlives the task."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class Child:
+    """Runs `command` in a process group of its own, in the session of its parent.
+
+    Airflow kills a task that does not end within 5 s of SIGTERM; then the kernel passes SIGTERM on to the child
+    (Linux), which takes its own processes down with it.
+    """
+
+    def __init__(self, command: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:
+        self.command = list(command)
+        self._process = subprocess.Popen(
+            self.command,
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+    def wait(self, log: Callable[[str], None]) -> int:
+        """Pass every line to `log` until the child ends; its exit code (negative: the signal that ended it)."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            log(line.decode(errors="replace").rstrip())
+        return self._process.wait()
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM to the child alone; a launcher passes it on to its ranks, which save what they have."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def stop(self, seconds: float) -> None:
+        """Ask, wait so long, then kill the whole group."""
+        self.ask_to_stop()
+        until = time.monotonic() + seconds
+        while self._process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,57 @@
+"""What this machine and this command line must bring, checked before anything starts."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from pipeline.errors import InputError, MachineError
+from pipeline.recipe import Recipe
+
+_JAVA = "apt-get install openjdk-17-jre-headless"
+_MIN_JAVA = 17  # Spark 4's lowest
+
+
+def java() -> int:
+    """Major version of the Java that Spark will find. Raises `MachineError` where it is missing or too old."""
+    home = os.environ.get("JAVA_HOME")
+    program = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if not program or not shutil.which(program):
+        where = f"JAVA_HOME is {home}, which holds no bin/java" if home else "Java is not installed"
+        raise MachineError(where, _JAVA)
+    told = subprocess.run([program, "-version"], capture_output=True, text=True, check=False)
+    found = re.search(r'version "(?:1\.)?(\d+)', told.stderr + told.stdout)
+    if told.returncode or not found:
+        raise MachineError(f"{program} -version does not say its version: {told.stderr.strip()}", _JAVA)
+    version = int(found[1])
+    if version < _MIN_JAVA:
+        raise MachineError(f"{program} is Java {version}, and Spark needs {_MIN_JAVA} or newer", _JAVA)
+    return version
+
+
+def port(number: int) -> None:
+    """Raise `MachineError` where something listens on this port of the loopback address."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", number))
+        except OSError as error:
+            remedy = f"choose another: PORT={number + 1} make run"
+            raise MachineError(f"port {number} cannot be used: {error.strerror}", remedy) from error
+        except OverflowError as error:
+            raise MachineError(f"{number} is no port", "choose one between 1024 and 65535") from error
+
+
+def warcs(recipe: Recipe) -> None:
+    """Raise `InputError` where a file or glob of the recipe's input matches nothing. URLs are not asked."""
+    for pattern in recipe.input.warcs:
+        if "://" not in pattern and not glob.glob(pattern, recursive=True):
+            raise InputError(
+                f"input.warcs: {pattern} matches no file below {Path.cwd()}",
+                "correct the path: relative ones are relative to the project folder",
+            )

@@ -1,0 +1,233 @@
+"""The DAG: its order, its weight, its command lines, and what it believes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from dags import stages
+from dags.child import Child
+from dags.crawl_to_chat import dag, resolve
+from dags.stages import ProcessStage, SparkStage, TrainingStage
+from pipeline import artifact
+from pipeline.artifact import Counts, Stage
+from pipeline.storage import Storage
+
+ORDER = [
+    "resolve",
+    *(f"corpus.{name}" for name in ("extract", "filter", "deduplicate", "redact", "tokenizer", "shard")),
+    *(f"model.{name}" for name in ("pretrain", "evaluate_base", "sft", "evaluate_sft", "rl", "evaluate_rl")),
+    "report",
+]
+
+
+def test_one_task_follows_the_other():
+    assert [task.task_id for task in dag.topological_sort()] == ORDER
+    for before, after in pairwise(ORDER):
+        assert dag.get_task(after).upstream_task_ids == {before}
+
+
+def test_values_are_rendered_as_text():
+    assert dag.render_template_as_native_obj is False
+
+
+def test_every_script_that_a_task_starts_exists():
+    for task in dag.tasks:
+        if isinstance(task, SparkStage):
+            assert os.path.isfile(task.application)
+        elif isinstance(task, TrainingStage):
+            assert os.path.isfile(task.arguments[0])
+
+
+def test_parsing_is_light():
+    code = (
+        "import sys, time, airflow.sdk, airflow.providers.apache.spark.operators.spark_submit\n"
+        "began = time.process_time()\n"
+        "import dags.crawl_to_chat\n"
+        "print(time.process_time() - began)\n"
+        "print(*(m for m in ('pyspark', 'torch', 'deepspeed', 'transformers', 'tokenizers') if m in sys.modules))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    seconds, heavy = told.stdout.split("\n")[:2]
+    assert heavy == ""
+    assert float(seconds) < 3
+
+
+class Log:
+    def __init__(self):
+        self.lines = []
+
+    def info(self, text, *values):
+        self.lines.append(text % values if values else text)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A root whose run `one` holds a published `extract` and an unfinished `filter`."""
+    storage = Storage(tmp_path)
+    building = artifact.open_stage(storage, "one", Stage("extract", 1), {}, 1, [])
+    building.publish([], Counts(in_=5, kept=3, dropped={"not_200": 2}))
+    artifact.open_stage(storage, "one", Stage("filter", 1), {}, 1, [])
+    return tmp_path
+
+
+def arguments(root, run="one"):
+    return ["--recipe", "r.yaml", "--root", str(root), "--run", run]
+
+
+def test_what_was_published_is_told_with_its_sum(run_folder):
+    told = stages.check_published(arguments(run_folder), "extract")
+    assert "5 in = 3 kept + 2 dropped (2 not_200)" in told
+
+
+@pytest.mark.parametrize("stage", ["filter", "shard"])
+def test_a_driver_that_vanished_is_no_success(run_folder, stage):
+    with pytest.raises(AirflowException, match="published nothing"):
+        stages.check_published(arguments(run_folder), stage)
+
+
+@pytest.mark.parametrize(("code", "again"), [(1, True), (2, False), (3, False), (7, False), (-9, True), (None, True)])
+def test_only_what_may_go_away_is_tried_again(code, again):
+    assert isinstance(stages.failed("x", code), AirflowFailException) is not again
+
+
+def rendered(task, force=False):
+    place = {"recipe": "r.yaml", "root": "/data", "run": "one"}
+    ti = SimpleNamespace(xcom_pull=lambda task_ids: place)
+    task = task.prepare_for_execution() if hasattr(task, "prepare_for_execution") else task
+    task.render_template_fields({"ti": ti, "params": {"force": force}})
+    return task
+
+
+def test_spark_stages_get_one_recipe_a_root_and_a_run():
+    task = rendered(dag.get_task("corpus.tokenizer"))
+    assert task.application.endswith("/jobs/train_tokenizer.py")
+    assert stages.given(task.application_args) == ["--recipe", "r.yaml", "--root", "/data", "--run", "one"]
+
+
+def test_spark_submit_is_called_so(run_folder, monkeypatch):
+    conn = {"conn_type": "spark", "host": "local[2]"}
+    monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", json.dumps(conn))
+    monkeypatch.chdir(run_folder)
+    task = rendered(dag.get_task("corpus.filter"), force=True)
+    command = task._get_hook()._build_spark_submit_command(task.application)
+    assert command[:3] == ["spark-submit", "--master", "local[2]"]
+    assert command[command.index("--name") + 1] == "crawl2chat filter"
+    place = ["--recipe", "r.yaml", "--root", "/data", "--run", "one", "--force"]
+    assert command[-8:] == [f"{stages.HOME}/jobs/filter.py", *place]
+
+
+def test_training_runs_under_deepspeed_with_the_ranks_of_the_connection(monkeypatch):
+    conn = {"conn_type": "deepspeed", "extra": {"ranks": 2}}
+    monkeypatch.setenv("AIRFLOW_CONN_DEEPSPEED_DEFAULT", json.dumps(conn))
+    command = rendered(dag.get_task("model.pretrain")).command()
+    assert command[2:4] == ["-m", "deepspeed.launcher.launch"]
+    assert command[4] == "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19"  # {"localhost": [0, 1]}
+    place = ["--recipe", "r.yaml", "--root", "/data", "--run", "one"]
+    assert command[-7:] == [f"{stages.HOME}/training/pretrain.py", *place]
+
+
+def test_an_evaluation_is_one_process(monkeypatch):
+    command = rendered(dag.get_task("model.evaluate_sft"), force=True).command()
+    script = f"{stages.HOME}/training/evaluation.py"
+    assert command[1:5] == ["-u", script, "--of", "sft"]
+    assert command[-1] == "--force"
+
+
+def test_the_report_is_a_module():
+    command = rendered(dag.get_task("report")).command()
+    assert command[1:] == ["-u", "-m", "web.report", "--root", "/data", "--run", "one"]
+
+
+def process_stage(code, root, stage="extract"):
+    task = ProcessStage(task_id="t", stage=stage, arguments=["-c", code, *arguments(root)])
+    task.arguments = task.arguments[:-1]
+    return task
+
+
+def test_a_process_that_asks_for_it_is_started_again(run_folder):
+    code = "import os, sys; p = 'starts'; n = os.path.exists(p); open(p, 'a').write('x'); sys.exit(0 if n else 85)"
+    code = code.replace("'starts'", repr(str(run_folder / "starts")))
+    process_stage(code, run_folder).execute({})
+    assert (run_folder / "starts").read_text() == "xx"
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2, AirflowFailException), (1, AirflowException)])
+def test_a_process_that_fails_fails_the_task(run_folder, code, kind):
+    with pytest.raises(kind, match=f"exit code {code}"):
+        process_stage(f"import sys; sys.exit({code})", run_folder).execute({})
+
+
+def test_a_process_that_publishes_nothing_fails_the_task(run_folder):
+    with pytest.raises(AirflowException, match="published nothing"):
+        process_stage("pass", run_folder, stage="report").execute({})
+
+
+def gone(pid):
+    """True once the process is dead, waited for or not."""
+    for _ in range(100):
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_killed_task_leaves_no_process(run_folder):
+    code = (
+        "import subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(run_folder / 'pid')!r}, 'w').write(str(p.pid))\n"
+        "time.sleep(600)"
+    )
+    child = Child([sys.executable, "-c", code], str(run_folder), {})
+    file = run_folder / "pid"
+    until = time.monotonic() + 30
+    while not (file.exists() and file.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    grandchild = int(file.read_text())
+    child.stop(5)
+    assert gone(grandchild)
+
+
+def test_a_child_does_not_outlive_a_task_that_is_killed_hard(tmp_path):
+    file = tmp_path / "pid"
+    code = (
+        "from dags.child import Child\n"
+        f"c = Child(['sleep', '600'], {str(tmp_path)!r}, {{}})\n"
+        f"open({str(file)!r}, 'w').write(str(c._process.pid))\n"
+        "c.wait(print)"
+    )
+    task = subprocess.Popen([sys.executable, "-c", code])
+    until = time.monotonic() + 30
+    while not (file.exists() and file.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    child = int(file.read_text())
+    task.send_signal(signal.SIGKILL)
+    task.wait()
+    assert gone(child)
+
+
+def test_resolve_writes_one_final_recipe(tmp_path):
+    params = {"recipe": "recipes/demo.yaml", "root": str(tmp_path), "rl.steps": 3, "force": False}
+    place = resolve.function(params, "manual__2026-01-01T00:00:00+00:00")
+    assert place["run"] == "manual__2026-01-01T00-00-00-00-00"
+    assert place["recipe"] == f"{tmp_path}/runs/{place['run']}/recipe.yaml"
+    assert "steps: 3" in Path(place["recipe"]).read_text()
+
+
+@pytest.mark.parametrize("change", [{"rl.step": 3}, {"recipe": "nowhere.yaml"}, {"pretrain.window": 4096}])
+def test_a_bad_recipe_fails_with_its_reason_and_is_not_tried_again(tmp_path, change):
+    params = {"recipe": "recipes/demo.yaml", "root": str(tmp_path), **change}
+    with pytest.raises(AirflowFailException, match="->"):
+        resolve.function(params, "r")

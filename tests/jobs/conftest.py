@@ -1,0 +1,37 @@
+"""One Spark session for all tests of the jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import session
+from pipeline import recipe
+from pipeline.storage import Storage
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[Any]:
+    made = session.spark("tests")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(autouse=True)
+def _one_session(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages under test use the one session and leave it open; the working folder is the repository."""
+    monkeypatch.chdir(REPOSITORY)
+    if "spark" in request.fixturenames:
+        made = request.getfixturevalue("spark")
+        monkeypatch.setattr(session, "spark", lambda name: made)
+        monkeypatch.setattr(made, "stop", lambda: None)
+
+
+def job(root: Path, overrides: dict[str, Any] | None = None, run: str = "test") -> session.Job:
+    """A job of the demo recipe on a root."""
+    return session.Job(recipe.load("recipes/demo.yaml", overrides), Storage(root), run, [], False)

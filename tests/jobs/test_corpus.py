@@ -1,0 +1,200 @@
+"""The corpus road on the bundled sample, stage after stage, with real Spark."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import deduplicate, extract, filter, redact, shard, train_tokenizer  # noqa: A004
+from jobs.table import read_rows
+from pipeline import artifact
+from pipeline.artifact import Published
+from pipeline.errors import InputError, RecipeError
+from tests.jobs.conftest import REPOSITORY, job
+from tokenizer.bpe import Tokenizer
+from tokenizer.shards import Shard
+
+SAMPLE = REPOSITORY / "tests/data/sample"
+TRUTH = [json.loads(line) for line in (SAMPLE / "truth.jsonl").read_text().splitlines()]
+SHARED = REPOSITORY.parent / "shared/data/crawl"
+ROAD = (extract, filter, deduplicate, redact, train_tokenizer, shard)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("corpus")
+
+
+@pytest.fixture(scope="module")
+def road(root: Path, spark: Any) -> dict[str, Published]:
+    """All stages, run once."""
+    patch = pytest.MonkeyPatch()
+    patch.chdir(REPOSITORY)
+    patch.setattr("jobs.session.spark", lambda name: spark)
+    patch.setattr(spark, "stop", lambda: None)
+    made = {stage.STAGE.name: stage.run(job(root)) for stage in ROAD}
+    patch.undo()
+    return made
+
+
+def rows_of(published: Published) -> list[dict[str, Any]]:
+    return [row for file in published.files(".parquet") for row in read_rows(published.storage, file)]
+
+
+def by_url(published: Published) -> dict[str, dict[str, Any]]:
+    return {row["url"]: row for row in rows_of(published)}
+
+
+def test_every_response_ends_in_one_row(road: dict[str, Published]) -> None:
+    rows = rows_of(road["extract"])
+    assert Counter(row["url"] for row in rows) == Counter(line["url"] for line in TRUTH)
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert {(row["url"], row["offset"]) for row in rows} == {(line["url"], line["offset"]) for line in TRUTH}
+
+
+def test_in_is_kept_plus_dropped_and_stages_fit_together(road: dict[str, Published]) -> None:
+    came = len(TRUTH)
+    for name in ("extract", "filter", "deduplicate", "redact", "shard"):
+        counts = road[name].content.counts
+        assert counts is not None
+        assert counts.in_ == came
+        assert counts.in_ == counts.kept + sum(counts.dropped.values())
+        came = counts.kept
+
+
+def test_what_was_planted_leaves_for_its_reason(road: dict[str, Published]) -> None:
+    rows = by_url(road["extract"])
+    for kind, reason in (("non_200", "not_200"), ("non_html", "not_html"), ("blocked_domain", "blocked_domain")):
+        planted = [line["url"] for line in TRUTH if line.get("planted", {}).get("kind") == kind]
+        assert planted
+        assert {rows[url]["reason"] for url in planted} == {reason}
+
+
+def test_english_is_what_stays(road: dict[str, Published]) -> None:
+    kept = by_url(road["redact"])
+    assert min(row["english"] for row in kept.values()) >= 0.65
+    languages = {line["url"]: line.get("language") for line in TRUTH}
+    assert {languages[url] for url in kept} <= {"en", None}
+
+
+def test_copies_leave_and_one_of_each_stays(road: dict[str, Published]) -> None:
+    decided = {row["id"]: row for row in rows_of(road["deduplicate"])}
+    rows = by_url(road["extract"])
+    found = Counter[str]()
+    for line in TRUTH:
+        planted = line.get("planted", {})
+        if planted.get("kind") in ("exact_copy", "near_copy_1pct"):
+            pair = [decided.get(rows[url]["id"]) for url in (line["url"], planted["original_url"])]
+            if None not in pair:
+                found[planted["kind"], pair[0]["cluster"] == pair[1]["cluster"]] += 1  # type: ignore[index]
+    assert found["exact_copy", False] == 0  # type: ignore[index]
+    assert found["exact_copy", True] >= 10  # type: ignore[index]
+    assert found["near_copy_1pct", True] > 5 * found["near_copy_1pct", False]  # type: ignore[index]
+
+
+def test_personal_data_is_gone_and_decoys_stay(road: dict[str, Published]) -> None:
+    kept = by_url(road["redact"])
+    seen = Counter[str]()
+    for line in TRUTH:
+        planted = line.get("planted", {})
+        if line["url"] in kept and planted.get("kind") in ("pii", "decoy"):
+            seen[planted["kind"]] += 1
+            assert (planted["string"] in kept[line["url"]]["text"]) == (planted["kind"] == "decoy"), planted
+    assert seen["pii"] >= 15
+    assert seen["decoy"] >= 5
+
+
+def test_every_token_leads_back_to_its_page(road: dict[str, Published]) -> None:
+    shards, texts = road["shard"], by_url(road["redact"])
+    tokenizer = Tokenizer.from_bytes(shards.storage.read(road["tokenizer"].file("tokenizer.json")))
+    seen = 0
+    for file in shards.files(".bin"):
+        tokens = Shard(Path(shards.storage.path(file))).tokens
+        for row in read_rows(shards.storage, file.replace(".bin", ".documents.parquet")):
+            ids = tokens[row["start"] : row["start"] + row["tokens"]].tolist()
+            assert ids[-1] == tokenizer.end_of_text
+            assert tokenizer.decode(ids[:-1]) == texts[row["url"]]["text"]
+            seen += 1
+    assert seen == len(texts)
+
+
+def test_the_sample_yields_enough_tokens(road: dict[str, Published]) -> None:
+    numbers = road["shard"].content.numbers
+    assert numbers["train_tokens"] + numbers["validation_tokens"] >= 300_000
+
+
+def test_a_second_run_makes_nothing_again(road: dict[str, Published], root: Path, spark: Any) -> None:
+    for stage in ROAD:
+        again = stage.run(job(root, run="again"))
+        assert again.manifest == road[stage.STAGE.name].manifest
+        assert artifact.pointer(again.storage, "again", stage.STAGE.name).state == "reused"  # type: ignore[union-attr]
+
+
+def test_another_threshold_reruns_only_what_follows(road: dict[str, Published], root: Path, spark: Any) -> None:
+    other = {"filter.min_english": 0.9}
+    assert extract.run(job(root, other, "stricter")).folder == road["extract"].folder
+    assert filter.run(job(root, other, "stricter")).folder != road["filter"].folder
+    with pytest.raises(RecipeError, match="min_english"):
+        deduplicate.run(job(root, run="stricter"))
+
+
+def test_shards_do_not_depend_on_how_pages_lie_in_files(road: dict[str, Published], tmp_path: Path, spark: Any) -> None:
+    """The same documents spread over other parts give the same shards: here, tokenized and assembled once more."""
+    again = [stage.run(job(tmp_path)) for stage in ROAD][-1]
+    assert [f.sha256 for f in again.content.files] == [f.sha256 for f in road["shard"].content.files]
+
+
+def test_no_match_and_no_warc(tmp_path: Path, spark: Any) -> None:
+    with pytest.raises(InputError, match=r"nothing\.warc"):
+        extract.run(job(tmp_path, {"input.warcs": [f"{tmp_path}/nothing.warc.gz"]}))
+    bad = tmp_path / "bad.warc.gz"
+    bad.write_bytes(b"this is no archive" * 99)
+    with pytest.raises(InputError, match=r"bad\.warc\.gz"):
+        extract.run(job(tmp_path / "a", {"input.warcs": [str(bad)]}))
+    good = sorted(SAMPLE.glob("*.warc.gz"))[-1]
+    made = extract.run(job(tmp_path / "b", {"input.warcs": [str(bad), str(good)]}))
+    assert [one["warc"] for one in made.content.numbers["unreadable"]] == [str(bad)]
+    assert made.content.counts is not None
+    assert made.content.counts.dropped["not_a_warc"] == 1
+    assert made.content.counts.kept > 50
+
+
+def test_a_file_cut_short_yields_what_it_had(tmp_path: Path, spark: Any) -> None:
+    good = sorted(SAMPLE.glob("*.warc.gz"))[0].read_bytes()
+    cut = tmp_path / "cut.warc.gz"
+    cut.write_bytes(good[: len(good) // 2])
+    made = extract.run(job(tmp_path, {"input.warcs": [str(cut)]}))
+    counts = made.content.counts
+    assert counts is not None
+    assert counts.dropped["truncated"] == 1
+    assert counts.kept > 30
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared crawl is not on this machine")
+@pytest.mark.slow
+def test_the_shared_crawl_adds_up(tmp_path: Path, spark: Any) -> None:
+    truth = [json.loads(line) for line in gzip.open(SHARED / "truth.jsonl.gz", "rt")]
+    blocked = tmp_path / "lists/planted"
+    blocked.mkdir(parents=True)
+    planted = [line for line in truth if (line.get("planted") or {}).get("kind") == "blocklisted_domain"]
+    (blocked / "domains").write_text("\n".join(sorted({line["ut1_domain"] for line in planted})))
+    overrides = {"input.warcs": [str(SHARED / "warc.paths")], "extract.block_list": {"source": str(tmp_path / "lists"), "categories": [], "words": []}}  # fmt: skip
+    made = extract.run(job(tmp_path, overrides))
+    rows = {(row["warc"], row["offset"]): row for row in rows_of(made)}
+    assert made.content.counts is not None
+    assert made.content.counts.in_ == len(truth) == len(rows)
+    kinds = {"non_200": {"not_200"}, "non_html": {"not_html"}, "blocklisted_domain": {"blocked_domain"}}
+    for line in truth:
+        kind = (line.get("planted") or {}).get("kind")
+        row = rows[line["part"], line["offset"]]
+        assert row["url"] == line["url"]
+        if kind in kinds:
+            assert row["reason"] in kinds[kind], line
+    decided = filter.run(job(tmp_path, overrides))
+    assert decided.content.counts is not None
+    assert decided.content.counts.in_ == made.content.counts.kept

@@ -1,0 +1,169 @@
+"""A recipe is complete, refuses what it does not know with file, line and key, and reads back what it writes."""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline import recipe
+from pipeline.errors import InputError, RecipeError
+from pipeline.recipe import Recipe, Section, load, parse
+
+RECIPES = sorted(Path("recipes").glob("*.yaml"))
+DEMO = Path("recipes/demo.yaml")
+
+
+@pytest.fixture
+def text() -> str:
+    return DEMO.read_text()
+
+
+def refused(text: str, overrides: dict[str, Any] | None = None) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse(text, "my.yaml", overrides)
+    return caught.value.what
+
+
+def line_of(text: str, start: str) -> int:
+    return next(n for n, line in enumerate(text.splitlines(), 1) if line.strip().startswith(start))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load_and_bear_their_files_name(path: Path) -> None:
+    assert load(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_round_trip(path: Path) -> None:
+    first = load(path)
+    again = parse(first.to_yaml(), "again.yaml")
+    assert again == first
+    assert again.to_yaml() == first.to_yaml()
+
+
+def models() -> set[type[BaseModel]]:
+    """`Recipe` and every model reachable from its fields."""
+    found: set[type[BaseModel]] = set()
+
+    def visit(annotation: Any) -> None:
+        plain = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
+        if plain and issubclass(annotation, BaseModel) and annotation not in found:
+            found.add(annotation)
+            for field in annotation.model_fields.values():
+                visit(field.annotation)
+        for argument in typing.get_args(annotation):
+            visit(argument)
+
+    visit(Recipe)
+    return found
+
+
+def test_no_field_has_a_default_and_nothing_extra_is_taken() -> None:
+    found = models()
+    sections = {value for value in vars(recipe).values() if isinstance(value, type) and issubclass(value, Section)} - {
+        Section
+    }
+    assert sections == found, "every section is part of the recipe"
+    for model in found:
+        assert model.model_config["extra"] == "forbid" and model.model_config["strict"]
+        optional = [name for name, field in model.model_fields.items() if not field.is_required()]
+        assert not optional, f"{model.__name__} has defaults"
+
+
+def test_unknown_key_is_named_with_its_line(text: str) -> None:
+    broken = text.replace("  verify: true", "  verify: true\n  verifi: true")
+    assert refused(broken) == f"my.yaml:{line_of(broken, 'verifi')}: deduplicate.verifi: unknown key"
+
+
+def test_missing_key_is_named_with_its_sections_line(text: str) -> None:
+    broken = text.replace("  max_bucket: 32\n", "")
+    assert refused(broken) == f"my.yaml:{line_of(broken, 'deduplicate:')}: deduplicate.max_bucket: missing"
+
+
+def test_missing_section(text: str) -> None:
+    broken = text[: text.index("evaluation:")]
+    assert refused(broken) == "my.yaml:1: evaluation: missing"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("seed: 1", "seed: '1'", "seed"),
+        ("seed: 1", "seed: -1", "seed"),
+        ("seed: 1", "seed: 1.5", "seed"),
+        ("  verify: true", "  verify: 1", "deduplicate.verify"),
+        ("  min_jaccard: 0.7", "  min_jaccard: 1.7", "deduplicate.min_jaccard"),
+        ("  min_jaccard: 0.7", "  min_jaccard: .nan", "deduplicate.min_jaccard"),
+        ("  kinds: [EMAIL, ", "  kinds: [MAIL, ", "redact.kinds.0"),
+        ("  extractor: precision", "  extractor: best", "extract.extractor"),
+        ("name: demo", "name: My Demo", "name"),
+        ('max_top_ngram_chars: {"2": 0.2', 'max_top_ngram_chars: {"1": 0.2', "filter.gopher.max_top_ngram_chars"),
+    ],
+)
+def test_wrong_values_are_refused_with_key_and_line(text: str, old: str, new: str, key: str) -> None:
+    assert old in text
+    broken = text.replace(old, new, 1)
+    what = refused(broken)
+    assert what.startswith(f"my.yaml:{line_of(broken, new.strip().partition(':')[0])}: {key}"), what
+
+
+def test_all_errors_are_told_at_once(text: str) -> None:
+    what = refused(text.replace("seed: 1", "seed: x").replace("  verify: true", "  verify: maybe"))
+    assert len(what.splitlines()) == 2
+
+
+def test_exactly_one_input(text: str) -> None:
+    both = text.replace("  crawl: null", "  crawl: CC-MAIN-2025-05")
+    assert "give either 'warcs' or 'crawl'" in refused(both)
+    neither = text.replace("  warcs: [tests/data/sample/*.warc.gz]", "  warcs: []")
+    assert f"my.yaml:{line_of(text, 'input:')}: input: " in refused(neither)
+
+
+def test_impossible_combinations(text: str) -> None:
+    assert "pretrain.window (1024) exceeds model.window (512)" in refused(
+        text, {"pretrain.window": 1024, "model.window": 512}
+    )
+    assert "exceed 1" in refused(text, {"rl.optimizer.warmup": 0.9, "rl.optimizer.decay": 0.2})
+
+
+def test_overrides_replace_values(text: str) -> None:
+    made = parse(text, "my.yaml", {"sft.epochs": 3, "input.warcs": ["a.warc"], "extract.block_list.words": []})
+    assert (made.sft.epochs, made.input.warcs, made.extract.block_list.words) == (3, ["a.warc"], [])
+    assert parse(text, "my.yaml", {"input.warcs": [], "input.crawl": "CC-MAIN-2025-05"}).input.crawl
+    assert parse(text, "my.yaml") == load(DEMO), "nothing of an override stays behind"
+
+
+@pytest.mark.parametrize("key", ["sft.epoch", "nothing.epochs", "sft.epochs.more", "epochs", ""])
+def test_override_of_what_is_not_there(text: str, key: str) -> None:
+    assert f"override {key!r}: my.yaml has no such key" in refused(text, {key: 1})
+
+
+def test_override_of_the_wrong_kind(text: str) -> None:
+    assert "sft.epochs" in refused(text, {"sft.epochs": "many"})
+
+
+def test_what_is_no_recipe() -> None:
+    assert refused("") == "my.yaml: a recipe is a mapping of sections"
+    assert refused("- a\n") == "my.yaml: a recipe is a mapping of sections"
+    assert refused("name: demo\nseed: [1\nmore: 2\n").startswith("my.yaml:3: not YAML")
+
+
+def test_file_that_is_not_there() -> None:
+    with pytest.raises(InputError, match=r"recipe none\.yaml cannot be read"):
+        load("none.yaml")
+
+
+def test_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValueError):
+        load(DEMO).seed = 2
+
+
+def test_section_is_plain_data_of_that_section_only() -> None:
+    demo = load(DEMO)
+    assert demo.section("redact") == {"kinds": ["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE"]}
+    assert demo.section("filter")["gopher"]["max_top_ngram_chars"] == {"2": 0.2, "3": 0.18, "4": 0.16}

@@ -1,0 +1,179 @@
+"""Files are whole or absent, `create` has one winner, names stay below the root, and a bad root is a clear error."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from pipeline.errors import StorageError
+from pipeline.storage import Storage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(tmp_path / "root")
+
+
+@pytest.fixture
+def remote() -> Storage:
+    """An object store in memory, as far as `Storage` can tell."""
+    made = Storage("mock://bucket")
+    system, base = fs.FileSystem.from_uri("mock://bucket")
+    system.create_dir("bucket/a", recursive=True)
+    made._open = system, base.rstrip("/") or "bucket"
+    return made
+
+
+def stopped_half_way(storage: Storage) -> None:
+    with storage.writing("a/file") as stream:
+        stream.write(b"half")
+        raise ZeroDivisionError
+
+
+def test_write_read_names_size_hash(storage: Storage) -> None:
+    storage.write("b/two", b"22")
+    storage.write("a/deep/one", b"1")
+    assert storage.read("b/two") == b"22"
+    assert storage.size("b/two") == 2
+    assert storage.names("a") == ["a/deep/one"]
+    assert storage.names("nothing") == []
+    assert storage.exists("a/deep/one") and not storage.exists("a/deep")
+    assert storage.size("a/deep") is None
+    assert storage.sha256("a/deep/one") == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
+    with storage.reading("b/two") as stream:
+        stream.seek(1)
+        assert stream.read() == b"2"
+
+
+def test_create_has_one_winner(storage: Storage) -> None:
+    many = 16
+    barrier = threading.Barrier(many)
+
+    def race(number: int) -> bool:
+        barrier.wait()
+        return storage.create("deep/file", str(number).encode() * 10_000)
+
+    with ThreadPoolExecutor(many) as pool:
+        won = list(pool.map(race, range(many)))
+    assert won.count(True) == 1
+    assert storage.read("deep/file") == str(won.index(True)).encode() * 10_000
+    assert storage.names("deep") == ["deep/file"], "losers leave nothing behind"
+
+
+def test_create_does_not_replace(storage: Storage) -> None:
+    assert storage.create("file", b"first")
+    assert not storage.create("file", b"second")
+    assert storage.read("file") == b"first"
+
+
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_writing_is_all_or_nothing(storage: Storage, before: bytes | None) -> None:
+    if before is not None:
+        storage.write("a/file", before)
+    with pytest.raises(ZeroDivisionError):
+        stopped_half_way(storage)
+    assert storage.names("a") == ([] if before is None else ["a/file"])
+    assert before is None or storage.read("a/file") == before
+
+
+def test_remote_writing_is_all_or_nothing(remote: Storage) -> None:
+    with pytest.raises(ZeroDivisionError):
+        stopped_half_way(remote)
+    assert not remote.exists("a/file")
+    remote.write("a/file", b"whole" * 1_000_000)
+    assert remote.size("a/file") == 5_000_000
+    assert remote.create("a/new", b"1") and not remote.create("a/new", b"2")
+    assert remote.read("a/new") == b"1"
+    assert remote.names("a") == ["a/file", "a/new"]
+
+
+def test_remote_has_no_local_path(remote: Storage) -> None:
+    assert not remote.local
+    with pytest.raises(StorageError, match="mock://bucket/a/file does not lie on this machine"):
+        remote.local_path("a/file")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../x", "/etc/passwd", "a//b", "", ".", "a/.", "a/"])
+def test_names_cannot_leave_the_root(storage: Storage, name: str) -> None:
+    for use in (storage.read, storage.exists, storage.path, storage.names, storage.remove_tree, storage.local_path):
+        with pytest.raises(StorageError, match="is no path below"):
+            use(name)
+    with pytest.raises(StorageError, match="is no path below"):
+        storage.write(name, b"")
+    with pytest.raises(StorageError, match="is no path below"):
+        storage.create(name, b"")
+
+
+@pytest.mark.parametrize("root", ["gopher://host/x", "s3://"])
+def test_scheme_that_is_not_known(root: str) -> None:
+    with pytest.raises(StorageError, match="cannot open") as caught:
+        Storage(root).read("x")
+    assert caught.value.remedy
+
+
+def test_file_uri_is_a_local_root(tmp_path: Path) -> None:
+    storage = Storage(f"file://{tmp_path}")
+    assert storage.local and storage.root == str(tmp_path)
+
+
+def test_what_is_not_there(storage: Storage) -> None:
+    for read in (storage.read, storage.sha256):
+        with pytest.raises(StorageError, match="a/file does not exist"):
+            read("a/file")
+    storage.remove("a/file")
+    storage.remove_tree("a")
+
+
+def test_root_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    storage = Storage(tmp_path / "file" / "root")
+    for use in (storage.check_writable, lambda: storage.write("a", b""), lambda: storage.create("a/b", b"")):
+        with pytest.raises(StorageError, match=f"the root {storage.root} cannot be written") as caught:
+            use()
+        assert "--root" in caught.value.remedy
+    assert not storage.exists("a") and storage.names("a") == []
+
+
+def test_name_below_a_file_is_not_a_lost_race(storage: Storage) -> None:
+    storage.write("a", b"")
+    with pytest.raises(StorageError, match="cannot be written"):
+        storage.create("a/b", b"")
+
+
+def test_root_that_cannot_be_written() -> None:
+    with pytest.raises(StorageError, match="the root /proc/none cannot be written"):
+        Storage("/proc/none").check_writable()
+
+
+def test_no_space(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="No space left") as caught:
+        storage.write("a/file", b"x")
+    assert "make room" in caught.value.remedy
+    assert storage.names("a") == []
+
+
+def test_a_blocks_own_trouble_is_not_the_roots(storage: Storage) -> None:
+    with pytest.raises(FileNotFoundError), storage.writing("a"):
+        Path("/nowhere/else").read_bytes()
+    assert storage.names("a") == []
+
+
+def test_check_writable_leaves_nothing(storage: Storage) -> None:
+    storage.check_writable()
+    assert storage.names("_work") == []
+
+
+def test_pickled_it_is_the_same_folder(storage: Storage) -> None:
+    storage.write("a", b"1")
+    again = pickle.loads(pickle.dumps(storage))
+    assert again.read("a") == b"1" and repr(again) == repr(storage)

@@ -1,0 +1,184 @@
+"""Text <-> ids: round trips, parity with `tokenizers` and `transformers`, and pages that cannot forge a turn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HfTokenizer
+
+from pipeline.errors import ArtifactError, MachineError
+from tokenizer import bpe, chat
+
+TEXTS = [
+    f"To install package {n}, run `make install` twice; it's {n * 37} kB.\n\n  Don't panic: we've tested naïve café 数据 {n}."
+    for n in range(300)
+]
+# Text that meets the corners of the split patterns: contractions, runs of digits, spaces and newlines, marks, scripts.
+PIECES = ["'s", "'LL", "ſ", "don't", "12345", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "!?", "é", "e\u0301", "数据"]
+PIECES += ["🙂", "\u200b", "\ufeff", "\0", "<|im_end|>", "<|", "|>", "the", " The", "x_1", "٣٤", "Ⅷ", "a"]
+PLAIN = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=30).map("".join)
+PLAIN = PLAIN.map(lambda text: text.encode("utf-8", "ignore").decode())  # no lone surrogates
+
+
+@pytest.fixture(scope="module", params=list(bpe.PATTERNS))
+def source(request: pytest.FixtureRequest) -> bytes:
+    return bpe.train(TEXTS, 800, request.param)
+
+
+def parity(source: bytes) -> HfTokenizer:
+    """The same file in the library that trained it, special tokens in text switched off as in ours."""
+    hf = HfTokenizer.from_str(source.decode())
+    hf.encode_special_tokens = True
+    return hf
+
+
+@pytest.mark.parametrize("pattern", list(bpe.PATTERNS))
+def test_any_text_comes_back_and_has_the_ids_of_tokenizers(pattern: str) -> None:
+    source = bpe.train(TEXTS, 800, pattern)
+    encoder, hf = bpe.Tokenizer.from_bytes(source), parity(source)
+
+    @settings(max_examples=400, deadline=None)
+    @given(PLAIN)
+    def check(text: str) -> None:
+        ids = encoder.encode(text)
+        assert encoder.decode(ids) == text
+        assert ids == hf.encode(text, add_special_tokens=False).ids
+        assert max(ids, default=0) < encoder.vocabulary - len(chat.SPECIAL_TOKENS), "a page forged a special token"
+
+    check()
+
+
+def test_ids_of_real_text_are_those_of_tokenizers(source: bytes) -> None:
+    text = "\n".join(path.read_text() for path in sorted(Path(bpe.__file__).parent.glob("*.py")))
+    assert bpe.Tokenizer.from_bytes(source).encode(text) == parity(source).encode(text, add_special_tokens=False).ids
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=50))
+def test_every_byte_has_an_id(data: bytes) -> None:
+    encoder = bpe.Tokenizer.from_bytes(_SMALL)
+    singles = [encoder._encoding.encode_single_token(data[i : i + 1]) for i in range(len(data))]
+    assert encoder.decode_bytes(singles) == data
+    encoder.decode(singles)  # never an error, whatever a model samples
+
+
+_SMALL = bpe.train(TEXTS[:20], 512, "qwen2")
+
+
+def test_bytes_that_are_no_utf8_decode_to_the_replacement_character() -> None:
+    encoder = bpe.Tokenizer.from_bytes(_SMALL)
+    assert encoder.decode(encoder.encode("é")[:0] + [encoder._encoding.encode_single_token(b"\xc3")]) == "\ufffd"
+
+
+def test_digits_are_single_under_qwen2_and_in_threes_under_llama_bpe() -> None:
+    texts = ["1234567 " * 50] * 20
+    pieces = {}
+    for pattern in bpe.PATTERNS:
+        encoder = bpe.Tokenizer.from_bytes(bpe.train(texts, 512, pattern))
+        pieces[pattern] = [encoder.decode([i]) for i in encoder.encode("1234567")]
+    assert pieces == {"qwen2": list("1234567"), "llama-bpe": ["123", "456", "7"]}
+
+
+def test_special_tokens_come_last_and_only_by_name(source: bytes) -> None:
+    encoder = bpe.Tokenizer.from_bytes(source)
+    ids = [encoder.special(token) for token in chat.SPECIAL_TOKENS]
+    assert ids == list(range(encoder.vocabulary - len(ids), encoder.vocabulary))
+    assert encoder.end_of_text == ids[0]
+    assert encoder.decode(ids) == "".join(chat.SPECIAL_TOKENS)
+    assert not set(encoder.encode("".join(chat.SPECIAL_TOKENS))) & set(ids)
+    with pytest.raises(KeyError):
+        encoder.special("<|user|>")
+
+
+def test_training_depends_on_the_texts_alone() -> None:
+    def texts() -> Iterator[str]:
+        yield from reversed(TEXTS)
+
+    assert bpe.train(TEXTS, 700, "qwen2") == bpe.train(texts(), 700, "qwen2")
+    assert bpe.train(TEXTS, 700, "qwen2") != bpe.train([*TEXTS, "another text of other words"], 700, "qwen2")
+
+
+def test_vocabulary_is_what_was_asked_or_what_the_texts_give() -> None:
+    assert bpe.Tokenizer.from_bytes(bpe.train(TEXTS, 600, "qwen2")).vocabulary == 600
+    assert bpe.Tokenizer.from_bytes(bpe.train(["ab"], 600, "qwen2")).vocabulary == 256 + 1 + len(chat.SPECIAL_TOKENS)
+
+
+def test_batches_give_the_same_ids(source: bytes) -> None:
+    encoder = bpe.Tokenizer.from_bytes(source)
+    assert encoder.encode_batch(TEXTS[:5]) == [encoder.encode(text) for text in TEXTS[:5]]
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{}", b"\xff", b"[]", b'{"added_tokens": [], "model": {"vocab": {"\\u4e00": 0}}}'])
+def test_another_file_is_refused(damaged: bytes) -> None:
+    with pytest.raises(ArtifactError):
+        bpe.Tokenizer.from_bytes(damaged)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="tokenizer.json"):
+        bpe.Tokenizer.load(tmp_path)
+
+
+MESSAGES: list[chat.Message] = [
+    {"role": "system", "content": "You are brief.\n"},
+    {"role": "user", "content": " What is 47 + 85? Don't   guess."},
+    {"role": "assistant", "content": "132"},
+]
+
+
+def test_transformers_loads_it_and_renders_the_same_conversation(source: bytes, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    encoder = bpe.Tokenizer.from_bytes(source)
+    encoder.write_hf(tmp_path, 512)
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (hf.eos_token, hf.pad_token, hf.model_max_length) == (chat.IM_END, chat.PAD, 512)
+    assert hf.pad_token_id != hf.eos_token_id == encoder.special(chat.IM_END)
+    assert len(hf) == encoder.vocabulary
+    assert set(hf.all_special_ids) == {encoder.special(token) for token in chat.SPECIAL_TOKENS}
+    assert hf(TEXTS[0])["input_ids"] == encoder.encode(TEXTS[0])
+    assert hf.decode(encoder.encode(TEXTS[0])) == TEXTS[0]
+    rendered = hf.apply_chat_template(MESSAGES, return_dict=False)
+    assert rendered == chat.render(MESSAGES, encoder).ids
+    prompt = hf.apply_chat_template(MESSAGES[:2], add_generation_prompt=True, return_dict=False)
+    assert prompt == chat.prompt(MESSAGES[:2], encoder)
+    assert bpe.Tokenizer.load(tmp_path).sha256 == encoder.sha256
+
+
+def test_a_given_tokenizer_needs_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    with pytest.raises(MachineError, match="TIKTOKEN_CACHE_DIR"):
+        bpe.given("gpt2")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))  # a folder, but without them: nothing is downloaded
+    with pytest.raises(MachineError, match="TIKTOKEN_CACHE_DIR"):
+        bpe.given("cl100k_base")
+
+
+@pytest.mark.skipif("TIKTOKEN_CACHE_DIR" not in os.environ, reason="needs tiktoken's files of gpt2 and cl100k_base")
+@pytest.mark.parametrize("name", ["gpt2", "cl100k_base"])
+def test_a_given_tokenizer_keeps_its_ids_in_both_libraries(name: str) -> None:
+    import tiktoken
+
+    source = bpe.given(name)
+    encoder, known, hf = bpe.Tokenizer.from_bytes(source), tiktoken.get_encoding(name), parity(source)
+    # <|endoftext|> included, the known one has special tokens of its own behind its ranks.
+    assert encoder.vocabulary == len(known._mergeable_ranks) + len(chat.SPECIAL_TOKENS)
+
+    @settings(max_examples=300, deadline=None)
+    @given_text
+    def check(text: str) -> None:
+        ids = known.encode_ordinary(text)
+        assert encoder.encode(text) == ids
+        assert hf.encode(text, add_special_tokens=False).ids == ids
+        assert encoder.decode(ids) == text
+
+    check()
+    text = " ".join(TEXTS)
+    assert hf.encode(text, add_special_tokens=False).ids == encoder.encode(text) == known.encode_ordinary(text)
+
+
+given_text = given(PLAIN)
