@@ -9,12 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
+import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from local.client import DAG, Airflow, Task
 from pipeline import artifact
 from pipeline.artifact import Pointer
+from pipeline.errors import MachineError
 from pipeline.progress import Event
 from pipeline.storage import Storage
 
@@ -38,6 +40,8 @@ POINTERS = {
 FAILED = ("failed", "upstream_failed")
 RUNNING = ("running", "deferred", "up_for_retry", "restarting")
 _LOOK_SECONDS = 1.0
+_MISSES = 30  # looks without an answer, until Airflow counts as gone
+_LOOK = "see .crawl2chat/airflow/standalone.log, and run again: what was made is kept"
 _LINE_SECONDS = 10.0  # between two plain lines of a stage
 
 
@@ -79,9 +83,17 @@ def look(storage: Storage, run: str, task: Task) -> Sight:
 def follow(airflow: Airflow, storage: Storage, run_id: str, run: str, view: View) -> list[Task]:
     """Show the run until it ends; its tasks then. A task that failed is in `FAILED` states."""
     finished: set[str] = set()
+    missed = 0
     while True:
-        state = airflow.state(DAG, run_id)
-        tasks = airflow.tasks(DAG, run_id)
+        try:
+            state, tasks = airflow.state(DAG, run_id), airflow.tasks(DAG, run_id)
+            missed = 0
+        except (httpx.TransportError, MachineError) as error:
+            missed += 1  # a busy machine, a locked database
+            if missed == _MISSES:
+                raise MachineError(f"Airflow does not answer any more: {error}", _LOOK) from error
+            time.sleep(_LOOK_SECONDS)
+            continue
         order = list(POINTERS)
         tasks.sort(key=lambda task: order.index(task.name) if task.name in order else len(order))
         for task in tasks:

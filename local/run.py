@@ -14,10 +14,11 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
 import yaml
 from rich.console import Console
 
@@ -104,7 +105,8 @@ def run(airflow: Airflow, given: argparse.Namespace, recipe: Recipe, storage: St
                 view = follow.Lines(storage, lambda line: print(line, flush=True))
             tasks = follow.follow(airflow, storage, run_id, name, view)
     except BaseException:
-        airflow.fail(DAG, run_id)  # or the next start would go on with it
+        with suppress(httpx.TransportError):
+            airflow.fail(DAG, run_id)  # or the next start would go on with it
         raise
     failed = [task for task in tasks if task.state == "failed"]
     if failed:

@@ -23,6 +23,13 @@ PATTERNS = {
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
+# GPT-2's split pattern, and which files tiktoken's cache holds for each given tokenizer (tiktoken_ext/openai_public.py).
+_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_PUBLIC = "https://openaipublic.blob.core.windows.net"
+_GIVEN = {
+    "gpt2": (_GPT2, (f"{_PUBLIC}/gpt-2/encodings/main/vocab.bpe", f"{_PUBLIC}/gpt-2/encodings/main/encoder.json")),
+    "cl100k_base": (PATTERNS["llama-bpe"], (f"{_PUBLIC}/encodings/cl100k_base.tiktoken",)),
+}
 FILE = "tokenizer.json"
 
 
@@ -136,17 +143,23 @@ class Tokenizer:
             (folder / name).write_bytes(data)
 
 
-def given(name: str) -> bytes:
-    """`tokenizer.json` of `gpt2` or `cl100k_base` with our special tokens after its own ids.
+def cached(name: str) -> tiktoken.Encoding | None:
+    """`gpt2` or `cl100k_base` from tiktoken's cache, or None where `TIKTOKEN_CACHE_DIR` does not hold its files.
 
-    Read from tiktoken's cache (`TIKTOKEN_CACHE_DIR`); nothing is downloaded.
+    Nothing is downloaded: tiktoken itself would.
     """
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR", "")
-    if not cache or not Path(cache).is_dir():
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", "")
+    files = [Path(folder) / hashlib.sha1(url.encode()).hexdigest() for url in _GIVEN[name][1]]
+    return tiktoken.get_encoding(name) if folder and all(file.is_file() for file in files) else None
+
+
+def given(name: str) -> bytes:
+    """`tokenizer.json` of `gpt2` or `cl100k_base` with our special tokens after its own ids."""
+    encoding = cached(name)
+    if encoding is None:
         raise MachineError(
             f"tokenizer {name!r} needs tiktoken's cached files", "set TIKTOKEN_CACHE_DIR to a folder that holds them"
         )
-    encoding = tiktoken.get_encoding(name)
     letters = {byte: letter for letter, byte in _bytes_of_letters().items()}
     ranks: dict[bytes, int] = encoding._mergeable_ranks
 
@@ -168,7 +181,8 @@ def given(name: str) -> bytes:
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": encoding._pat_str}, "behavior": "Isolated", "invert": False},
+                # Not tiktoken's own spelling: its possessive `{1,3}+` is a repeated group to `tokenizers` (Oniguruma).
+                {"type": "Split", "pattern": {"Regex": _GIVEN[name][0]}, "behavior": "Isolated", "invert": False},
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
             ],
         },

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
+
+
+# An ARC record line: URL, IP address, date, type, length (https://archive.org/web/researcher/ArcFileFormat.php).
+_ARC_LINE = re.compile(rb"[a-z]+://?\S.* \d{14} ", re.I)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ def captures(stream: BinaryIO, max_bytes: int, skipped: Counter[str]) -> Iterato
     A metadata record belongs to the response before it (Common Crawl writes them so). Raises `NotWarc` where not one
     record could be read, `Truncated` where reading ends early.
     """
+    _check_first_bytes(stream)
     waiting: Capture | None = None
     seen = 0
     try:
@@ -57,7 +64,7 @@ def captures(stream: BinaryIO, max_bytes: int, skipped: Counter[str]) -> Iterato
                 offset = archive.get_record_offset()  # after the payload: it reads the record to its end
                 waiting = Capture(
                     offset=offset,
-                    url=(record.rec_headers.get_header("WARC-Target-URI") or "").strip("<> "),
+                    url=_url(record),
                     date=record.rec_headers.get_header("WARC-Date") or "",
                     status=_status(record.http_headers.get_statuscode()),
                     content_type=record.http_headers.get_header("Content-Type") or "",
@@ -65,14 +72,15 @@ def captures(stream: BinaryIO, max_bytes: int, skipped: Counter[str]) -> Iterato
                     length=max(len(payload), record.length or 0),
                     languages=None,
                 )
-                continue
-            skipped[record.rec_type or "unknown"] += 1
-            if record.rec_type == "metadata" and waiting is not None:
-                url = (record.rec_headers.get_header("WARC-Target-URI") or "").strip("<> ")
-                if url == waiting.url:
-                    languages = _languages(record.content_stream().read(1 << 20))
-                    yield Capture(**{**waiting.__dict__, "languages": languages})
+            else:
+                skipped[record.rec_type or "unknown"] += 1
+                if record.rec_type == "metadata" and waiting is not None and _url(record) == waiting.url:
+                    yield replace(waiting, languages=_languages(record.content_stream().read(1 << 20)))
                     waiting = None
+                archive.get_record_offset()
+            # warcio ends quietly where a file is cut: the record then has less than it announced.
+            if getattr(record.raw_stream, "limit", 0) > 0:
+                raise EOFError(f"the file ends inside the record at byte {archive.get_record_offset()}")
     except (ArchiveLoadFailed, EOFError, OSError, ValueError, AttributeError) as error:
         # AttributeError: warcio's own, on records without a header block.
         if waiting is not None:
@@ -84,6 +92,24 @@ def captures(stream: BinaryIO, max_bytes: int, skipped: Counter[str]) -> Iterato
         yield waiting
     if not seen:
         raise NotWarc("no record in it")
+
+
+def _check_first_bytes(stream: BinaryIO) -> None:
+    """warcio takes any line for an ARC header: look first whether an archive begins here."""
+    head = stream.read(1 << 16)
+    stream.seek(0)
+    if head.startswith(b"\x1f\x8b"):
+        try:
+            head = zlib.decompressobj(wbits=31).decompress(head, 4096)
+        except zlib.error as error:
+            raise NotWarc(f"damaged gzip: {error}") from error
+    head = head.lstrip()
+    if not head.startswith(b"WARC/") and not _ARC_LINE.match(head):
+        raise NotWarc(f"it begins with {head[:20]!r}")
+
+
+def _url(record: Any) -> str:
+    return (record.rec_headers.get_header("WARC-Target-URI") or "").strip("<> ")
 
 
 def _status(text: str | None) -> int:

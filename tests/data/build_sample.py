@@ -56,13 +56,21 @@ OTHER_HTML_BYTES = 9_600  # pages in other languages are kept small: they are th
 CHARSETS = {"fr": "iso-8859-1", "ru": "windows-1251", "ja": "euc-jp", "zh": "gb18030"}
 
 PII = (
-    ("EMAIL", "You can reach the author of this chapter at {}.", ("maria.lopez{}@mail-server.org", "j.smith+docs{}@acme-tools.com")),
+    (
+        "EMAIL",
+        "You can reach the author of this chapter at {}.",
+        ("maria.lopez{}@mail-server.org", "j.smith+docs{}@acme-tools.com"),
+    ),
     ("IP", "The machine answered from the address {} during the test.", ("81.94.{}.17", "203.14.{}.201")),
     ("US_SSN", "His social security number is {} according to the form.", ("536-22-48{}", "212-09-91{}")),
     ("CREDIT_CARD", "The order was paid with the credit card {} last week.", ("4532015112830366", "5425233430109903")),
     ("PHONE", "For questions call our phone number {} during office hours.", ("(212) 555-01{}", "+1 415-555-26{}")),
-    ("IBAN", "Please transfer the fee to the account {} in time.", ("DE89370400440532013000", "GB82WEST12345698765432")),
-)  # fmt: skip
+    (
+        "IBAN",
+        "Please transfer the fee to the account {} in time.",
+        ("DE89370400440532013000", "GB82WEST12345698765432"),
+    ),
+)
 DECOYS = (
     "This was fixed in version 3.2.1.4 of the program.",
     "The advisory concerns OpenSSL 1.0.2.11 and later releases.",
@@ -186,7 +194,9 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
     supply = iter(english)
 
     def copy(kind: str, origin: Capture, body: bytes, **more: Any) -> Capture:
-        url = origin.url.replace("https://", f"https://mirror{rng.randrange(9)}.", 1).replace(".html", f"-{rng.randrange(10**6)}.html")  # fmt: skip
+        url = origin.url.replace("https://", f"https://mirror{rng.randrange(9)}.", 1).replace(
+            ".html", f"-{rng.randrange(10**6)}.html"
+        )
         plant = {"kind": kind, "original_url": origin.url, **more}
         return Capture(more.pop("url", url), body, truth={**origin.truth, "planted": plant})
 
@@ -238,7 +248,16 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
         name, mime, body = others[i % len(others)]
         url = f"https://files{i}.example/{name}"
         yield Capture(url, body, mime=mime, charset=None, truth={"planted": {"kind": "non_html"}})
-    statuses = ("301 Moved Permanently", "302 Found", "304 Not Modified", "403 Forbidden", "404 Not Found", "410 Gone", "500 Internal Server Error", "503 Service Unavailable")  # fmt: skip
+    statuses = (
+        "301 Moved Permanently",
+        "302 Found",
+        "304 Not Modified",
+        "403 Forbidden",
+        "404 Not Found",
+        "410 Gone",
+        "500 Internal Server Error",
+        "503 Service Unavailable",
+    )
     for i in range(20):
         status = statuses[i % len(statuses)]
         body = b"" if status.startswith("304") else f"<html><body><h1>{status}</h1></body></html>".encode()
@@ -248,7 +267,9 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
 def cld2(capture: Capture) -> str | None:
     """The page's `languages-cld2` value as Common Crawl writes it; None where nothing was detected."""
     try:
-        reliable, size, found = pycld2.detect(capture.body.decode(capture.charset or "utf-8", "replace").replace("\0", " "), isPlainText=False)  # fmt: skip
+        reliable, size, found = pycld2.detect(
+            capture.body.decode(capture.charset or "utf-8", "replace").replace("\0", " "), isPlainText=False
+        )
     except pycld2.error:
         return None
     languages = [
@@ -270,10 +291,14 @@ def write(captures: list[Capture], number: int) -> list[dict[str, Any]]:
     with (OUT / name).open("wb") as stream:
         writer = WARCWriter(stream, gzip=True, warc_version="WARC/1.0")
 
-        def record(kind: str, url: str | None, body: bytes, more: dict[str, str], http: StatusAndHeaders | None = None) -> str:  # fmt: skip
+        def record(
+            kind: str, url: str | None, body: bytes, more: dict[str, str], http: StatusAndHeaders | None = None
+        ) -> str:
             identity = f"<urn:uuid:{uuid.UUID(int=rng.getrandbits(128), version=4)}>"
             headers = {"WARC-Record-ID": identity, "WARC-Date": DATE, **more}
-            made = writer.create_warc_record(url, kind, io.BytesIO(body), warc_headers_dict=headers, http_headers=http, length=len(body))  # fmt: skip
+            made = writer.create_warc_record(
+                url, kind, io.BytesIO(body), warc_headers_dict=headers, http_headers=http, length=len(body)
+            )
             writer.write_record(made)
             return identity
 
@@ -283,7 +308,9 @@ def write(captures: list[Capture], number: int) -> list[dict[str, Any]]:
             host, _, path = capture.url.removeprefix("https://").partition("/")
             address = f"198.51.100.{int(hashlib.sha256(host.encode()).hexdigest(), 16) % 254 + 1}"
             common = {"WARC-Warcinfo-ID": info, "WARC-IP-Address": address}
-            asked = StatusAndHeaders(f"GET /{path} HTTP/1.1", [("Host", host), ("User-Agent", "CCBot/2.0")], is_http_request=True)  # fmt: skip
+            asked = StatusAndHeaders(
+                f"GET /{path} HTTP/1.1", [("Host", host), ("User-Agent", "CCBot/2.0")], is_http_request=True
+            )
             request = record("request", capture.url, b"", common, asked)
             kind = capture.mime + (f"; charset={capture.charset}" if capture.charset else "")
             headers = [("Content-Type", kind), ("Content-Length", str(len(capture.body)))]
@@ -297,7 +324,16 @@ def write(captures: list[Capture], number: int) -> list[dict[str, Any]]:
             meta = {"WARC-Warcinfo-ID": info, "WARC-Concurrent-To": response, "Content-Type": "application/warc-fields"}
             record("metadata", capture.url, fields.encode(), meta)
             status = int(capture.status[:3])
-            truth.append({"url": capture.url, "file": name, "offset": offset, "status": status, "mime": capture.mime, **capture.truth})  # fmt: skip
+            truth.append(
+                {
+                    "url": capture.url,
+                    "file": name,
+                    "offset": offset,
+                    "status": status,
+                    "mime": capture.mime,
+                    **capture.truth,
+                }
+            )
     return truth
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs import deduplicate, extract, filter, redact, shard, train_tokenizer  # noqa: A004
+from jobs import deduplicate, extract, filter, redact, shard, train_tokenizer
 from jobs.table import read_rows
 from pipeline import artifact
 from pipeline.artifact import Published
@@ -178,12 +178,15 @@ def test_a_file_cut_short_yields_what_it_had(tmp_path: Path, spark: Any) -> None
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared crawl is not on this machine")
 @pytest.mark.slow
 def test_the_shared_crawl_adds_up(tmp_path: Path, spark: Any) -> None:
-    truth = [json.loads(line) for line in gzip.open(SHARED / "truth.jsonl.gz", "rt")]
+    truth = [json.loads(line) for line in gzip.decompress((SHARED / "truth.jsonl.gz").read_bytes()).splitlines()]
     blocked = tmp_path / "lists/planted"
     blocked.mkdir(parents=True)
     planted = [line for line in truth if (line.get("planted") or {}).get("kind") == "blocklisted_domain"]
     (blocked / "domains").write_text("\n".join(sorted({line["ut1_domain"] for line in planted})))
-    overrides = {"input.warcs": [str(SHARED / "warc.paths")], "extract.block_list": {"source": str(tmp_path / "lists"), "categories": [], "words": []}}  # fmt: skip
+    overrides = {
+        "input.warcs": [str(SHARED / "warc.paths")],
+        "extract.block_list": {"source": str(tmp_path / "lists"), "categories": [], "words": []},
+    }
     made = extract.run(job(tmp_path, overrides))
     rows = {(row["warc"], row["offset"]): row for row in rows_of(made)}
     assert made.content.counts is not None

@@ -65,7 +65,12 @@ def test_block_list(tmp_path: Path) -> None:
     (tmp_path / "gambling").mkdir()
     (tmp_path / "gambling" / "domains").write_text("bad.example\nbücher.example\n")
     blocked = urls.BlockList(urls.hashed(urls.domains(str(tmp_path), [])), ["casino"])
-    for url in ("https://bad.example/", "http://WWW.Bad.Example:8080/x", "https://a.b.bad.example./", "https://xn--bcher-kva.example/"):  # fmt: skip
+    for url in (
+        "https://bad.example/",
+        "http://WWW.Bad.Example:8080/x",
+        "https://a.b.bad.example./",
+        "https://xn--bcher-kva.example/",
+    ):
         assert blocked.reason(url, urls.host_of(url)) == "blocked_domain", url
     assert blocked.reason("https://ok.example/CASINO/x", "ok.example") == "blocked_word"
     for url in ("https://notbad.example/", "https://bad.example.org/", "https://ok.example/casinos"):

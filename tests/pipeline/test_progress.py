@@ -62,7 +62,12 @@ def test_a_later_attempt_goes_on_behind_the_first(storage: Storage) -> None:
 def test_puts_are_bounded_in_time_but_the_end_is_written(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     puts: list[str] = []
     write = Storage.write
-    monkeypatch.setattr(Storage, "write", lambda self, name, data: (puts.append(name), write(self, name, data))[1])
+
+    def counted(self: Storage, name: str, data: bytes) -> None:
+        puts.append(name)
+        write(self, name, data)
+
+    monkeypatch.setattr(Storage, "write", counted)
     report = Progress(storage, FOLDER, "pretrain", "step")
     for step in range(1, 101):
         report(step, 100)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +18,25 @@ TEXTS = [
     for n in range(300)
 ]
 # Text that meets the corners of the split patterns: contractions, runs of digits, spaces and newlines, marks, scripts.
-PIECES = ["'s", "'LL", "ſ", "don't", "12345", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "!?", "é", "e\u0301", "数据"]
+PIECES = [
+    "'s",
+    "'LL",
+    "ſ",
+    "don't",
+    "12345",
+    "  ",
+    "\n",
+    "\r\n",
+    "\t",
+    "\u00a0",
+    "\u3000",
+    "!?",
+    "é",
+    "e\u0301",
+    "数据",
+]
 PIECES += ["🙂", "\u200b", "\ufeff", "\0", "<|im_end|>", "<|", "|>", "the", " The", "x_1", "٣٤", "Ⅷ", "a"]
+GIVEN = ["gpt2", "cl100k_base"]
 PLAIN = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=30).map("".join)
 PLAIN = PLAIN.map(lambda text: text.encode("utf-8", "ignore").decode())  # no lone surrogates
 
@@ -113,7 +129,9 @@ def test_batches_give_the_same_ids(source: bytes) -> None:
     assert encoder.encode_batch(TEXTS[:5]) == [encoder.encode(text) for text in TEXTS[:5]]
 
 
-@pytest.mark.parametrize("damaged", [b"", b"{}", b"\xff", b"[]", b'{"added_tokens": [], "model": {"vocab": {"\\u4e00": 0}}}'])
+@pytest.mark.parametrize(
+    "damaged", [b"", b"{}", b"\xff", b"[]", b'{"added_tokens": [], "model": {"vocab": {"\\u4e00": 0}}}']
+)
 def test_another_file_is_refused(damaged: bytes) -> None:
     with pytest.raises(ArtifactError):
         bpe.Tokenizer.from_bytes(damaged)
@@ -158,18 +176,16 @@ def test_a_given_tokenizer_needs_its_files(monkeypatch: pytest.MonkeyPatch, tmp_
         bpe.given("cl100k_base")
 
 
-@pytest.mark.skipif("TIKTOKEN_CACHE_DIR" not in os.environ, reason="needs tiktoken's files of gpt2 and cl100k_base")
-@pytest.mark.parametrize("name", ["gpt2", "cl100k_base"])
+@pytest.mark.skipif(None in map(bpe.cached, GIVEN), reason="TIKTOKEN_CACHE_DIR holds no gpt2 and cl100k_base")
+@pytest.mark.parametrize("name", GIVEN)
 def test_a_given_tokenizer_keeps_its_ids_in_both_libraries(name: str) -> None:
-    import tiktoken
-
-    source = bpe.given(name)
-    encoder, known, hf = bpe.Tokenizer.from_bytes(source), tiktoken.get_encoding(name), parity(source)
-    # <|endoftext|> included, the known one has special tokens of its own behind its ranks.
+    source, known = bpe.given(name), bpe.cached(name)
+    assert known is not None
+    encoder, hf = bpe.Tokenizer.from_bytes(source), parity(source)
     assert encoder.vocabulary == len(known._mergeable_ranks) + len(chat.SPECIAL_TOKENS)
 
     @settings(max_examples=300, deadline=None)
-    @given_text
+    @given(PLAIN)
     def check(text: str) -> None:
         ids = known.encode_ordinary(text)
         assert encoder.encode(text) == ids
@@ -179,6 +195,3 @@ def test_a_given_tokenizer_keeps_its_ids_in_both_libraries(name: str) -> None:
     check()
     text = " ".join(TEXTS)
     assert hf.encode(text, add_special_tokens=False).ids == encoder.encode(text) == known.encode_ordinary(text)
-
-
-given_text = given(PLAIN)

@@ -51,7 +51,9 @@ def test_the_index_is_megatrons() -> None:
     assert struct.unpack("<QBQQ", shards.index([1], np.dtype(np.int32))[9:34])[1] == 4
 
 
-@pytest.mark.parametrize(("vocabulary", "dtype"), [(512, "uint16"), (65_535, "uint16"), (65_536, "int32"), (100_270, "int32")])
+@pytest.mark.parametrize(
+    ("vocabulary", "dtype"), [(512, "uint16"), (65_535, "uint16"), (65_536, "int32"), (100_270, "int32")]
+)
 def test_ids_are_as_wide_as_they_must_be(vocabulary: int, dtype: str) -> None:
     assert shards.dtype_for(vocabulary) == DTYPES[dtype]
 
@@ -68,7 +70,10 @@ def damaged(head: bytes, body: bytes, how: str) -> tuple[bytes, bytes]:
         "empty index": (b"", body),
         "version": (head[:9] + struct.pack("<Q", 2) + head[17:], body),
         "dtype code": (head[:17] + b"\x05" + head[18:], body),
-        "other dtype": (head[:17] + b"\x04" + head[18:], body),  # dolma#142: ids of another width are junk, not an error
+        "other dtype": (
+            head[:17] + b"\x04" + head[18:],
+            body,
+        ),  # dolma#142: ids of another width are junk, not an error
         "short index": (head[:-1], body),
         "long index": (head + b"\0", body),
         "short tokens": (head, body[:-2]),
@@ -78,7 +83,17 @@ def damaged(head: bytes, body: bytes, how: str) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize(
     "how",
-    ["magic", "empty index", "version", "dtype code", "other dtype", "short index", "long index", "short tokens", "long tokens"],
+    [
+        "magic",
+        "empty index",
+        "version",
+        "dtype code",
+        "other dtype",
+        "short index",
+        "long index",
+        "short tokens",
+        "long tokens",
+    ],
 )
 def test_damage_is_refused(tmp_path: Path, how: str) -> None:
     path = write(tmp_path, [[1, 2, 3], [4]], DTYPES["uint16"])

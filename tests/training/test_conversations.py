@@ -1,0 +1,120 @@
+"""Conversation files: what is refused and how, and that the bundled sets keep what they promise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import InputError, RecipeError
+from tokenizer.chat import Message
+from training import conversations
+from training.conversations import DATA, NAME
+from training.tasks import Arithmetic
+
+GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "source": "mine"}
+
+
+def write(folder: Path, *lines: Any) -> Path:
+    path = folder / "talk.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def plain(text: str) -> str:
+    """A wording without case and punctuation."""
+    return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
+
+
+def users(name: str) -> list[str]:
+    return [str(messages[0]["content"]) for messages in conversations.read(DATA / f"{name}.jsonl")]
+
+
+def test_a_file_is_read_in_order(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": [{"type": "tool", "text": "1+1"}, {"type": "output", "text": "2"}]}
+    line = json.dumps(GOOD, ensure_ascii=False).replace("Hello", "a\u2028b")
+    path = write(tmp_path, GOOD, "", line, {"messages": [{"role": "user", "content": "1+1"}, call]})
+    found = list(conversations.read(path))
+    assert [len(messages) for messages in found] == [2, 2, 2]
+    assert found[1][1]["content"] == "a\u2028b"
+    assert found[2][1] == call
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", ":2: line: "),
+        ({"text": "x"}, ":2: messages: Field required"),
+        ({"messages": []}, ":2: messages: "),
+        ({"messages": [{"role": "user"}]}, ":2: messages.0.content: Field required"),
+        ({"messages": [{"role": "tutor", "content": "x"}]}, ":2: messages.0.role: "),
+        ({"messages": [{"role": "user", "content": "x"}]}, ":2: messages: no turn of the assistant"),
+    ],
+)
+def test_errors_name_file_line_and_key(line: Any, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD, line)
+    with pytest.raises(InputError, match=re.escape(f"{path}{said}")):
+        list(conversations.read(path))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for call in (lambda p: conversations.load([p], 0, 1), lambda p: conversations.assets([p])):
+        with pytest.raises(InputError, match="cannot be read"):
+            call(str(tmp_path / "none.jsonl"))
+    with pytest.raises(RecipeError, match="builtin:identity"):
+        conversations.load(["builtin:poems"], 0, 1)
+
+
+def test_sources_are_mixed_by_the_seed(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    sources = ["builtin:identity", "builtin:arithmetic", str(path)]
+    found = conversations.load(sources, 50, 1)
+    assert found == conversations.load(sources, 50, 1) != conversations.load(sources, 50, 2)
+    assert len(found) == 5 * len(users("identity")) + 50 + 1
+    assert found.count(list(map(Message, GOOD["messages"]))) == 1  # type: ignore[arg-type]
+
+
+def test_assets_change_with_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    sources = ["builtin:smalltalk", "builtin:arithmetic", str(path)]
+    found = conversations.assets(sources)
+    assert found[str(path)] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert set(found) == {"builtin:smalltalk", str(path)}
+    write(tmp_path, GOOD, GOOD)
+    assert conversations.assets(sources)[str(path)] != found[str(path)]
+
+
+def test_arithmetic_shows_both_ways_alike_and_training_pairs_only() -> None:
+    found = conversations.load(["builtin:arithmetic"], 400, 1)
+    calls = [isinstance(messages[1]["content"], list) for messages in found]
+    assert sum(calls) == 200
+    for messages in found:
+        a, b = map(int, re.findall(r"\d+", str(messages[0]["content"])))
+        assert Arithmetic.split(a, b) == "train"
+        content = messages[1]["content"]
+        said = content if isinstance(content, str) else content[-1]["text"]
+        assert int(said) in (a + b, a - b)
+
+
+def test_identity_has_many_wordings_and_always_says_the_name() -> None:
+    assert len(set(map(plain, users("identity")))) >= 150
+    for messages in conversations.read(DATA / "identity.jsonl"):
+        assert NAME in messages[1]["content"]
+
+
+def test_smalltalk_teaches_the_contrast() -> None:
+    assert len(set(map(plain, users("smalltalk")))) >= 200
+    assert not any(NAME in messages[1]["content"] for messages in conversations.read(DATA / "smalltalk.jsonl"))
+    assert {"Who is he?", "Who wrote this book?", "What is his name?"} <= set(users("smalltalk"))
+
+
+def test_what_is_asked_in_evaluation_is_never_trained_on() -> None:
+    trained = set(map(plain, users("identity") + users("smalltalk")))
+    asked = conversations.identity_questions()
+    assert sorted(question["claims"] for question in asked) == [False] * 20 + [True] * 20
+    assert len({plain(question["user"]) for question in asked}) == 40
+    assert not trained & {plain(question["user"]) for question in asked}
