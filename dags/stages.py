@@ -36,7 +36,9 @@ def place(*keys: str) -> list[str]:
 
 
 PLACE = place("recipe", "root", "run")
-FORCE = "{{ '--force' if params.force else '' }}"
+# Once only: a task that is tried again is to use what its first try made.
+FORCE = "{{ '--force' if params.force and ti.try_number == 1 else '' }}"
+FINAL = (2, 3, 4, 6, 7)  # exit codes of our errors that trying again cannot mend (5: a storage may come back)
 
 
 def given(arguments: Sequence[str]) -> list[str]:
@@ -63,8 +65,8 @@ def check_published(arguments: Sequence[str], stage: str) -> str:
 
 
 def failed(stage: str, code: int | None) -> AirflowException:
-    """What an exit code means: our own errors will not go away by trying again."""
-    if code is not None and 2 <= code <= 7:
+    """What an exit code means: most errors of ours will not go away by trying again."""
+    if code in FINAL:
         return AirflowFailException(f"{stage} cannot be built, see the error above (exit code {code})")
     return AirflowException(f"{stage} ended with exit code {code}")
 
@@ -111,9 +113,9 @@ class ProcessStage(BaseOperator):  # type: ignore[misc]
 
     def execute(self, context: Any) -> None:
         """Run until it is finished: again where it asks for it, having saved what it had."""
-        command = self.command()
-        self.log.info("%s", " ".join(command))
         for _ in range(MAX_STARTS):
+            command = self.command()
+            self.log.info("%s", " ".join(command))
             self._child = Child(command, HOME, {"PYTHONUNBUFFERED": "1"})
             try:
                 code = self._child.wait(lambda line: self.log.info("%s", line))
@@ -124,6 +126,7 @@ class ProcessStage(BaseOperator):  # type: ignore[misc]
             if code != EXIT_RESUME:
                 break
             self.log.info("%s saved what it had and stopped; starting it again", self.stage)
+            self.arguments = [argument for argument in self.arguments if argument != "--force"]
         if code:
             raise failed(self.stage, code)
         self.log.info("%s", check_published(given(self.arguments), self.stage))

@@ -54,7 +54,9 @@ def job(description: str | None) -> Job:
     options = parser.parse_args()
     overrides = {"input.warcs": options.input, "input.crawl": None} if options.input else None
     recipe = load(options.recipe, overrides)
-    return Job(recipe, Storage(options.root), options.run or recipe.name, options.input, options.force)
+    return Job(
+        recipe, Storage(options.root), artifact.run_name(options.run or recipe.name), options.input, options.force
+    )
 
 
 def upstream(job: Job, stage: str) -> Published:

@@ -106,18 +106,24 @@ def ranks() -> int:
 
 
 def members(session: int) -> list[int]:
-    """Process ids of a session, zombies left out (Linux)."""
-    found = []
+    """Process ids of a session and of the sessions that its members began, zombies left out (Linux)."""
+    found: set[int] = set()
+    parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 # pid (name) state ppid pgrp session …; the name may hold anything.
-                state, _, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                state, parent, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
             except OSError:
                 continue
-            if int(sid) == session and state != "Z":
-                found.append(int(entry.name))
-    return found
+            if state == "Z":
+                continue
+            parents[int(entry.name)] = int(parent)
+            if int(sid) == session:
+                found.add(int(entry.name))
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
 
 
 def stop_session(session: int, seconds: float = STOP_SECONDS) -> None:

@@ -308,6 +308,7 @@ def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Reci
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         raise RecipeError(f"{where}: not YAML: {getattr(error, 'problem', error)}", "correct the line") from error
+    _refuse_duplicates(node, name)
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: a recipe is a mapping of sections", "start from recipes/demo.yaml")
     for key, value in (overrides or {}).items():
@@ -317,6 +318,17 @@ def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Reci
     except ValidationError as error:
         lines = [f"{name}:{_line(node, e['loc'])}: {_key(e['loc'])}: {_reason(e)}" for e in error.errors()]
         raise RecipeError("\n".join(lines), "correct the keys above; recipes/demo.yaml is a complete example") from None
+
+
+def _refuse_duplicates(node: yaml.Node | None, name: str) -> None:
+    """YAML takes the last of two equal keys in silence."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise RecipeError(f"{name}:{key.start_mark.line + 1}: {key.value}: given twice", "remove one of them")
+            seen.add(key.value)
+            _refuse_duplicates(value, name)
 
 
 def _override(data: dict[str, Any], key: str, value: Any, name: str) -> None:

@@ -20,10 +20,16 @@ from training import checkpoint, launch, model
 from training.engine import Engine
 from training.launch import Job, World
 
+# Sections of the recipe that decide what a stage makes.
+SECTIONS = {"pretrain": ("model", "pretrain"), "sft": ("sft",), "rl": ("rl",)}
+
 
 def source_model(job: Job, stage: str) -> Published:
-    """The model that `stage` of this run published, or the artifact that `--input` names."""
-    return artifact.read(job.storage, job.input) if job.input else artifact.of_run(job.storage, job.run, stage)
+    """The model that `stage` of this run published with this recipe, or the artifact that `--input` names."""
+    if job.input:
+        return artifact.read(job.storage, job.input)
+    built = {name: job.recipe.section(name) for name in SECTIONS[stage]}
+    return artifact.of_run(job.storage, job.run, stage, built)
 
 
 class Loop(ABC):

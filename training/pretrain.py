@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline import artifact, errors
-from pipeline.artifact import Building, File, Published, Stage
+from pipeline.artifact import Building, Published, Stage
 from pipeline.errors import ArtifactError
 from pipeline.progress import Progress
 from tokenizer.bpe import Tokenizer
@@ -30,6 +30,7 @@ from tokenizer.chat import END_OF_TEXT, PAD
 from training import checkpoint, launch, loader, model
 from training.engine import Engine, micro_rows, rows_a_rank, token_loss
 from training.launch import Job, World
+from training.loop import write_rows
 from training.ngrams import Tables, bits_per_byte
 
 STAGE = Stage("pretrain", 1, libraries=("torch", "transformers", "deepspeed"))
@@ -233,7 +234,7 @@ class Pretraining:
             "steps_skipped": self.engine.skipped,
         }
         files = checkpoint.write_export(self.building, self.engine.model, self.tokenizer, self.window)
-        files.append(write_rows(self.building, "metrics.jsonl", [_finite(row) for row in self.metrics]))
+        files.append(write_rows(self.building, "metrics.jsonl", self.metrics))
         files.append(write_rows(self.building, "samples.jsonl", self.samples))
         taken = self.steps - self.first_step
         speed = round(taken * self.batch * self.window / self.seconds, 1) if taken else 0.0
@@ -247,13 +248,6 @@ class Pretraining:
         }
         self.building.publish(files, numbers=numbers, run_numbers=run_numbers)
         print(json.dumps(numbers), flush=True)
-
-
-def write_rows(building: Building, path: str, rows: list[dict[str, Any]]) -> File:
-    """Write JSON lines into the artifact in the making; its manifest entry."""
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    building.storage.write(building.file(path), text.encode())
-    return artifact.describe(building.storage, building.pointer.folder, path, rows=len(rows))
 
 
 def _finite(numbers: dict[str, Any]) -> dict[str, Any]:

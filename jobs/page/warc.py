@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
-
 # An ARC record line: URL, IP address, date, type, length (https://archive.org/web/researcher/ArcFileFormat.php).
 _ARC_LINE = re.compile(rb"[a-z]+://?\S.* \d{14} ", re.I)
 

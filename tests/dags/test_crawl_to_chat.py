@@ -96,14 +96,16 @@ def test_a_driver_that_vanished_is_no_success(run_folder, stage):
         stages.check_published(arguments(run_folder), stage)
 
 
-@pytest.mark.parametrize(("code", "again"), [(1, True), (2, False), (3, False), (7, False), (-9, True), (None, True)])
+@pytest.mark.parametrize(
+    ("code", "again"), [(1, True), (2, False), (3, False), (5, True), (7, False), (-9, True), (None, True)]
+)
 def test_only_what_may_go_away_is_tried_again(code, again):
     assert isinstance(stages.failed("x", code), AirflowFailException) is not again
 
 
-def rendered(task, force=False):
+def rendered(task, force=False, tries=1):
     place = {"recipe": "r.yaml", "root": "/data", "run": "one"}
-    ti = SimpleNamespace(xcom_pull=lambda task_ids: place)
+    ti = SimpleNamespace(xcom_pull=lambda task_ids: place, try_number=tries)
     task = task.prepare_for_execution() if hasattr(task, "prepare_for_execution") else task
     task.render_template_fields({"ti": ti, "params": {"force": force}})
     return task
@@ -149,6 +151,11 @@ def test_the_report_is_a_module():
     assert command[1:] == ["-u", "-m", "web.report", "--root", "/data", "--run", "one"]
 
 
+def test_a_second_try_uses_what_the_first_made():
+    assert rendered(dag.get_task("report"), force=True).command()[-1] == "--force"
+    assert rendered(dag.get_task("report"), force=True, tries=2).command()[-1] == "one"
+
+
 def process_stage(code, root, stage="extract"):
     task = ProcessStage(task_id="t", stage=stage, arguments=["-c", code, *arguments(root)])
     task.arguments = task.arguments[:-1]
@@ -157,9 +164,11 @@ def process_stage(code, root, stage="extract"):
 
 def test_a_process_that_asks_for_it_is_started_again(run_folder):
     code = "import os, sys; p = 'starts'; n = os.path.exists(p); open(p, 'a').write('x'); sys.exit(0 if n else 85)"
-    code = code.replace("'starts'", repr(str(run_folder / "starts")))
-    process_stage(code, run_folder).execute({})
-    assert (run_folder / "starts").read_text() == "xx"
+    code = code.replace("'starts'", repr(str(run_folder / "starts"))).replace("'x'", "str('--force' in sys.argv)")
+    task = process_stage(code, run_folder)
+    task.arguments.append("--force")
+    task.execute({})
+    assert (run_folder / "starts").read_text() == "TrueFalse"  # a start again goes on with what was saved
 
 
 @pytest.mark.parametrize(("code", "kind"), [(2, AirflowFailException), (1, AirflowException)])

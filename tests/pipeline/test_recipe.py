@@ -167,3 +167,7 @@ def test_section_is_plain_data_of_that_section_only() -> None:
     demo = load(DEMO)
     assert demo.section("redact") == {"kinds": ["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE"]}
     assert demo.section("filter")["gopher"]["max_top_ngram_chars"] == {"2": 0.2, "3": 0.18, "4": 0.16}
+
+
+def test_a_key_given_twice_is_refused(text: str) -> None:
+    assert "name: given twice" in refused(text + "\nname: other\n")

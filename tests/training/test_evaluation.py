@@ -1,0 +1,158 @@
+"""Evaluation: what is counted, by a model that says what it is told to, and what is published."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import artifact, progress, recipe
+from pipeline.artifact import Building, Published, Stage, describe
+from pipeline.storage import Storage
+from tokenizer import bpe
+from tokenizer.chat import PAD
+from training import checkpoint, conversations, evaluation, model
+from training.evaluation import Measurement
+from training.sampler import Sample, Sampler
+from training.tools import calculator
+
+REPOSITORY = Path(__file__).parents[2]
+TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["What is it? Please tell me your name."], 300, "qwen2"))
+
+
+def small(folder: Path) -> Path:
+    data = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
+    data["tokenizer"]["vocabulary"] = 300
+    data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
+    data["model"]["window"] = data["pretrain"]["window"] = data["sft"]["window"] = 128
+    data["evaluation"] |= {"arithmetic": 12, "samples": 4, "max_new_tokens": 6, "prompts": ["The", ""], "chats": ["Hi"]}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data, allow_unicode=True))
+    return path
+
+
+def publish(root: Path, path: Path) -> Published:
+    chosen, storage = recipe.load(path), Storage(root)
+    opened = artifact.open_stage(storage, chosen.name, Stage("sft", 1), {}, chosen.seed, [], force=True)
+    assert isinstance(opened, Building)
+    net = model.build(chosen.model, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint.export(net, TOKENIZER, Path(name), chosen.model.window)
+        names = sorted(file.name for file in Path(name).iterdir())
+        for file in names:
+            storage.write(opened.file(file), (Path(name) / file).read_bytes())
+    return opened.publish([describe(storage, opened.pointer.folder, file, 1) for file in names])
+
+
+class Oracle(Sampler):
+    """Answers greedily by a call and always right; at temperature 1 every second answer is a direct, wrong one."""
+
+    def __init__(self) -> None:
+        self.tokenizer, self._ends, self.rows = TOKENIZER, {TOKENIZER.special("<|im_end|>")}, 0
+
+    def sample(
+        self, prompts: Any, most: int, temperature: float, seeds: Any, top_k: int = 0, top_p: float = 1.0
+    ) -> Any:
+        assert len(prompts) == len(seeds) <= evaluation.TOGETHER
+        found = []
+        for prompt in prompts:
+            asked = TOKENIZER.decode(prompt)
+            wrong = temperature > 0 and self.rows % 2 == 0
+            self.rows += 1
+            sums = re.search(r"(\d+) ([-+]) (\d+)", asked)
+            if sums:
+                said = "0" if wrong else calculator("".join(sums.groups()))
+            else:
+                said = "I am crawl2chat." if "you" in asked.split("user<|im_sep|>")[-1] else "I do not know."
+            ids = TOKENIZER.encode(said)
+            before = [] if wrong else [7, 8]
+            found.append(Sample([*before, *ids], [0] * len(before) + [1] * len(ids), [], True, int(not wrong)))
+        return found
+
+
+def measured() -> Measurement:
+    chosen = recipe.load(REPOSITORY / "recipes" / "demo.yaml").evaluation
+    return Measurement(Oracle(), chosen.model_copy(update={"arithmetic": 100, "samples": 4}), 1)
+
+
+def test_arithmetic_counts_right_answers_calls_and_what_they_were_worth() -> None:
+    found = measured().arithmetic()
+    length = found.pop("answer_length")
+    assert 2 < length < 5
+    assert found == {
+        "questions": 100,
+        "samples": 4,
+        "sampled_accuracy": 0.5,
+        "greedy_accuracy": 1.0,
+        "tool_rate": 0.5,
+        "greedy_tool_rate": 1.0,
+        "accuracy_with_tool": 1.0,
+        "accuracy_without_tool": 0.0,
+    }
+
+
+def test_answers_that_do_not_end_are_wrong_and_empty_shares_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Oracle.sample
+
+    def unfinished(self: Oracle, *given: Any, **more: Any) -> Any:
+        return [Sample(one.ids, one.mask, [], False, 1) for one in original(self, *given, **more)]
+
+    monkeypatch.setattr(Oracle, "sample", unfinished)
+    found = measured().arithmetic()
+    assert found["sampled_accuracy"] == found["greedy_accuracy"] == found["accuracy_with_tool"] == 0.0
+    assert found["accuracy_without_tool"] is None
+
+
+def test_identity_counts_both_directions() -> None:
+    numbers, rows = measured().identity()
+    said = [conversations.NAME in row["assistant"] for row in rows]
+    wanted = [row["claims"] for row in rows]
+    assert numbers["identity_said"] == sum(s and w for s, w in zip(said, wanted, strict=True)) / 20
+    assert numbers["identity_wrongly_said"] == sum(s and not w for s, w in zip(said, wanted, strict=True)) / 20
+    assert numbers["identity_said"] > 0.5 > numbers["identity_wrongly_said"] > 0  # "Hi, how are you?"
+
+
+def test_it_publishes_under_the_name_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = small(tmp_path)
+    publish(tmp_path, path)
+    arguments = ["evaluation.py", "--recipe", str(path), "--root", str(tmp_path), "--of", "sft"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    evaluation.main()
+    storage = Storage(tmp_path)
+    made = artifact.of_run(storage, "demo", "evaluation-sft")
+    results = json.loads(storage.read(made.file("results.json")))
+    assert results["numbers"] == made.content.numbers
+    assert made.content.assets == conversations.identity_assets()
+    assert [row["prompt"] for row in results["continuations"]] == ["The", ""]
+    assert [row["prompt"] for row in results["chats"]] == ["Hi"] and isinstance(results["chats"][0]["text"], str)
+    assert len(results["identity"]) == 40
+    assert [e.done for e in progress.events(storage, f"_work/evaluation/{made.content.fingerprint}/progress")][-1] == 4
+    evaluation.main()
+    assert "already made" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*arguments, "--force"])
+    evaluation.main()
+    assert artifact.of_run(storage, "demo", "evaluation-sft").manifest.content_hash == made.manifest.content_hash
+
+
+@pytest.mark.parametrize("arguments", [[], ["--of"], ["--of", "shard"]])
+def test_whose_model_must_be_said(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", "--recipe", "x", "--root", "y", *arguments])
+    with pytest.raises(SystemExit) as raised:
+        evaluation.main()
+    assert raised.value.code == 2
+
+
+def test_only_one_process_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small(tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", "--recipe", str(path), "--root", str(tmp_path), "--of=sft"])
+    evaluation.main()
+    assert not (tmp_path / "evaluation").exists()

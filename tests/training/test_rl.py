@@ -1,0 +1,239 @@
+"""GRPO: advantages and loss by hand, what is learned from, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pipeline import artifact, errors, recipe
+from pipeline.artifact import Building, Published, Stage, describe
+from pipeline.storage import Storage
+from tokenizer import bpe
+from tokenizer.chat import PAD
+from training import checkpoint, launch, model, rl
+from training.engine import supervised
+from training.sampler import Sample
+from training.tasks import Arithmetic
+
+REPOSITORY = Path(__file__).parents[2]
+TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["What is 1 + 2? Calculate it, please. How much"] * 2, 300, "qwen2"))
+
+
+def small(folder: Path, **changes: Any) -> Path:
+    """The demo recipe with a tiny model and short answers."""
+    data = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
+    data["tokenizer"]["vocabulary"] = 300
+    data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
+    data["model"] |= {"window": 96}
+    data["pretrain"]["window"] = data["sft"]["window"] = 96
+    data["rl"] |= {"prompts": 8, "samples": 6, "steps": 12, "max_new_tokens": 4, "temperature": 1.0}
+    data["rl"] |= {"evaluate_every": 6, "checkpoint_every": 5} | changes
+    data["rl"]["optimizer"] |= {"kind": "adamw", "lr": 0.02}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data, allow_unicode=True))
+    return path
+
+
+def publish(root: Path, path: Path) -> Published:
+    """An untrained model, as sft leaves one."""
+    chosen, storage = recipe.load(path), Storage(root)
+    opened = artifact.open_stage(storage, chosen.name, Stage("sft", 1), {}, chosen.seed, [], force=True)
+    assert isinstance(opened, Building)
+    net = model.build(chosen.model, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint.export(net, TOKENIZER, Path(name), chosen.model.window)
+        names = sorted(file.name for file in Path(name).iterdir())
+        for file in names:
+            storage.write(opened.file(file), (Path(name) / file).read_bytes())
+    return opened.publish([describe(storage, opened.pointer.folder, file, 1) for file in names])
+
+
+def run(root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["rl.py", "--recipe", str(path), "--root", str(root)])
+    monkeypatch.setattr(launch, "stop", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        rl.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def made(root: Path) -> Published:
+    return artifact.of_run(Storage(root), "demo", "rl")
+
+
+def rows(published: Published) -> list[dict[str, Any]]:
+    return [json.loads(x) for x in published.storage.read(published.file("metrics.jsonl")).splitlines()]
+
+
+def even_first(self: rl.Reinforcement, questions: Any, found: list[Sample]) -> list[float]:
+    """A verifier that an untrained model can please: the first id is even."""
+    return [float(one.ids[0] % 2 == 0) for one in found]
+
+
+def stage(tmp_path: Path, **changes: Any) -> rl.Reinforcement:
+    """The stage without its loop."""
+    path = small(tmp_path, **changes)
+    source = publish(tmp_path, path)
+    job = launch.parse("rl.py", ["--recipe", str(path), "--root", str(tmp_path)])
+    opened = artifact.open_stage(job.storage, job.run, rl.STAGE, {}, 1, [source.as_input()])
+    assert isinstance(opened, Building)
+    return rl.Reinforcement(job, launch.start(1), opened, source)
+
+
+def test_advantages_by_hand() -> None:
+    found, telling = rl.advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0] * 4, [0.0] * 4, [0.0, 0.0, 0.0, 1.0]]))
+    assert telling.tolist() == [True, False, False, True]
+    assert found[0].tolist() == pytest.approx([1, -1, -1, 1], rel=1e-3)
+    assert found[1].tolist() == found[2].tolist() == [0.0] * 4
+    assert found[3].tolist() == pytest.approx([-(3**-0.5)] * 3 + [3**0.5], rel=1e-3)
+    assert found.sum(dim=1).tolist() == pytest.approx([0.0] * 4, abs=1e-5)
+
+
+def test_the_batch_learns_from_sampled_tokens_of_telling_groups_only(tmp_path: Path) -> None:
+    found = [
+        Sample([10, 11], [1, 1], [-1.0, -1.0], True), Sample([12], [1], [-1.0], True),
+        Sample([13, 14, 15], [1, 0, 1], [-1.0] * 3, True, 1), Sample([16], [1], [-1.0], False),
+    ]  # fmt: skip
+    prompts = [[1, 2, 3]] * 2 + [[4]] * 2
+    worth, telling = torch.tensor([[0.0, 0.0], [1.0, -1.0]]), torch.tensor([False, True])
+    batch = stage(tmp_path).batch(prompts, found, worth, telling)
+    pad = TOKENIZER.special(PAD)
+    assert batch["ids"].tolist() == [
+        [1, 2, 3, 10, 11],
+        [1, 2, 3, 12, pad],
+        [4, 13, 14, 15, pad],
+        [4, 16, pad, pad, pad],
+    ]
+    assert batch["seen"].tolist() == [[1] * 5, [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]
+    assert batch["mask"].tolist() == [[0] * 5, [0] * 5, [0, 1, 0, 1, 0], [0, 1, 0, 0, 0]]
+    assert batch["advantages"].tolist() == [0.0, 0.0, 1.0, -1.0]
+    assert int(supervised(batch)) == 3
+
+
+def test_the_loss_and_its_gradient_are_the_formula(tmp_path: Path) -> None:
+    made = stage(tmp_path)
+    net = made.net
+    found = [Sample([10, 11], [1, 1]), Sample([13, 14, 15], [1, 0, 1])]
+    batch = made.batch([[1, 2], [4]], found, torch.tensor([[0.5, -2.0]]), torch.tensor([True]))
+    loss = rl.policy_loss(net, batch, temperature=0.8)
+    expected = torch.zeros(())
+    for prompt, one, advantage in (([1, 2], found[0], 0.5), ([4], found[1], -2.0)):
+        logits = net(torch.tensor([prompt + one.ids])).logits[0] / 0.8
+        logprobs = torch.log_softmax(logits, -1)
+        for at, (token, own) in enumerate(zip(one.ids, one.mask, strict=True)):
+            if own:
+                expected = expected - advantage * logprobs[len(prompt) + at - 1, token]
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    grads = [torch.autograd.grad(value, list(net.parameters())) for value in (loss, expected)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_an_answer_that_does_not_end_earns_nothing(tmp_path: Path) -> None:
+    made = stage(tmp_path)
+    question = Arithmetic().question(random.Random(1), "train")
+    ids = TOKENIZER.encode(str(question.answer))
+    found = [Sample(ids, [1] * len(ids), [], finished) for finished in (True, False)]
+    assert made.scores([question], found) == [1.0, 0.0]
+
+
+def test_it_learns_what_is_rewarded_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, root = small(tmp_path), tmp_path / "root"
+    publish(root, path)
+    monkeypatch.setattr(rl.Reinforcement, "scores", even_first)
+    run(root, path, monkeypatch)
+    found, numbers = rows(made(root)), made(root).content.numbers
+    assert found[0]["reward"] < 0.7 < 0.9 < found[-1]["reward"]
+    assert numbers["reward_first"] == pytest.approx(found[0]["reward"], abs=1e-6)
+    assert all(row["logprob_gap"] < 1e-3 for row in found)
+    assert {"loss", "grad_norm", "length", "tool_rate", "telling_groups"} <= set(found[0])
+    assert [row["step"] for row in found if "greedy_accuracy" in row] == [6, 12]
+    assert found[-1]["greedy_accuracy"] == 1.0
+    capsys.readouterr()
+    run(root, path, monkeypatch)
+    assert "already made" in capsys.readouterr().out
+
+
+def test_a_step_without_a_telling_group_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, root = small(tmp_path, steps=3), tmp_path / "root"
+    source = publish(root, path)
+    monkeypatch.setattr(rl.Reinforcement, "scores", lambda self, questions, found: [1.0] * len(found))
+    run(root, path, monkeypatch)
+    assert [row["telling_groups"] for row in rows(made(root))] == [0.0] * 3
+    files = [{f.path: f.sha256 for f in p.content.files} for p in (source, made(root))]
+    assert files[0]["model.safetensors"] == files[1]["model.safetensors"]
+
+
+def test_stopped_and_started_again_it_makes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small(tmp_path)
+    monkeypatch.setattr(rl.Reinforcement, "scores", even_first)
+    for name in ("whole", "stopped"):
+        publish(tmp_path / name, path)
+    run(tmp_path / "whole", path, monkeypatch)
+    asked = iter([False] * 6 + [True] + [False] * 100)
+    with monkeypatch.context() as context:
+        context.setattr(checkpoint.Stop, "agreed", lambda self: next(asked))
+        with pytest.raises(errors.Interrupted, match="saved step 7"):
+            run(tmp_path / "stopped", path, context)
+    run(tmp_path / "stopped", path, monkeypatch)
+    assert made(tmp_path / "stopped").manifest.content_hash == made(tmp_path / "whole").manifest.content_hash
+
+
+def test_questions_and_answers_do_not_depend_on_the_ranks(tmp_path: Path) -> None:
+    made = stage(tmp_path)
+    whole = made.questions(0)
+    assert len(whole) == 8 and len({q.text for q in whole}) > 4
+    together = made.rollout(made.ask(whole), 3, 1.0, list(range(8)))
+    made.share = 4
+    assert made.questions(0) + made.questions(4) == whole
+    halves = [
+        one
+        for first in (0, 4)
+        for one in made.rollout(made.ask(whole[first : first + 4]), 3, 1.0, [*range(first, first + 4)])
+    ]
+    assert [one.ids for one in halves] == [one.ids for one in together]
+    for question in whole:
+        a, b = question.expression.replace("-", "+").split("+")
+        assert Arithmetic.split(int(a), int(b)) == "train"
+
+
+@pytest.mark.slow
+def test_one_rank_and_two_take_the_same_steps(tmp_path: Path) -> None:
+    path = small(tmp_path, steps=3)
+    found = []
+    for size in (1, 2):
+        root = tmp_path / str(size)
+        publish(root, path)
+        port, running = launch._free_port(), []
+        for rank in range(size):
+            env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(REPOSITORY)}
+            code = (
+                "import sys; from training import rl; "
+                "rl.Reinforcement.scores = lambda s, q, found: [float(one.ids[0] % 2 == 0) for one in found]; rl.main()"
+            )
+            command = [sys.executable, "-c", code, "--recipe", str(path), "--root", str(root)]
+            running.append(
+                subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            )
+        said = [process.communicate(timeout=300)[0] for process in running]
+        assert [process.returncode for process in running] == [0] * size, "\n".join(said)
+        found.append(rows(made(root)))
+    for one, two in zip(*found, strict=True):
+        assert one["reward"] == two["reward"] and one["length"] == two["length"]
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3, abs=1e-5)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)

@@ -1,0 +1,225 @@
+"""Fine-tuning from a published base model to a published assistant: counts, order, loss, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline import artifact, errors, progress, recipe
+from pipeline.artifact import Building, Published, Stage, describe
+from pipeline.storage import Storage
+from tokenizer import bpe
+from tokenizer.chat import PAD, render
+from training import checkpoint, conversations, launch, model, sft
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def small(folder: Path, **changes: Any) -> Path:
+    """The demo recipe with a tiny model and few conversations."""
+    data = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
+    data["tokenizer"]["vocabulary"] = 400
+    data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
+    data["model"] |= {"window": 96}
+    data["pretrain"]["window"] = 96
+    data["sft"] |= {"conversations": ["builtin:smalltalk", "builtin:arithmetic"], "arithmetic": 300, "window": 64}
+    data["sft"] |= {"batch": 8, "epochs": 0.4, "evaluate_every": 10, "checkpoint_every": 7} | changes
+    data["sft"]["optimizer"] |= {"lr": 0.01, "muon_lr": 0.02}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data, allow_unicode=True))
+    return path
+
+
+def publish(root: Path, path: Path, stage: str = "pretrain") -> Published:
+    """A model as the stage before leaves it."""
+    chosen, storage = recipe.load(path), Storage(root)
+    opened = artifact.open_stage(storage, chosen.name, Stage(stage, 1), {}, chosen.seed, [], force=True)
+    assert isinstance(opened, Building)
+    texts = [json.dumps(messages) for messages in conversations.load(["builtin:smalltalk"], 0, 1)]
+    tokenizer = bpe.Tokenizer.from_bytes(bpe.train(texts, 400, "qwen2"))
+    net = model.build(chosen.model, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint.export(net, tokenizer, Path(name), chosen.model.window)
+        names = sorted(file.name for file in Path(name).iterdir())
+        for file in names:
+            storage.write(opened.file(file), (Path(name) / file).read_bytes())
+    files = [describe(storage, opened.pointer.folder, file, 1) for file in names]
+    return opened.publish(files)
+
+
+def run(root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--recipe", str(path), "--root", str(root)])
+    monkeypatch.setattr(launch, "stop", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        sft.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def made(root: Path) -> Published:
+    return artifact.of_run(Storage(root), "demo", "sft")
+
+
+def rows(published: Published) -> list[dict[str, Any]]:
+    return [json.loads(x) for x in published.storage.read(published.file("metrics.jsonl")).splitlines()]
+
+
+def test_it_learns_publishes_and_is_not_made_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, root = small(tmp_path), tmp_path / "root"
+    publish(root, path)
+    run(root, path, monkeypatch)
+    published = made(root)
+    numbers, counts = published.content.numbers, published.content.counts
+    assert counts is not None and counts.dropped["held_out"] > 0
+    assert counts.in_ == len(conversations.load(["builtin:smalltalk", "builtin:arithmetic"], 300, 1))
+    assert numbers["loss_first"] - numbers["loss_last"] > 1.0
+    found = rows(published)
+    assert [row["step"] for row in found] == list(range(1, numbers["steps"] + 1))
+    looks = [row["step"] for row in found if "validation_loss" in row]
+    assert looks == sorted({*range(10, numbers["steps"] + 1, 10), numbers["steps"]})
+    assert numbers["validation_loss"] == pytest.approx(found[-1]["validation_loss"], abs=1e-6)
+    assert numbers["tokens_learned"] == sum(row["tokens"] for row in found)
+    # The same validation loss, from the published model and one conversation at a time.
+    folder = published.storage.local_path(published.folder)
+    net, tokenizer = AutoModelForCausalLM.from_pretrained(folder), bpe.Tokenizer.load(folder)
+    everything = conversations.load(["builtin:smalltalk", "builtin:arithmetic"], 300, 1)
+    held = {tuple(one.ids): one for one in (render(c, tokenizer) for c in everything) if sft.held_out(one)}
+    cost = count = 0.0
+    with torch.no_grad():
+        for one in held.values():
+            ids, mask = torch.tensor([one.ids]), torch.tensor(one.mask[1:])
+            losses = torch.nn.functional.cross_entropy(net(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+            cost, count = cost + float((losses * mask).sum()), count + float(mask.sum())
+    assert numbers["validation_loss"] == pytest.approx(cost / count, rel=1e-4)
+    assert "<|im_start|>" in AutoTokenizer.from_pretrained(folder).chat_template
+    capsys.readouterr()
+    run(root, path, monkeypatch)
+    assert "already made" in capsys.readouterr().out
+
+
+def test_stopped_and_started_again_it_makes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small(tmp_path)
+    for name in ("whole", "stopped"):
+        publish(tmp_path / name, path)
+    run(tmp_path / "whole", path, monkeypatch)
+    asked = iter([False] * 10 + [True] + [False] * 100)
+    with monkeypatch.context() as context:
+        context.setattr(checkpoint.Stop, "agreed", lambda self: next(asked))
+        with pytest.raises(errors.Interrupted) as raised:
+            run(tmp_path / "stopped", path, context)
+    assert raised.value.exit_code == 85 and "saved step 11" in str(raised.value)
+    run(tmp_path / "stopped", path, monkeypatch)
+    assert made(tmp_path / "stopped").manifest.content_hash == made(tmp_path / "whole").manifest.content_hash
+
+
+def test_the_order_does_not_depend_on_the_ranks(tmp_path: Path) -> None:
+    path = small(tmp_path)
+    job = launch.parse("sft.py", ["--recipe", str(path), "--root", str(tmp_path)])
+
+    def stage(rank: int, size: int) -> sft.FineTuning:
+        found = object.__new__(sft.FineTuning)
+        found.job, found.world = job, launch.World(rank, rank, size, size, torch.device("cpu"))
+        found.share = 8 // size
+        found.packed = sft.pack([sft.Rendered([n, n], [0, 1]) for n in range(13)], 1, 0)
+        return found
+
+    alone = stage(0, 1)
+    for step in range(4):
+        assert alone.rows(step) == stage(0, 2).rows(step) + stage(1, 2).rows(step)
+    seen = [row for step in range(13) for row in alone.rows(step)]
+    assert sorted(seen) == sorted(list(range(13)) * 8)  # every row once an epoch
+    assert seen[:13] != seen[13:26]
+
+
+def test_only_what_the_assistant_says_is_learned() -> None:
+    tokenizer = bpe.Tokenizer.from_bytes(bpe.train(["what is it"], 300, "qwen2"))
+    for messages in conversations.load(["builtin:arithmetic"], 6, 1):
+        one = render(messages, tokenizer)
+        packed = sft.pack([one], 64, tokenizer.special(PAD))
+        learned = tokenizer.decode(packed.ids[0][packed.mask[0].bool()].tolist())
+        content = messages[1]["content"]
+        if isinstance(content, str):
+            assert learned == f"{content}<|im_end|>"
+        else:
+            assert learned == f"<|tool|>{content[0]['text']}<|/tool|>{content[2]['text']}<|im_end|>"
+
+
+def test_a_changed_file_of_conversations_is_another_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = tmp_path / "talk.jsonl"
+    found = []
+    for word in ("yes", "no"):
+        messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": word}]
+        talk.write_text(json.dumps({"messages": messages}) + "\n")
+        path = small(tmp_path, conversations=[str(talk)], epochs=1, batch=1)
+        publish(tmp_path / "root", path)
+        run(tmp_path / "root", path, monkeypatch)
+        found.append(made(tmp_path / "root").content.fingerprint)
+    assert found[0] != found[1]
+
+
+def test_conversations_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small(tmp_path, window=4)
+    publish(tmp_path / "root", path)
+    with pytest.raises(errors.InputError, match="fits a window of 4"):
+        run(tmp_path / "root", path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_and_asked_to_stop_make_the_same_bytes(tmp_path: Path) -> None:
+    path = small(tmp_path, epochs=4)
+    for name in ("whole", "killed"):
+        publish(tmp_path / name, path)
+    finish(start(tmp_path / "whole", path))
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, errors.EXIT_RESUME)):
+        running = start(tmp_path / "killed", path)
+        wait_for_step(tmp_path / "killed", 20, running)
+        for process in running if number == signal.SIGKILL else running[1:]:
+            process.send_signal(number)
+        finish(running, code)
+    assert "goes on from step" in finish(start(tmp_path / "killed", path))
+    assert made(tmp_path / "killed").manifest.content_hash == made(tmp_path / "whole").manifest.content_hash
+
+
+def start(root: Path, path: Path) -> list[subprocess.Popen[str]]:
+    """Two ranks of a launch."""
+    port = launch._free_port()
+    found = []
+    for rank in range(2):
+        env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, str(REPOSITORY / "training" / "sft.py"), "--recipe", str(path), "--root", str(root)]
+        found.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return found
+
+
+def finish(running: list[subprocess.Popen[str]], code: int = 0) -> str:
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [code] * len(running), "\n".join(said)
+    return said[0]
+
+
+def wait_for_step(root: Path, step: int, running: list[subprocess.Popen[str]]) -> None:
+    storage, now = Storage(root), time.time()
+    for _ in range(3000):
+        pointer = artifact.pointer(storage, "demo", "sft")
+        folder = f"{pointer.work}/progress" if pointer else "none"
+        if any(event.done >= step and event.time > now for event in progress.events(storage, folder)):
+            return
+        assert all(process.poll() is None for process in running), running[0].communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached")
