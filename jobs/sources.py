@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import gzip
+import http.client
 import os
 import random
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def _expand(given: str) -> list[str]:
         data = _get(given)
         text = (gzip.decompress(data) if given.endswith(".gz") else data).decode()
         return [urljoin(given, line.strip()) for line in text.splitlines() if line.strip()]
-    found = sorted(glob.glob(given, recursive=True))
+    found = [path for path in sorted(glob.glob(given, recursive=True)) if Path(path).is_file()]
     if not found:
         raise InputError(f"no WARC file matches {given!r}", f"check the path (working folder: {os.getcwd()})")
     if len(found) == 1 and given.endswith(_LISTS):
@@ -78,7 +80,7 @@ def _expand(given: str) -> list[str]:
             for line in inside
             for path in ([line] if "://" in line else _expand(str(Path(found[0]).parent / line)))
         ]
-    return [str(Path(path).resolve()) for path in found if Path(path).is_file()]
+    return [str(Path(path).resolve()) for path in found]
 
 
 def _identity(location: str) -> str:
@@ -91,38 +93,45 @@ def _identity(location: str) -> str:
         return "-".join([answer.headers.get("Content-Length", ""), answer.headers.get("ETag", "").strip('"')])
 
 
-def local_file(location: str, scratch: Path) -> Path:
-    """The archive as a file of this machine; a remote one is fetched to `scratch`, resumed where it breaks off."""
+def local_path(location: str, scratch: Path) -> Path:
+    """Where the archive lies on this machine, once it is fetched."""
+    return Path(location) if "://" not in location else scratch / location.rsplit("/", 1)[-1]
+
+
+def fetch(location: str, scratch: Path) -> Iterator[int]:
+    """Fetch a remote archive to `scratch`, resumed where it breaks off. Yields bytes at every block and wait."""
     if "://" not in location:
-        return Path(location)
-    target = scratch / location.rsplit("/", 1)[-1]
+        return
+    target = local_path(location, scratch)
     for attempt in range(_TRIES):
         have = target.stat().st_size if target.exists() else 0
         request = urllib.request.Request(location, headers={"Range": f"bytes={have}-"} if have else {})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 resumed = answer.status == 206
-                length = int(answer.headers.get("Content-Length") or 0) + (have if resumed else 0)
+                declared = answer.headers.get("Content-Length")
+                length = int(declared) + (have if resumed else 0) if declared else None
                 with target.open("ab" if resumed else "wb") as stream:
                     while block := answer.read(1 << 20):
                         stream.write(block)
-            if target.stat().st_size == length:
+                        yield stream.tell()
+            if length is None or target.stat().st_size == length:
                 break
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             _may_retry(error, location, attempt)
+        yield have
         _wait(attempt)
     else:
         raise InputError(f"{location} ended early {_TRIES} times", "run again later: what is done is kept")
     if location.endswith(".gz") and not target.open("rb").read(2) == b"\x1f\x8b":
         raise InputError(f"{location} answered with something that is no gzip file", "check the URL in a browser")
-    return target
 
 
 def _open(request: urllib.request.Request) -> Any:
     for attempt in range(_TRIES):
         try:
             return urllib.request.urlopen(request, timeout=60)
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             _may_retry(error, request.full_url, attempt)
             _wait(attempt)
     raise AssertionError("unreachable: the last try raises")
@@ -133,7 +142,7 @@ def _get(url: str) -> bytes:
         return bytes(answer.read())
 
 
-def _may_retry(error: OSError, location: str, attempt: int) -> None:
+def _may_retry(error: OSError | http.client.HTTPException, location: str, attempt: int) -> None:
     refused = isinstance(error, urllib.error.HTTPError) and error.code not in _SLOW_DOWN
     if refused or attempt == _TRIES - 1:
         raise InputError(f"{location} cannot be fetched: {error}", "check the URL or the crawl id") from error

@@ -14,6 +14,7 @@ _IN_META = re.compile(rb"(?:<meta[^>]*?charset\s*=\s*[\"']?|<\?xml[^>]*?encoding
 _PRESCAN = 1024  # bytes a browser looks through for a meta element
 # Labels whose encoding, by the standard, is a superset of what Python takes them for.
 _SUPERSETS = {
+    "big5": "big5hkscs",
     "iso8859-1": "cp1252",
     "ascii": "cp1252",
     "iso8859-9": "cp1254",
@@ -25,17 +26,48 @@ _SUPERSETS = {
     "euc_kr": "cp949",
     "utf-16": "utf-16-le",
 }
+# The encodings of the standard by Python's names. All else Python knows ("undefined", which always raises and which
+# scripts do send; unicode-escape, utf-7, hz, iso2022_kr) is no charset of a page.
+_CODECS = frozenset(
+    ["utf-8", "utf-16-le", "utf-16-be", "cp866", "koi8-r", "koi8-u", "mac-roman", "mac-cyrillic", "cp874"]
+    + ["gb18030", "big5hkscs", "euc_jp", "iso2022_jp", "cp932", "cp949"]
+    + [f"iso8859-{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)]
+    + [f"cp{n}" for n in range(1250, 1259)]
+)
+# Labels of the standard that Python does not know.
+_LABELS = {
+    "x-sjis": "cp932",
+    "ms932": "cp932",
+    "x-euc-jp": "euc_jp",
+    "x-gbk": "gb18030",
+    "gb_2312": "gb18030",
+    "x-x-big5": "big5hkscs",
+    "windows-949": "cp949",
+    "iso-8859-8-i": "iso8859-8",
+    "iso-8859-8-e": "iso8859-8",
+    "dos-874": "cp874",
+    "x-mac-roman": "mac-roman",
+    "x-mac-cyrillic": "mac-cyrillic",
+    "x-mac-ukrainian": "mac-cyrillic",
+    "unicode-1-1-utf-8": "utf-8",
+    "unicode": "utf-16-le",
+    "ucs-2": "utf-16-le",
+    "iso-10646-ucs-2": "utf-16-le",
+    **{f"x-cp{n}": f"cp{n}" for n in range(1250, 1259)},
+}
 
 
 def codec(label: str) -> str | None:
     """Python codec of a charset label as WHATWG reads it; None for an unknown one."""
+    label = label.strip().lower()
+    if label in _LABELS:
+        return _LABELS[label]
     try:
-        info = codecs.lookup(label.strip().lower())
+        info = codecs.lookup(label)
     except (LookupError, ValueError):
         return None
-    if not getattr(info, "_is_text_encoding", True) or info.name in ("idna", "punycode", "unicode_escape", "utf-7"):
-        return None
-    return _SUPERSETS.get(info.name, info.name)
+    name = _SUPERSETS.get(info.name, info.name)
+    return name if name in _CODECS else None
 
 
 def decode(body: bytes, content_type: str) -> tuple[str, str]:

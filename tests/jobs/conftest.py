@@ -11,6 +11,7 @@ import pytest
 from jobs import session
 from pipeline import recipe
 from pipeline.storage import Storage
+from tests.jobs.crawl_server import server  # noqa: F401
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -100,7 +100,8 @@ def test_the_guard_ends_a_page_that_takes_too_long(monkeypatch: pytest.MonkeyPat
             pass
 
     monkeypatch.setattr(extraction.trafilatura, "bare_extraction", forever)
-    assert extraction.extract("<p>x</p>", "", "default", 0.2).reason == "page_timeout"
+    found = extraction.guarded(lambda: vars(extraction.extract("<p>x</p>", "", "default")), 0.2)
+    assert found["reason"] == "page_timeout"
 
 
 def test_an_error_in_the_extractor_costs_its_page_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +109,8 @@ def test_an_error_in_the_extractor_costs_its_page_only(monkeypatch: pytest.Monke
         raise RuntimeError("inside")
 
     monkeypatch.setattr(extraction.trafilatura, "bare_extraction", broken)
-    found = extraction.extract("<p>x</p>", "", "default", 5)
-    assert (found.reason, found.detail) == ("extraction_error", "RuntimeError('inside')")
+    found = extraction.guarded(lambda: vars(extraction.extract("<p>x</p>", "", "default")), 5)
+    assert (found["reason"], found["detail"]) == ("extraction_error", "RuntimeError('inside')")
 
 
 @pytest.mark.parametrize(

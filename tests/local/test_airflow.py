@@ -15,12 +15,12 @@ from local.airflow import Installation, check_alone, members, standalone, stop_s
 from pipeline.errors import MachineError
 
 STUBBORN = """
-import signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 for _ in range(2):
     subprocess.Popen([sys.executable, "-c", "import os, signal, time; os.setpgid(0, 0); "
-                      "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"])
-print("ready", flush=True)
+                      "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'ready\\n'); time.sleep(600)"])
+os.write(1, b"ready\\n")
 time.sleep(600)
 """
 

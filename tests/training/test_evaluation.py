@@ -28,7 +28,6 @@ TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["What is it? Please tell me your
 
 def small(folder: Path) -> Path:
     data = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
-    data["tokenizer"]["vocabulary"] = 300
     data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
     data["model"]["window"] = data["pretrain"]["window"] = data["sft"]["window"] = 128
     data["evaluation"] |= {"arithmetic": 12, "samples": 4, "max_new_tokens": 6, "prompts": ["The", ""], "chats": ["Hi"]}

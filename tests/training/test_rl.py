@@ -33,7 +33,6 @@ TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["What is 1 + 2? Calculate it, pl
 def small(folder: Path, **changes: Any) -> Path:
     """The demo recipe with a tiny model and short answers."""
     data = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
-    data["tokenizer"]["vocabulary"] = 300
     data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
     data["model"] |= {"window": 96}
     data["pretrain"]["window"] = data["sft"]["window"] = 96

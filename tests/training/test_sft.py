@@ -30,7 +30,6 @@ REPOSITORY = Path(__file__).parents[2]
 def small(folder: Path, **changes: Any) -> Path:
     """The demo recipe with a tiny model and few conversations."""
     data = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
-    data["tokenizer"]["vocabulary"] = 400
     data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
     data["model"] |= {"window": 96}
     data["pretrain"]["window"] = 96

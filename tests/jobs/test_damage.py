@@ -1,0 +1,172 @@
+"""What breaks in the wild: cut and damaged archives, hostile charsets and texts, slow pages, slow servers."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections import Counter
+from pathlib import Path
+from time import monotonic, process_time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from jobs import extract, filter, session, sources
+from jobs.page import charset, extraction, quality, urls, warc
+from jobs.page.words import words
+from pipeline.errors import InputError, RecipeError
+from pipeline.recipe import load
+from pipeline.storage import Storage
+
+DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+PAGES = 6
+
+
+def archive(compressed: bool) -> bytes:
+    out = io.BytesIO()
+    writer = WARCWriter(out, gzip=compressed)
+    for n in range(PAGES):
+        headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.1")
+        body = io.BytesIO(b"".join(b"%d-%d " % (n, k * k * 7919 % 10007) for k in range(400)))
+        writer.write_record(
+            writer.create_warc_record(f"http://x.test/{n}", "response", payload=body, http_headers=headers)
+        )
+    return out.getvalue()
+
+
+ZIPPED, PLAIN = archive(True), archive(False)
+
+
+def read(data: bytes) -> tuple[list[warc.Capture], str]:
+    found: list[warc.Capture] = []
+    try:
+        found.extend(warc.captures(io.BytesIO(data), 1 << 20, Counter()))  # extend keeps what came before an error
+    except (warc.Truncated, warc.NotWarc) as error:
+        return found, type(error).__name__
+    return found, "whole"
+
+
+@pytest.mark.parametrize("data", [ZIPPED, PLAIN], ids=["gzip", "plain"])
+def test_a_whole_archive_is_whole(data: bytes) -> None:
+    found, end = read(data)
+    assert (len(found), end) == (PAGES, "whole")
+
+
+@given(st.integers(1, len(ZIPPED) - 1))
+def test_a_gzip_cut_anywhere_but_between_records_is_truncated(cut: int) -> None:
+    starts = {capture.offset for capture in read(ZIPPED)[0]}
+    found, end = read(ZIPPED[:cut])
+    assert end == "whole" if cut in starts else end in ("Truncated", "NotWarc")
+    assert [capture.payload for capture in found] == [c.payload for c in read(ZIPPED)[0]][: len(found)]
+
+
+@given(st.integers(20, len(ZIPPED) - 20), st.integers(1, 255))
+def test_a_changed_byte_never_loses_pages_in_silence(at: int, flip: int) -> None:
+    data = bytearray(ZIPPED)
+    data[at] ^= flip
+    found, end = read(bytes(data))
+    assert len(found) == PAGES or end != "whole"
+
+
+def test_a_plain_archive_cut_in_its_last_page_is_truncated() -> None:
+    assert read(PLAIN[:-300])[1] == "Truncated"
+
+
+@given(st.binary(max_size=400))
+def test_bytes_that_are_no_archive_are_said_to_be_none(data: bytes) -> None:
+    assert read(data)[1] == "NotWarc"
+    assert read(gzip.compress(data))[1] == "NotWarc"
+
+
+def test_a_response_without_http_headers_is_a_row_too() -> None:
+    out = io.BytesIO()
+    writer = WARCWriter(out, gzip=True)
+    writer.write_record(
+        writer.create_warc_record("dns:x.test", "response", payload=io.BytesIO(b"x"), warc_content_type="text/dns")
+    )
+    found, end = read(out.getvalue())
+    assert end == "whole" and [capture.status for capture in found] == [0]
+
+
+@given(
+    st.sampled_from(["undefined", "unicode_escape", "utf-7", "hz", "utf-32", "x-sjis", "none"]), st.binary(max_size=99)
+)
+def test_no_label_breaks_decoding(label: str, body: bytes) -> None:
+    charset.decode(body, f"text/html; charset={label}")
+
+
+@given(st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=20), st.binary(max_size=99))
+def test_no_label_at_all_breaks_decoding(label: str, body: bytes) -> None:
+    charset.decode(body, f"text/html; charset={label}")
+
+
+def test_scores_of_a_run_of_marks_take_linear_time() -> None:
+    before = process_time()
+    quality.scores("." * 200_000 + "x", words("." * 200_000 + "x"))
+    assert process_time() - before < 5
+
+
+def test_a_slow_page_ends_though_its_library_catches_exceptions() -> None:
+    def stubborn() -> dict[str, object]:
+        end = monotonic() + 20
+        while monotonic() < end:
+            try:
+                sum(range(1000))
+            except Exception:
+                continue
+        return {}
+
+    before = process_time()
+    assert extraction.guarded(stubborn, 0.2)["reason"] == "page_timeout"
+    assert process_time() - before < 3
+    assert extraction.guarded(lambda: {"x": 1}, 0.2) == {"x": 1}
+    assert extraction.guarded(lambda: {"x": 1 // 0}, 0.2)["reason"] == "extraction_error"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.binary(max_size=600), st.text(max_size=30))
+def test_any_page_is_one_row(body: bytes, content_type: str) -> None:
+    blocked = urls.BlockList(urls.hashed([]), [])
+    capture = warc.Capture(0, "http://x.test/", "", 200, "text/html; " + content_type, body, len(body), None)
+    row = extract.page(capture, blocked, load(DEMO).extract)
+    assert (row.get("text") is None) == (row.get("reason") is not None)
+
+
+def test_a_title_is_read() -> None:
+    body = "".join(f"<p>The boats lay close to the wall, and number {n} was the last of them.</p>" for n in range(20))
+    html = f"<html><head><title> On  the\npier </title></head><body><article>{body}</article></body></html>"
+    assert extraction.extract(html, "http://x.test/", "precision").title == "On the pier"
+
+
+def test_a_download_is_resumed_and_reports_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any
+) -> None:
+    data = ZIPPED * 50
+    server.files["/a.warc.gz"] = data
+    server.refusals[:] = [503]
+    server.cut[:] = [1000, 70_000]
+    location = f"{server.base}/a.warc.gz"
+    assert len(list(sources.fetch(location, tmp_path))) >= 3
+    assert sources.local_path(location, tmp_path).read_bytes() == data
+    assert [r for _, r in server.seen] == [None, None, "bytes=1000-", "bytes=71000-"]
+
+
+def test_an_error_page_is_not_taken_for_an_archive(tmp_path: Path, server: Any) -> None:
+    server.files["/a.warc.gz"] = b"<?xml?><Error/>"
+    with pytest.raises(InputError, match="no gzip"):
+        list(sources.fetch(f"{server.base}/a.warc.gz", tmp_path))
+
+
+def test_a_folder_is_no_archive(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no WARC file"):
+        sources.find(load(DEMO, {"input.warcs": [str(tmp_path)]}).input)
+
+
+def test_a_line_length_without_column_is_refused_before_work(tmp_path: Path) -> None:
+    recipe = load(DEMO, {"filter.fineweb.short_line_chars": 35})
+    with pytest.raises(RecipeError, match="35"):
+        filter.run(session.Job(recipe, Storage(tmp_path), "x", [], False))

@@ -1,0 +1,172 @@
+"""The functions on one page: charset, URLs, words, quality, language, extraction."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.page import charset, extraction, language, quality, urls
+from jobs.page.words import words
+from pipeline.errors import InputError
+from pipeline.recipe import load
+
+DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+# CPU seconds, where `extract` guards itself
+LIMIT = (10.0,) if "seconds" in inspect.signature(extraction.extract).parameters else ()
+PROSE = (
+    "The harbour was quiet that morning, and the boats lay close to the wall. Nobody spoke of the storm. "
+    "We walked along the pier with our coats buttoned, and we counted the gulls that sat upon the rails. "
+    "Later the baker opened his shop, and the smell of bread came over the square to us."
+)
+
+
+@given(st.binary(max_size=3000), st.text(max_size=60))
+def test_any_bytes_under_any_plain_header_give_text(body: bytes, header: str) -> None:
+    text, codec = charset.decode(body, header.replace("charset", ""))
+    text.encode("utf-8", "surrogatepass")
+    assert codec
+
+
+@given(st.text(max_size=500))
+def test_utf8_is_read_back(text: str) -> None:
+    assert charset.decode(text.encode(), "text/html; charset=utf-8")[0] == text.removeprefix("\ufeff")
+
+
+@pytest.mark.parametrize(
+    ("label", "codec"),
+    [
+        ("ISO-8859-1", "cp1252"),
+        ("us-ascii", "cp1252"),
+        ("gb2312", "gb18030"),
+        ("GBK", "gb18030"),
+        ("Shift_JIS", "cp932"),
+        ("euc-kr", "cp949"),
+        ("iso-8859-9", "cp1254"),
+        (" UTF8 ", "utf-8"),
+        ("nonsense", None),
+        ("hex", None),
+    ],
+)
+def test_labels_are_read_as_browsers_read_them(label: str, codec: str | None) -> None:
+    assert charset.codec(label) == codec
+
+
+def test_a_bom_wins_over_the_header_and_the_header_over_meta() -> None:
+    meta = b'<meta charset="windows-1251">'
+    assert charset.decode(b"\xef\xbb\xbf" + meta, "text/html; charset=latin1")[1] == "utf-8"
+    assert charset.decode(meta + b"\xe9", "text/html; charset=latin1") == (meta.decode() + "é", "cp1252")
+    assert charset.decode(meta + b"\xe9", "text/html")[1] == "cp1251"
+    assert charset.decode(b" " * 1024 + meta + b"\xe9 cafe", "text/html")[1] == "cp1252"  # beyond the prescan
+    assert charset.decode(b'<meta charset="utf-16">\xc3\xa9', "")[0].endswith("é")
+
+
+def test_a_host_is_folded_without_port_and_in_punycode() -> None:
+    assert urls.host_of("HTTPS://User@WWW.Bücher.Example.:8080/x") == "www.xn--bcher-kva.example"
+    assert urls.host_of("http://[::1") == ""
+
+
+@given(st.text(max_size=200))
+def test_no_url_breaks_the_block_list(url: str) -> None:
+    blocked = urls.BlockList(urls.hashed(["bad.example"]), ["casino"])
+    assert blocked.reason(url, urls.host_of(url)) in (None, "blocked_domain", "blocked_word")
+
+
+@given(st.lists(st.from_regex(r"[a-z]{1,8}\.[a-z]{2,4}", fullmatch=True), max_size=20), st.data())
+def test_a_domain_blocks_itself_and_all_below_it(names: list[str], data: st.DataObject) -> None:
+    blocked = urls.BlockList(urls.hashed(names), [])
+    probe = data.draw(st.sampled_from([*names, "other.test"]))
+    host = data.draw(st.sampled_from(["", "www.", "a.b."])) + probe
+    assert (blocked.reason(f"http://{host}/", host) == "blocked_domain") == (probe in names)
+
+
+def test_neighbours_of_a_blocked_domain_stay() -> None:
+    blocked = urls.BlockList(urls.hashed(["Bad.Example"]), ["Casino"])
+    for host in ("notbad.example", "bad.example.org", "example", ""):
+        assert blocked.reason(f"http://{host}/", host) is None
+    assert blocked.reason("http://x.test/CASINO-night", "x.test") == "blocked_word"
+    assert blocked.reason("http://x.test/casinova", "x.test") is None
+
+
+def test_the_table_serves_from_a_mapped_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", urls.hashed(["bad.example"]))
+    blocked = urls.BlockList(np.load(tmp_path / "t.npy", mmap_mode="r"), [])
+    assert blocked.reason("", "bad.example") == "blocked_domain"
+
+
+def test_a_folder_in_the_layout_of_ut1_is_read(tmp_path: Path) -> None:
+    for category, name in (("adult", "a.test"), ("warez", "w.test")):
+        (tmp_path / category).mkdir()
+        (tmp_path / category / "domains").write_text(name + "\n")
+    assert list(urls.domains(str(tmp_path), [])) == ["a.test", "w.test"]
+    assert list(urls.domains(str(tmp_path), ["warez"])) == ["w.test"]
+    with pytest.raises(InputError, match="nothere"):
+        list(urls.domains(str(tmp_path), ["nothere"]))
+    assert urls.checksum(urls.hashed(["b.x", "a.x", "a.x"])) == urls.checksum(urls.hashed(["a.x", "b.x"]))
+
+
+def test_words_keep_their_inner_marks() -> None:
+    assert words("Don't pay 3.14, e-mail me!") == ["Don't", "pay", "3.14", ",", "e-mail", "me", "!"]
+
+
+@settings(deadline=None)
+@given(st.one_of(st.text(max_size=1500), st.text("ab.!?\n -#{…•", max_size=1500)))
+def test_scores_of_any_text_are_finite_and_fractions_fractions(text: str) -> None:
+    found = quality.scores(text, words(text))
+    assert set(found) == {*quality.INTEGERS, *quality.FRACTIONS, *quality.FLAGS}
+    for name in quality.FRACTIONS:
+        assert math.isfinite(found[name]) and found[name] >= 0
+        if "ratio" not in name and name != "mean_word_length":
+            assert found[name] <= 1
+    quality.decide(found | {"english": 1.0}, load(DEMO).filter)
+
+
+def test_prose_passes_and_each_rule_names_what_it_drops() -> None:
+    recipe = load(DEMO).filter
+
+    def decided(text: str, english: float = 0.99) -> str | None:
+        return quality.decide(quality.scores(text, words(text)) | {"english": english}, recipe)
+
+    assert decided(PROSE) is None
+    assert decided(PROSE, english=0.64) == "not_english"
+    assert decided("Too short.") == "gopher_too_short"
+    assert decided("\n".join([PROSE] * 5)) == "gopher_duplicate_lines"
+    assert decided("\n".join(f"- {line}" for line in PROSE.split(". "))) == "gopher_bullets"
+    assert decided(PROSE + " lorem ipsum dolor.") == "c4_lorem_ipsum"
+    assert decided(" ".join(f"{i}" for i in range(200))) == "gopher_short_words"
+    assert "gram" in str(decided(PROSE + " I say it all again now" * 20))
+
+
+def test_counts_of_a_small_text_are_those_by_hand() -> None:
+    found = quality.scores("one two.\none two.\n\nx", words("one two.\none two.\n\nx"))
+    assert (found["words"], found["sentences"], found["stop_words"]) == (5, 2, 0)
+    assert found["duplicate_lines"] == pytest.approx(1 / 3)
+    assert found["duplicate_line_chars"] == pytest.approx(8 / 20)
+    assert found["line_punctuation"] == pytest.approx(2 / 3)
+    assert found["newline_word_ratio"] == pytest.approx(3 / 7)
+
+
+def test_language_of_a_text_and_the_gate() -> None:
+    assert language.detect(PROSE)[0] == "en" and language.detect(PROSE)[1] > 0.65
+    assert language.detect("Der Hafen lag still, und niemand sprach vom Sturm der letzten Nacht.")[0] == "de"
+    assert language.gate("<p>x</p>", None) == 1.0  # near-empty text passes
+    assert language.gate(f"<script>{'var x;' * 50}</script><p>{PROSE}</p>", None) > 0.65
+    assert language.gate(PROSE, {"languages": [{"code": "de", "text-covered": 0.9}]}) == 0.0
+    assert language.gate(PROSE, {"languages": [{"code": "de"}, {"code": "en", "text-covered": 0.3}]}) == 0.3
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(max_size=300))
+def test_no_text_breaks_the_language_model(text: str) -> None:
+    assert 0 <= language.detect(text.encode("utf-8", "replace").decode())[1] <= 1
+
+
+def test_the_text_of_a_page_does_not_depend_on_the_pages_before_it() -> None:
+    html = f"<html><body><article><p>{PROSE}</p><p>{PROSE[::2]}</p></article></body></html>"
+    first, second = (extraction.extract(html, "http://x.test/", "precision", *LIMIT) for _ in range(2))
+    assert first == second and first.text and PROSE[:60] in first.text

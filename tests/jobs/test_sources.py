@@ -1,0 +1,65 @@
+"""Finding WARC files: globs, lists, URLs and a crawl, against a server of Common Crawl's layout on this machine."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import sources
+from pipeline.errors import InputError
+from pipeline.recipe import Input
+
+
+def given(*warcs: str, crawl: str | None = None, most: int | None = None) -> Input:
+    return Input(warcs=list(warcs), crawl=crawl, max_warcs=most)
+
+
+def test_globs_and_lists_name_the_same_files_in_the_same_order(tmp_path: Path) -> None:
+    for name in ("b.warc", "a.warc", "c.warc"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "warc.paths").write_text("# a list\nc.warc\na.warc\n\nb.warc\n")
+    with gzip.open(tmp_path / "all.paths.gz", "wt") as stream:
+        stream.write("a.warc\nb.warc\nc.warc\n")
+    by_glob = sources.find(given(str(tmp_path / "*.warc")))
+    assert [source.name for source in by_glob] == ["a.warc", "b.warc", "c.warc"]
+    for one in ("warc.paths", "all.paths.gz"):
+        assert sources.find(given(str(tmp_path / one))) == by_glob
+    assert sources.find(given(str(tmp_path / "*.warc"), most=2)) == by_glob[:2]
+    assert len({source.content for source in by_glob}) == 3
+
+
+def test_what_matches_nothing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing-\*\.warc"):
+        sources.find(given(str(tmp_path / "nothing-*.warc")))
+    (tmp_path / "warc.paths").write_text("gone.warc\n")
+    with pytest.raises(InputError, match=r"gone\.warc"):
+        sources.find(given(str(tmp_path / "warc.paths")))
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.warc").write_bytes(b"")
+    with pytest.raises(InputError, match="same file name"):
+        sources.find(given(str(tmp_path / "*/a.warc")))
+
+
+def test_a_crawl_is_found_by_its_id_and_identified_by_size_and_etag(server: Any) -> None:
+    server.files["/crawl-data/CC-MAIN-2025-05/warc.paths.gz"] = gzip.compress(
+        b"crawl-data/x/2.warc\ncrawl-data/x/1.warc\n"
+    )
+    for n in (1, 2):
+        server.files[f"/crawl-data/x/{n}.warc"] = b"w" * n
+    server.refusals[:] = [503, 403]
+    found = sources.find(given(crawl="CC-MAIN-2025-05"))
+    assert [source.location for source in found] == [f"{server.base}/crawl-data/x/{n}.warc" for n in (1, 2)]
+    assert [source.content for source in found] == ["1.warc:1-tag", "2.warc:2-tag"]
+
+
+def test_a_crawl_that_does_not_exist_is_named_at_once(server: Any) -> None:
+    with pytest.raises(InputError, match="CC-MAIN-1999-01"):
+        sources.find(given(crawl="CC-MAIN-1999-01"))
+    assert len(server.seen) == 1
