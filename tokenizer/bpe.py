@@ -23,7 +23,7 @@ PATTERNS = {
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-# GPT-2's split pattern, and which files tiktoken's cache holds for each given tokenizer (tiktoken_ext/openai_public.py).
+# GPT-2's split pattern, and which files tiktoken's cache holds for each tokenizer (tiktoken_ext/openai_public.py).
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _PUBLIC = "https://openaipublic.blob.core.windows.net"
 _GIVEN = {

@@ -14,7 +14,8 @@ from pipeline.errors import ArtifactError, MachineError
 from tokenizer import bpe, chat
 
 TEXTS = [
-    f"To install package {n}, run `make install` twice; it's {n * 37} kB.\n\n  Don't panic: we've tested naïve café 数据 {n}."
+    f"To install package {n}, run `make install` twice; it's {n * 37} kB.\n\n"
+    f"  Don't panic: we've tested naïve café 数据 {n}."
     for n in range(300)
 ]
 # Text that meets the corners of the split patterns: contractions, runs of digits, spaces and newlines, marks, scripts.
@@ -88,7 +89,7 @@ _SMALL = bpe.train(TEXTS[:20], 512, "qwen2")
 
 def test_bytes_that_are_no_utf8_decode_to_the_replacement_character() -> None:
     encoder = bpe.Tokenizer.from_bytes(_SMALL)
-    assert encoder.decode(encoder.encode("é")[:0] + [encoder._encoding.encode_single_token(b"\xc3")]) == "\ufffd"
+    assert encoder.decode([encoder._encoding.encode_single_token(b"\xc3")]) == "\ufffd"
 
 
 def test_digits_are_single_under_qwen2_and_in_threes_under_llama_bpe() -> None:
@@ -138,7 +139,7 @@ def test_another_file_is_refused(damaged: bytes) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="tokenizer.json"):
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json"):
         bpe.Tokenizer.load(tmp_path)
 
 
