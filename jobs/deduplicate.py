@@ -27,7 +27,7 @@ from pipeline.artifact import Building, Published, Stage
 from pipeline.recipe import Deduplicate
 from pipeline.storage import Storage
 
-STAGE = Stage("deduplicate", 1, ("xxhash", "numpy"))
+STAGE = Stage("deduplicate", 2, ("xxhash", "numpy"))
 SCHEMA = pa.schema([("id", pa.string()), ("cluster", pa.string()), ("reason", pa.string())])
 _SIGNATURES = pa.schema(
     [("id", pa.string()), ("exact", pa.string()), ("bands", pa.list_(pa.int64())), ("signature", pa.binary())]
@@ -99,6 +99,28 @@ def verified(candidates: DataFrame, documents: DataFrame, least: float) -> DataF
     return scored.where(F.col("similar") >= least).select("low", "high")
 
 
+def restarred(large: DataFrame, edges: DataFrame, documents: DataFrame, recipe: Deduplicate) -> tuple[DataFrame, int]:
+    """The edges with those that a star of a large bucket missed, and how many pairs were tried for them.
+
+    Who is not like the smallest id of a bucket is starred again around the smallest of those left, `max_bucket` times
+    at most: so a document costs no more pairs than in the largest small bucket.
+    """
+    tried = 0
+    members = large.select("band", "hash", F.explode("ids").alias("id"))
+    for attempt in range(recipe.max_bucket):
+        star = members.join(members.groupBy("band", "hash").agg(F.min("id").alias("low")), ["band", "hash"])
+        star = star.where("id != low")
+        if attempt:  # the first star's pairs stand in `edges` already
+            candidates = star.select("low", F.col("id").alias("high")).distinct().localCheckpoint()
+            tried += candidates.count()
+            edges = edges.union(verified(candidates, documents, recipe.min_jaccard)).distinct().localCheckpoint()
+        left = star.join(edges.withColumnRenamed("high", "id"), ["low", "id"], "left_anti")
+        members = left.select("band", "hash", "id").localCheckpoint()
+        if members.isEmpty():
+            break
+    return edges, tried
+
+
 def components(spark: SparkSession, edges: DataFrame) -> DataFrame:
     """(id, cluster): each id of an edge with the smallest id of its connected component.
 
@@ -143,7 +165,10 @@ def clusters(spark: SparkSession, building: Building, recipe: Deduplicate, files
     unique = documents.join(copies, "id", "left_anti")
     candidates, large = pairs(unique, recipe)
     candidates = candidates.localCheckpoint()
-    edges = verified(candidates, unique, recipe.min_jaccard).localCheckpoint() if recipe.verify else candidates
+    edges, tried = candidates, 0
+    if recipe.verify:
+        edges = verified(candidates, unique, recipe.min_jaccard).localCheckpoint()
+        edges, tried = restarred(large, edges, unique, recipe)
     near = components(spark, edges).localCheckpoint()
     followed = copies.join(near.select(F.col("id").alias("cluster"), F.col("cluster").alias("root")), "cluster", "left")
     rows = [
@@ -155,7 +180,7 @@ def clusters(spark: SparkSession, building: Building, recipe: Deduplicate, files
     for row in rows:
         sizes[row["cluster"]] = sizes.get(row["cluster"], 1) + 1
     return {
-        "candidate_pairs": candidates.count(),
+        "candidate_pairs": candidates.count() + tried,
         "verified_pairs": edges.count(),
         "large_buckets": large.count(),
         "clusters": len(sizes),

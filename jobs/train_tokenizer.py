@@ -2,18 +2,16 @@
 
     spark-submit jobs/train_tokenizer.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
-Which documents are in the sample depends on hashes of their ids alone. Every tenth of them is kept out of training
-and tells how well the tokenizer compresses, beside GPT-2's and GPT-4's where `TIKTOKEN_CACHE_DIR` holds those.
+Which documents are in the sample depends on hashes of their ids alone. A tenth of them is kept out of training and
+tells how well the tokenizer compresses, beside GPT-2's and GPT-4's where `TIKTOKEN_CACHE_DIR` holds those.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import tiktoken
 import xxhash
 
 from jobs import parts, session
@@ -24,50 +22,81 @@ from pipeline.artifact import Building, Published, Stage
 from pipeline.storage import Storage
 from tokenizer import bpe
 
-STAGE = Stage("tokenizer", 1, ("tokenizers", "tiktoken"))
+STAGE = Stage("tokenizer", 2, ("tokenizers", "tiktoken"))
 HELD_OUT = 10  # one document in so many is not trained on
-_SCHEMA = pa.schema([("id", pa.string()), ("order", pa.string()), ("text", pa.string())])
+_SCHEMA = pa.schema([("order", pa.string()), ("bytes", pa.int64()), ("text", pa.string())])
+
+
+def held_out(order: str) -> bool:
+    """Whether the document with this hash is not trained on."""
+    return int(order[-8:], 16) % HELD_OUT == 0
 
 
 def sample(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One part: its documents in order of their hash, up to the sample's size."""
+    """One part: its documents in order of their hash, as many as the sample could hold if it were alone."""
     storage = Storage(payload["root"])
     rows = read_rows(storage, payload["redact"], ("id", "text"))
     for row in rows:
         row["order"] = xxhash.xxh3_128_hexdigest(f"{payload['seed']}:tokenizer:{row['id']}".encode())
-    rows.sort(key=lambda row: row["order"])
-    size, taken = 0, []
-    for row in rows:
-        if size >= payload["bytes"]:
-            break
-        size += len(row["text"].encode())
-        taken.append(row)
+        row["bytes"] = len(row["text"].encode())
+    taken = first(sorted(rows, key=lambda row: row["order"]), payload["bytes"])
     write_table(storage, f"{payload['work']}/sample/part-{name}.parquet", taken, _SCHEMA)
-    yield {"commit": {"documents": len(taken), "bytes": size}}
+    yield {"commit": {"documents": len(taken), "bytes": sum(row["bytes"] for row in taken)}}
 
 
-def compression(texts: list[str], encoder: bpe.Tokenizer) -> dict[str, float | None]:
-    """Bytes a token and tokens a word on these texts, beside GPT-2's and GPT-4's bytes a token."""
-    size = sum(len(text.encode()) for text in texts)
+def first(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """The first of these rows (in order) that hold `size` bytes to train on."""
+    trained = 0
+    for count, row in enumerate(rows):
+        if trained >= size:
+            return rows[:count]
+        trained += 0 if held_out(row["order"]) else row["bytes"]
+    return rows
+
+
+def texts(storage: Storage, files: list[str], size: int) -> tuple[list[str], list[str]]:
+    """Texts to train on and texts held out, from the parts' samples: keys first, so that memory holds one part's more."""
+    keys = [row for file in files for row in read_rows(storage, file, ("order", "bytes"))]
+    chosen = {row["order"] for row in first(sorted(keys, key=lambda row: row["order"]), size)}
+    rows = []
+    for file in files:
+        rows += [row for row in read_rows(storage, file, ("order", "text")) if row["order"] in chosen]
+    rows.sort(key=lambda row: row["order"])
+    return (
+        [row["text"] for row in rows if not held_out(row["order"])],
+        [row["text"] for row in rows if held_out(row["order"])],
+    )
+
+
+def compression(texts: list[str], encoder: bpe.Tokenizer) -> dict[str, float]:
+    """Bytes a token, and tokens a word, on these texts."""
     tokens = sum(map(len, encoder.encode_batch(texts)))
-    found: dict[str, float | None] = {
-        "bytes_per_token": round(size / max(1, tokens), 4),
+    return {
+        "bytes_per_token": round(sum(len(text.encode()) for text in texts) / max(1, tokens), 4),
         "tokens_per_word": round(tokens / max(1, sum(len(words(text)) for text in texts)), 4),
     }
-    for name in ("gpt2", "cl100k_base"):
-        known = None
-        if os.environ.get("TIKTOKEN_CACHE_DIR"):
-            try:
-                known = tiktoken.get_encoding(name)
-            except OSError as error:  # not in the cache, and nothing is downloaded
-                print(f"{name}: not compared ({error})", flush=True)
-        found[f"{name}_bytes_per_token"] = (
-            round(size / max(1, sum(len(known.encode_ordinary(text)) for text in texts)), 4) if known else None
-        )
-    return found
 
 
-def publish(building: Building, source: bytes, window: int, numbers: dict[str, Any], cpu_seconds: float) -> Published:
+def comparison(texts: list[str]) -> dict[str, float | None]:
+    """Bytes a token of GPT-2's and GPT-4's tokenizer on these texts; None where the machine does not hold them."""
+    size = sum(len(text.encode()) for text in texts)
+    known = {name: bpe.cached(name) for name in ("gpt2", "cl100k_base")}
+    return {
+        f"{name}_bytes_per_token": round(size / max(1, sum(len(encoding.encode_ordinary(text)) for text in texts)), 4)
+        if encoding
+        else None
+        for name, encoding in known.items()
+    }
+
+
+def publish(
+    building: Building,
+    source: bytes,
+    window: int,
+    numbers: dict[str, Any],
+    run_numbers: dict[str, Any],
+    cpu_seconds: float,
+) -> Published:
     """Write the tokenizer's files and publish."""
     encoder = bpe.Tokenizer.from_bytes(source)
     for name, data in encoder.hf_files(window).items():
@@ -75,7 +104,7 @@ def publish(building: Building, source: bytes, window: int, numbers: dict[str, A
     folder = building.pointer.folder
     files = [artifact.describe(building.storage, folder, name, encoder.vocabulary) for name in encoder.hf_files(window)]
     known = {"vocabulary": encoder.vocabulary, "sha256": encoder.sha256}
-    return building.publish(files, numbers=known | numbers, cpu_seconds=cpu_seconds)
+    return building.publish(files, None, known | numbers, run_numbers, cpu_seconds)
 
 
 def run(job: session.Job) -> Published:
@@ -106,23 +135,19 @@ def run(job: session.Job) -> Published:
     records = parts.run_parts(spark, building, todo, sample)
     seconds = parts.cpu_seconds(records, spark)
     spark.stop()
-    rows = [row for name in records for row in read_rows(job.storage, f"{building.work}/sample/part-{name}.parquet")]
-    rows.sort(key=lambda row: row["order"])
-    held_out = [row["text"] for row in rows[::HELD_OUT]]
-    texts, size = [], 0
-    for i, row in enumerate(rows):
-        if i % HELD_OUT and size < recipe.sample_bytes:
-            texts.append(row["text"])
-            size += len(row["text"].encode())
+    samples = [f"{building.work}/sample/part-{name}.parquet" for name in records]
+    training, others = texts(job.storage, samples, recipe.sample_bytes)
     if recipe.source == "train":
-        if not texts:
+        if not training:
             raise errors.InputError("no document is left to learn a tokenizer from", "loosen the filters in the recipe")
-        source = bpe.train(texts, recipe.vocabulary, recipe.pattern)
+        source = bpe.train(training, recipe.vocabulary, recipe.pattern)
     else:
         source = bpe.given(recipe.source)
-    numbers = {"trained_bytes": size if recipe.source == "train" else 0, "held_out_documents": len(held_out)}
-    numbers |= compression(held_out, bpe.Tokenizer.from_bytes(source))  # type: ignore[arg-type]
-    return publish(building, source, job.recipe.model.window, numbers, seconds)
+    size = sum(len(text.encode()) for text in training) if recipe.source == "train" else 0
+    numbers: dict[str, Any] = {"trained_bytes": size, "held_out_documents": len(others)}
+    numbers |= compression(others, bpe.Tokenizer.from_bytes(source))
+    # Not among the numbers of the content: whether a machine holds the others must not change what was made.
+    return publish(building, source, job.recipe.model.window, numbers, comparison(others), seconds)
 
 
 def main() -> None:

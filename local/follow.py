@@ -127,7 +127,7 @@ def outcome(storage: Storage, sight: Sight) -> str:
 def latest(event: Event) -> str:
     """How far a stage is, with the number that says most."""
     shown = f"{event.done:,}/{event.total:,} {event.unit}"
-    for name in ("loss", "accuracy", "reward"):
+    for name in ("loss", "reward", "sampled_accuracy"):
         value = event.numbers.get(name)
         if isinstance(value, (int, float)):
             shown += f", {name} {value:.3f}"

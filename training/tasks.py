@@ -14,7 +14,7 @@ from tokenizer.chat import Message, Part
 Split = Literal["train", "held_out"]
 
 HELD_OUT = 0.2  # share of the operand pairs that no training stage sees
-LOWEST, HIGHEST = 10, 999  # operands: beyond what a small model adds reliably in its head
+DIGITS = (2, 3)  # of an operand, alike often: beyond what a small model adds reliably in its head
 _WORDINGS = (
     "What is {a} {sign} {b}?",
     "Calculate {a} {sign} {b}.",
@@ -47,7 +47,7 @@ class Arithmetic:
     def question(self, rng: random.Random, split: Split) -> Question:
         """A question of this split."""
         while True:
-            a, b = rng.randint(LOWEST, HIGHEST), rng.randint(LOWEST, HIGHEST)
+            a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in rng.choices(DIGITS, k=2))
             if self.split(a, b) == split:
                 break
         sign = rng.choice("+-")

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import tldextract
-from presidio_analyzer import EntityRecognizer, RecognizerResult
+from presidio_analyzer import EntityRecognizer, Pattern, PatternRecognizer, RecognizerResult
 from presidio_analyzer.predefined_recognizers import (
     CreditCardRecognizer,
     EmailRecognizer,
@@ -38,25 +38,39 @@ WINDOW = 60  # characters on each side of a candidate: room for the longest IBAN
 MIN_SCORE = 0.4
 _CONTEXT = {
     "US_SSN": ("social security", "ssn", "ss#"),
-    "PHONE": ("phone", "call", "tel", "mobile", "fax", "contact", "number"),
+    "PHONE": ("phone", "call", "tel", "mobile", "cell", "fax", "contact", "my number", "whatsapp", "sms"),
 }
-_CANDIDATE = re.compile(r"@|\d[\d .()/+-]{5,}\d|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}|\b[A-Z]{2}\d{2}")
+_CANDIDATE = re.compile(
+    r"@|\d[\d .()/+-]{5,}\d|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}|\b[A-Za-z]{2}\d{2} ?[A-Za-z0-9]{4}"
+)
+# What presidio's recognizers leave: Mastercard's 2-series (ISO/IEC 7812, 222100-272099; Luhn is checked as for all
+# cards), and North American numbers by their form alone, whatever the area code, for phonenumbers knows assigned ones.
+_SERIES_2 = Pattern("Mastercard 2-series", r"\b2[2-7]\d{2}[- ]?\d{4}[- ]?\d{4}[- ]?\d{4}\b", 0.3)
+_NORTH_AMERICAN = Pattern(
+    "North American",
+    r"(?<![\w.+-])(?:\+?1[ .-]?)?\([2-9]\d{2}\) ?\d{3}[ .-]\d{4}\b"
+    r"|(?<![\w.-])\+1[ .-]?[2-9]\d{2}[ .-]?\d{3}[ .-]?\d{4}\b",
+    0.5,
+)
 _VERSION = re.compile(r"(?:version|release|v|openssl|kernel|isbn|[a-z]+[-_])\s*:?\s*$", re.I)
 _DATE = re.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}")
 
 
 @cache
-def _recognizers() -> dict[str, EntityRecognizer]:
+def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
     # The e-mail recognizer checks the domain by the public-suffix list: the snapshot inside the package, no download.
     tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
     tldextract.extract = tldextract.tldextract.TLD_EXTRACTOR
     return {
-        "EMAIL": EmailRecognizer(),
-        "IBAN": IbanRecognizer(),
-        "CREDIT_CARD": CreditCardRecognizer(),
-        "US_SSN": UsSsnRecognizer(),
-        "IP": IpRecognizer(),
-        "PHONE": PhoneRecognizer(supported_regions=REGIONS, leniency=1),
+        "EMAIL": (EmailRecognizer(),),
+        "IBAN": (IbanRecognizer(),),
+        "CREDIT_CARD": (CreditCardRecognizer(patterns=[*CreditCardRecognizer.PATTERNS, _SERIES_2]),),
+        "US_SSN": (UsSsnRecognizer(),),
+        "IP": (IpRecognizer(),),
+        "PHONE": (
+            PhoneRecognizer(supported_regions=REGIONS, leniency=1),
+            PatternRecognizer(supported_entity=ENTITIES["PHONE"], patterns=[_NORTH_AMERICAN]),
+        ),
     }
 
 
@@ -68,10 +82,11 @@ def find(text: str, kinds: Sequence[str]) -> list[tuple[int, int, str]]:
         for kind in ENTITIES:
             if kind not in kinds:
                 continue
-            for result in _recognizers()[kind].analyze(piece, [ENTITIES[kind]], None) or []:
-                span = (start + result.start, start + result.end, kind)
-                if _holds(text, span, result):
-                    found.append(span)
+            for recognizer in _recognizers()[kind]:
+                for result in recognizer.analyze(piece, [ENTITIES[kind]], None) or []:
+                    span = (start + result.start, start + result.end, kind)
+                    if _holds(text, span, result):
+                        found.append(span)
     order = list(ENTITIES)
     spans: list[tuple[int, int, str]] = []
     for span in sorted(set(found), key=lambda s: (order.index(s[2]), s[0], -s[1])):
@@ -116,6 +131,8 @@ def _holds(text: str, span: tuple[int, int, str], result: RecognizerResult) -> b
         _DATE.fullmatch(value) or re.search(r"isbn[-\s:0-9]*$", before, re.I)
     ):
         return False
+    if kind == "PHONE" and re.search(r"[A-Za-z][-_/#]$", before):
+        return False  # INV-2023-004518
     if kind == "PHONE" and not re.search(r"[+()]|\d[ .-]\d", value):
         return _near(before, kind)  # a bare run of digits is an order number more often than a phone
     if kind == "US_SSN" and result.score < MIN_SCORE:

@@ -15,11 +15,12 @@ from local.airflow import Installation, check_alone, members, standalone, stop_s
 from pipeline.errors import MachineError
 
 STUBBORN = """
-import os, signal, subprocess, sys, time
+import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 for _ in range(2):
-    subprocess.Popen([sys.executable, "-c", "import os, signal, time; os.setpgid(0, 0); "
-                      "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'ready\\n'); time.sleep(600)"])
+    if os.fork() == 0:
+        os.setpgid(0, 0)
+        break
 os.write(1, b"ready\\n")
 time.sleep(600)
 """

@@ -38,7 +38,8 @@ def small(folder: Path) -> Path:
 
 def publish(root: Path, path: Path) -> Published:
     chosen, storage = recipe.load(path), Storage(root)
-    opened = artifact.open_stage(storage, chosen.name, Stage("sft", 1), {}, chosen.seed, [], force=True)
+    section = {"sft": chosen.section("sft")}
+    opened = artifact.open_stage(storage, chosen.name, Stage("sft", 1), section, chosen.seed, [], force=True)
     assert isinstance(opened, Building)
     net = model.build(chosen.model, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
     with tempfile.TemporaryDirectory() as name:

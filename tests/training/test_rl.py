@@ -47,7 +47,8 @@ def small(folder: Path, **changes: Any) -> Path:
 def publish(root: Path, path: Path) -> Published:
     """An untrained model, as sft leaves one."""
     chosen, storage = recipe.load(path), Storage(root)
-    opened = artifact.open_stage(storage, chosen.name, Stage("sft", 1), {}, chosen.seed, [], force=True)
+    section = {"sft": chosen.section("sft")}
+    opened = artifact.open_stage(storage, chosen.name, Stage("sft", 1), section, chosen.seed, [], force=True)
     assert isinstance(opened, Building)
     net = model.build(chosen.model, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
     with tempfile.TemporaryDirectory() as name:
@@ -156,7 +157,7 @@ def test_it_learns_what_is_rewarded_and_says_so(
     monkeypatch.setattr(rl.Reinforcement, "scores", even_first)
     run(root, path, monkeypatch)
     found, numbers = rows(made(root)), made(root).content.numbers
-    assert found[0]["reward"] < 0.7 < 0.9 < found[-1]["reward"]
+    assert found[0]["reward"] < 0.6 < 0.8 < found[-1]["reward"]
     assert numbers["reward_first"] == pytest.approx(found[0]["reward"], abs=1e-6)
     assert all(row["logprob_gap"] < 1e-3 for row in found)
     assert {"loss", "grad_norm", "length", "tool_rate", "telling_groups"} <= set(found[0])

@@ -41,10 +41,11 @@ def small(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def publish(root: Path, path: Path, stage: str = "pretrain") -> Published:
+def publish(root: Path, path: Path) -> Published:
     """A model as the stage before leaves it."""
     chosen, storage = recipe.load(path), Storage(root)
-    opened = artifact.open_stage(storage, chosen.name, Stage(stage, 1), {}, chosen.seed, [], force=True)
+    section = {name: chosen.section(name) for name in ("model", "pretrain")}
+    opened = artifact.open_stage(storage, chosen.name, Stage("pretrain", 1), section, chosen.seed, [], force=True)
     assert isinstance(opened, Building)
     texts = [json.dumps(messages) for messages in conversations.load(["builtin:smalltalk"], 0, 1)]
     tokenizer = bpe.Tokenizer.from_bytes(bpe.train(texts, 400, "qwen2"))

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenizer.chat import Part
-from training.tasks import HELD_OUT, HIGHEST, LOWEST, Arithmetic, Question, Split
+from training.tasks import DIGITS, HELD_OUT, Arithmetic, Question, Split
 from training.tools import calculator
 
-OPERANDS = st.integers(LOWEST, HIGHEST)
+OPERANDS = st.integers(10 ** (min(DIGITS) - 1), 10 ** max(DIGITS) - 1)
 
 
 @given(OPERANDS, OPERANDS)

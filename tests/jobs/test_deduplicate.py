@@ -1,0 +1,155 @@
+"""Copies in Spark equal what plain Python finds, and neither partitions nor order decide who stays."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import deduplicate
+from jobs.page import minhash
+from jobs.table import read_rows, write_table
+from pipeline import artifact, recipe
+from pipeline.artifact import Building
+from pipeline.recipe import Deduplicate
+from pipeline.storage import Storage
+
+RECIPE = recipe.load(Path(__file__).parents[2] / "recipes/demo.yaml").deduplicate
+FUNCTIONS = minhash.permutations(RECIPE.bands * RECIPE.rows, 1)
+
+
+def document(number: int, words: list[str]) -> dict[str, Any]:
+    values = minhash.signature(words, RECIPE.ngram_words, FUNCTIONS)
+    return {
+        "id": f"{number:032x}",
+        "exact": " ".join(words),
+        "bands": minhash.band_hashes(values, RECIPE.bands),
+        "signature": values.tobytes(),
+    }
+
+
+def corpus(seed: int) -> list[dict[str, Any]]:
+    """Texts of 200 words: exact copies, copies with some words changed, and copies of copies."""
+    rng = random.Random(seed)
+    texts: list[list[str]] = []
+    for _ in range(120):
+        draw = rng.random()
+        if texts and draw < 0.2:
+            texts.append(list(rng.choice(texts)))
+        elif texts and draw < 0.6:
+            text = list(rng.choice(texts))
+            for at in rng.sample(range(len(text)), rng.choice([1, 2, 4, 8, 20])):
+                text[at] = str(rng.random())
+            texts.append(text)
+        else:
+            texts.append([str(rng.random()) for _ in range(200)])
+    ids = rng.sample(range(10**6), len(texts))
+    return [document(number, text) for number, text in zip(ids, texts, strict=True)]
+
+
+def plain(documents: list[dict[str, Any]], settings: Deduplicate) -> dict[str, tuple[str, str]]:
+    """id -> (cluster, reason) of those that leave, by comparing all pairs."""
+    first: dict[str, str] = {}
+    for row in sorted(documents, key=lambda row: row["id"]):
+        first.setdefault(row["exact"], row["id"])
+    unique = [row for row in documents if first[row["exact"]] == row["id"]]
+    root = {row["id"]: row["id"] for row in unique}
+
+    def find(x: str) -> str:
+        while root[x] != x:
+            x = root[x]
+        return x
+
+    for left, right in combinations(unique, 2):
+        shares = any(a == b for a, b in zip(left["bands"], right["bands"], strict=True))
+        if (
+            shares
+            and minhash.similarity(left["signature"], right["signature"]) >= settings.min_jaccard * settings.verify
+        ):
+            low, high = sorted((find(left["id"]), find(right["id"])))
+            root[high] = low
+    gone = {i: (find(i), "near_copy") for i in root if find(i) != i}
+    copies = [row for row in documents if first[row["exact"]] != row["id"]]
+    return gone | {row["id"]: (find(first[row["exact"]]), "exact_copy") for row in copies}
+
+
+def found(
+    spark: Any, root: Path, documents: list[dict[str, Any]], settings: Deduplicate, parts: int
+) -> tuple[Any, Any]:
+    storage = Storage(root)
+    building = artifact.open_stage(storage, "test", deduplicate.STAGE, settings.model_dump(), 1, [], force=True)
+    assert isinstance(building, Building)
+    files = []
+    for i in range(parts):
+        files.append(f"signatures-{i}.parquet")
+        write_table(storage, files[-1], documents[i::parts], deduplicate._SIGNATURES)
+    numbers = deduplicate.clusters(spark, building, settings, files)
+    rows = read_rows(storage, f"{building.work}/clusters.parquet")
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: (row["cluster"], row["reason"]) for row in rows}, numbers
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_equal_to_all_pairs_in_plain_python(spark: Any, tmp_path: Path, verify: bool) -> None:
+    settings = RECIPE.model_copy(update={"verify": verify, "max_bucket": 1000})
+    documents = corpus(5)
+    gone, numbers = found(spark, tmp_path, documents, settings, 2)
+    assert gone == plain(documents, settings)
+    assert {reason for _, reason in gone.values()} == {"exact_copy", "near_copy"}
+    sizes: dict[str, int] = defaultdict(lambda: 1)
+    for cluster, _ in gone.values():
+        sizes[cluster] += 1
+    assert (numbers["clusters"], numbers["largest_cluster"]) == (len(sizes), max(sizes.values()))
+    assert numbers["verified_pairs"] <= numbers["candidate_pairs"]
+    assert numbers["large_buckets"] == 0
+
+
+def test_parts_and_order_do_not_decide_who_stays(spark: Any, tmp_path: Path) -> None:
+    documents = corpus(6)
+    gone, numbers = found(spark, tmp_path / "a", documents, RECIPE, 1)
+    random.Random(0).shuffle(documents)
+    assert found(spark, tmp_path / "b", documents, RECIPE, 5) == (gone, numbers)
+
+
+def test_large_buckets_are_starred_again_for_what_verification_rejects(spark: Any, tmp_path: Path) -> None:
+    """Three families that share one band: a single star around the smallest id would lose two of them."""
+    rng = random.Random(7)
+    documents = []
+    for family in range(3):
+        text = [str(rng.random()) for _ in range(200)]
+        for member in range(5):
+            text = [*text[:-1], str(rng.random())]
+            documents.append(document(family * 10 + member, text))
+    for row in documents:
+        row["bands"] = [7, *(rng.randrange(2**62) for _ in range(13))]  # nothing else leads them together
+    settings = RECIPE.model_copy(update={"max_bucket": 4})
+    gone, numbers = found(spark, tmp_path, documents, settings, 2)
+    kept = [row["id"] for row in documents if row["id"] not in gone]
+    assert kept == [f"{number:032x}" for number in (0, 10, 20)]
+    assert {cluster for cluster, _ in gone.values()} == set(kept)
+    assert numbers["large_buckets"] == 1
+    assert numbers["candidate_pairs"] == 14 + 9 + 4
+    assert numbers["verified_pairs"] == 12
+
+
+def test_nothing_alike(spark: Any, tmp_path: Path) -> None:
+    documents = [document(i, [f"{i}-{j}" for j in range(50)]) for i in range(3)]
+    gone, numbers = found(spark, tmp_path, documents, RECIPE, 3)
+    assert gone == {}
+    assert (numbers["candidate_pairs"], numbers["clusters"], numbers["largest_cluster"]) == (0, 0, 1)
+
+
+def test_the_rows_that_are_kept_come_in_order(tmp_path: Path) -> None:
+    from jobs import extract, filter
+
+    storage = Storage(tmp_path)
+    rows = [{"id": name, "text": name * 2, "reason": None} for name in "dbca"]
+    write_table(storage, "extract.parquet", [*rows, {"id": "x", "reason": "empty"}], extract.SCHEMA)
+    decisions = [{"id": name, "reason": "short" if name == "b" else None} for name in "dbca"]
+    write_table(storage, "filter.parquet", decisions, filter.SCHEMA)
+    stay = deduplicate.kept(storage, "extract.parquet", "filter.parquet", ("text",))
+    assert stay == [{"id": name, "text": name * 2} for name in "dca"]

@@ -1,0 +1,74 @@
+"""Signatures estimate Jaccard similarity, and depend on the set of n-grams and the seed alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.page import minhash
+
+MANY = minhash.permutations(2048, 1)
+FUNCTIONS = minhash.permutations(112, 1)
+WORDS = st.lists(
+    st.sampled_from(["the", "a", "of", "to", "in", "is", "and", "code", "page", "word", "file", "run"]), max_size=40
+)
+
+
+@pytest.mark.parametrize("shared", [0, 50, 150, 250, 290, 300])
+def test_the_estimate_is_close_to_jaccard(shared: int) -> None:
+    """Of 2048 functions: the standard error is below 0.012, so 0.05 is four of them."""
+    left = [str(i) for i in range(300)]
+    right = left[:shared] + [f"other {i}" for i in range(300 - shared)]
+    a, b = (minhash.signature(words, 1, MANY).tobytes() for words in (left, right))
+    assert minhash.similarity(a, b) == pytest.approx(shared / (600 - shared), abs=0.05)
+
+
+def test_each_function_is_as_likely_to_be_smallest_anywhere() -> None:
+    """Over many texts each n-gram is the smallest equally often: without this the estimate has a bias."""
+    grams = [str(i) for i in range(10)]
+    values = np.array([minhash.signature([gram], 1, MANY) for gram in grams])
+    counts = np.bincount(values.argmin(axis=0), minlength=10)
+    assert counts.min() > 204.8 - 5 * 13.6  # binomial(2048, 0.1): mean 204.8, sigma 13.6
+    assert counts.max() < 204.8 + 5 * 13.6
+
+
+@settings(deadline=None)
+@given(words=WORDS, n=st.integers(1, 6))
+def test_the_set_of_ngrams_decides(words: list[str], n: int) -> None:
+    values = minhash.signature(words, n, FUNCTIONS)
+    assert values.shape == (112,)
+    assert values.dtype == np.uint64
+    if len(words) >= n:
+        grams = {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+        single = [minhash.signature(list(gram), n, FUNCTIONS) for gram in grams]
+        assert np.array_equal(values, np.min(single, axis=0))
+
+
+def test_seed_decides_the_functions() -> None:
+    assert np.array_equal(minhash.permutations(5, 3)[0], minhash.permutations(5, 3)[0])
+    assert not np.array_equal(minhash.permutations(5, 3)[0], minhash.permutations(5, 4)[0])
+    assert (minhash.permutations(100, 3)[0] % np.uint64(2) == 1).all()
+
+
+def test_a_band_is_equal_where_all_its_rows_are() -> None:
+    left = minhash.signature(list("abcdefghij"), 2, FUNCTIONS)
+    right = left.copy()
+    right[3] += np.uint64(1)  # row 3 lies in band 0 of 8 rows
+    a, b = minhash.band_hashes(left, 14), minhash.band_hashes(right, 14)
+    assert [x == y for x, y in zip(a, b, strict=True)] == [False] + [True] * 13
+    assert all(-(2**63) <= value < 2**63 for value in a)
+
+
+def test_signatures_of_a_release_stay_what_they_are() -> None:
+    """A changed value here changes what every corpus holds: raise `STAGE.version` of deduplicate with it."""
+    values = minhash.signature(
+        ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"], 5, minhash.permutations(4, 1)
+    )
+    assert [int(value) for value in values] == [
+        1804653677965881196,
+        99538335753079588,
+        5346070899230318624,
+        500498510097808820,
+    ]

@@ -1,0 +1,57 @@
+"""redact writes the documents that stay, in order, with placeholders and counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jobs import deduplicate, extract, filter, redact
+from jobs.table import read_rows, write_table
+from pipeline import artifact
+from pipeline.artifact import Building, Counts, Stage
+from tests.jobs.conftest import job
+
+TEXTS = {
+    "c1": "Write to maria.lopez@mail-server.org or ana@mail-server.org.",
+    "a2": "Nothing personal here, version 3.2.1.4.",
+    "b3": "A near copy that leaves: bob@mail-server.org.",
+    "d4": "Ask 8.8.8.8 for it; e-mail joe@mail-server.org.",
+}
+
+
+def upstream(root: Path, stage: Stage, rows: list[list[dict[str, Any]]], schema: Any, kept: int) -> None:
+    made = job(root)
+    building = artifact.open_stage(made.storage, "test", stage, made.recipe.section(stage.name), 1, [])
+    assert isinstance(building, Building)
+    files = []
+    for i, part in enumerate(rows):
+        name = f"part-{i:05d}.parquet"
+        write_table(made.storage, building.file(name), part, schema)
+        files.append(artifact.describe(made.storage, building.pointer.folder, name, len(part)))
+    building.publish(files, Counts(in_=kept, kept=kept, dropped={}))
+
+
+def test_what_stays_is_written_without_personal_data(spark: Any, tmp_path: Path) -> None:
+    rows = [
+        {"id": name, "url": f"https://a.org/{name}", "host": "a.org", "warc": "w", "offset": i, "date": "2024-01-01"}
+        | {"text": text, "english": 0.9, "reason": None}
+        for i, (name, text) in enumerate(TEXTS.items())
+    ]
+    dropped = {"id": "x", "url": "https://a.org/x", "reason": "not_html"}
+    upstream(tmp_path, extract.STAGE, [[rows[0], dropped, rows[1]], rows[2:]], extract.SCHEMA, 4)
+    decided = [{"id": name, "cluster": name, "reason": None} for name in TEXTS]
+    decided[2] |= {"cluster": "a2", "reason": "near_copy"}
+    upstream(tmp_path, filter.STAGE, [decided[:2], decided[2:]], filter.SCHEMA, 4)
+    upstream(tmp_path, deduplicate.STAGE, [decided[:2], decided[2:]], deduplicate.SCHEMA, 3)
+    made = redact.run(job(tmp_path))
+    assert made.content.counts == Counts(in_=3, kept=3, dropped={})
+    assert made.content.numbers == {"redactions": {"EMAIL": 3, "IP": 1}}
+    found = [row for file in made.files(".parquet") for row in read_rows(made.storage, file)]
+    assert [(row["id"], row["text"], json.loads(row["redactions"])) for row in found] == [
+        ("c1", "Write to <EMAIL> or <EMAIL>.", {"EMAIL": 2}),
+        ("a2", TEXTS["a2"], {}),
+        ("d4", "Ask <IP> for it; e-mail <EMAIL>.", {"EMAIL": 1, "IP": 1}),
+    ]
+    assert [row["offset"] for row in found] == [0, 1, 3]
+    assert all(row["warc"] == "w" and row["url"] == f"https://a.org/{row['id']}" for row in found)

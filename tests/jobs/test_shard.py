@@ -1,0 +1,165 @@
+"""Shards hold every document once, in an order that (seed, id) alone decides."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import redact, shard, train_tokenizer
+from jobs.table import read_rows, write_table
+from pipeline import artifact
+from pipeline.artifact import Building, Counts, Published
+from pipeline.storage import Storage
+from tests.jobs.conftest import job
+from tokenizer import bpe
+from tokenizer.shards import Shard
+
+TEXTS = [f"Document {i} says: " + " ".join(str(i * j) for j in range(i % 60)) for i in range(400)]
+SOURCE = bpe.train(TEXTS[:50], 600, "qwen2")
+OVERRIDES = {"shard.shard_tokens": 10_000, "shard.validation": 0.1}
+
+
+def documents() -> list[dict[str, Any]]:
+    rows = [{"id": f"{i:032x}", "url": f"https://a.org/{i}", "warc": "w", "offset": i} for i in range(len(TEXTS))]
+    return [row | {"text": text, "redactions": "{}"} for row, text in zip(rows, TEXTS, strict=True)]
+
+
+def published(building: Published | Building) -> Building:
+    assert isinstance(building, Building)
+    return building
+
+
+def corpus(root: Path, rows: list[dict[str, Any]], parts: int) -> None:
+    """What redact and the tokenizer stage would have published, the documents in so many parts."""
+    made = job(root, OVERRIDES)
+    building = published(artifact.open_stage(made.storage, "test", redact.STAGE, made.recipe.section("redact"), 1, []))
+    files = []
+    for i in range(parts):
+        write_table(made.storage, building.file(f"part-{i:05d}.parquet"), rows[i::parts], redact.SCHEMA)
+        files.append(
+            artifact.describe(made.storage, building.pointer.folder, f"part-{i:05d}.parquet", len(rows[i::parts]))
+        )
+    source = building.publish(files, Counts(in_=len(rows), kept=len(rows), dropped={}))
+    building = published(
+        artifact.open_stage(
+            made.storage, "test", train_tokenizer.STAGE, made.recipe.section("tokenizer"), 1, [source.as_input()]
+        )
+    )
+    train_tokenizer.publish(building, SOURCE, 512, {}, {}, 0.0)
+
+
+def sharded(root: Path, rows: list[dict[str, Any]], parts: int) -> Published:
+    corpus(root, rows, parts)
+    return shard.run(job(root, OVERRIDES))
+
+
+def test_every_document_is_in_one_shard_and_reads_back(spark: Any, tmp_path: Path) -> None:
+    made = sharded(tmp_path, documents(), 3)
+    encoder = bpe.Tokenizer.from_bytes(SOURCE)
+    seen: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
+    for file in made.files(".bin"):
+        name = file.rsplit("/", 1)[1].removesuffix(".bin")
+        split, number = name.rsplit("-", 1)
+        held = Shard(Path(made.storage.path(file)))
+        rows = read_rows(made.storage, file.replace(".bin", ".documents.parquet"))
+        assert held.sizes.tolist() == [row["tokens"] for row in rows]
+        keys = []
+        for at, row in enumerate(rows):
+            i = int(row["id"], 16)
+            ids = held.tokens[row["start"] : row["start"] + row["tokens"]].tolist()
+            assert ids == [*encoder.encode(TEXTS[i]), encoder.end_of_text]
+            assert (row["document"], row["url"], row["offset"]) == (at, f"https://a.org/{i}", i)
+            assert row["bytes"] == len(TEXTS[i].encode())
+            key, of = shard.place(1, row["id"], 0.1)
+            count = sum(f.endswith(".bin") and f"/{split}-" in f for f in made.files())
+            assert (of, shard.shard_of(key, count)) == (split, int(number))
+            keys.append(key)
+            seen[row["id"]] += 1
+        assert keys == sorted(keys)
+        totals[f"{split}_tokens"] += len(held.tokens)
+        totals[f"{split}_documents"] += len(rows)
+        totals[f"{split}_bytes"] += sum(row["bytes"] for row in rows)
+    assert seen == Counter(row["id"] for row in documents())
+    numbers = made.content.numbers
+    assert {name: numbers[name] for name in totals} == totals
+    assert numbers["shards"] == len(made.files(".bin")) >= 3
+    assert numbers["tokenizer"] == encoder.sha256
+    assert numbers["dtype"] == "uint16"
+
+
+def test_neither_parts_nor_order_change_a_byte(spark: Any, tmp_path: Path) -> None:
+    rows = documents()
+    first = sharded(tmp_path / "a", rows, 1)
+    random.Random(0).shuffle(rows)
+    again = sharded(tmp_path / "b", rows, 7)
+    assert [(f.path, f.sha256) for f in first.content.files] == [(f.path, f.sha256) for f in again.content.files]
+    assert first.content.numbers == again.content.numbers
+
+
+def test_a_kill_costs_one_part(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after tokenizing: the second attempt tokenizes nothing again and ends in the same bytes."""
+    whole = sharded(tmp_path / "whole", documents(), 3)
+    corpus(tmp_path / "killed", documents(), 3)
+
+    class Killed(Exception):
+        pass
+
+    def after_tokenizing(*arguments: Any) -> Any:
+        if arguments[-1] == "shard":
+            raise Killed
+        return run_parts(*arguments)
+
+    run_parts = shard.parts.run_parts
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shard.parts, "run_parts", after_tokenizing)
+        shard.run(job(tmp_path / "killed", OVERRIDES))
+    storage = Storage(tmp_path / "killed")
+    commits = [name for name in storage.names("_work/shard") if "/commits/" in name]
+    before = {name: storage.read(name) for name in commits}
+    assert len(before) == 3
+    made = shard.run(job(tmp_path / "killed", OVERRIDES))
+    assert {name: storage.read(name) for name in commits} == before
+    assert [f.sha256 for f in made.content.files] == [f.sha256 for f in whole.content.files]
+    assert made.manifest.run.attempts == 2
+
+
+@given(key=st.integers(0, 2**128 - 1), bits=st.integers(0, 16))
+def test_a_shard_is_the_leading_bits_of_the_key(key: int, bits: int) -> None:
+    assert shard.shard_of(f"{key:032x}", 1 << bits) == key >> (128 - bits)
+
+
+def test_shards_and_splits_are_even() -> None:
+    placed = [shard.place(1, f"{i:032x}", 0.05) for i in range(20_000)]
+    of_split = Counter(split for _, split in placed)
+    assert 870 < of_split["validation"] < 1130  # binomial(20000, 0.05): 1000, sigma 31
+    counts = Counter(shard.shard_of(key, 16) for key, _ in placed)
+    assert len(counts) == 16 and min(counts.values()) > 1080 and max(counts.values()) < 1420  # 1250, sigma 34
+    held = Counter(shard.shard_of(key, 16) for key, split in placed if split == "validation")
+    assert min(held.values()) > 25  # the split does not follow the shard: 62, sigma 7.6
+    assert [split for _, split in placed] != [shard.place(2, f"{i:032x}", 0.05)[1] for i in range(20_000)]
+
+
+def test_the_sample_of_the_tokenizer_does_not_depend_on_parts(spark: Any, tmp_path: Path) -> None:
+    rows = documents()
+    found = []
+    for parts in (1, 4):
+        corpus(tmp_path / str(parts), rows, parts)
+        made = train_tokenizer.run(
+            job(tmp_path / str(parts), {"tokenizer.sample_bytes": 20_000, "tokenizer.vocabulary": 700})
+        )
+        source = made.storage.read(made.file("tokenizer.json"))
+        found.append((source, made.content.numbers))
+        rows.reverse()
+    assert found[0] == found[1]
+    numbers = found[0][1]
+    assert 20_000 <= numbers["trained_bytes"] < 21_000
+    assert numbers["vocabulary"] == len(json.loads(found[0][0])["model"]["vocab"]) + 9
+    assert 1 < numbers["bytes_per_token"] < 10
