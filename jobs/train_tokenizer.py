@@ -55,7 +55,7 @@ def first(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
 
 
 def texts(storage: Storage, files: list[str], size: int) -> tuple[list[str], list[str]]:
-    """Texts to train on and texts held out, from the parts' samples: keys first, so that memory holds one part's more."""
+    """Texts to train on and texts held out, from the parts' samples: keys first, so that memory holds one part more."""
     keys = [row for file in files for row in read_rows(storage, file, ("order", "bytes"))]
     chosen = {row["order"] for row in first(sorted(keys, key=lambda row: row["order"]), size)}
     rows = []

@@ -65,7 +65,7 @@ if [ "${1:-}" = lock ]; then
   exit 0
 fi
 
-# Compiled once here: where nothing may write bytecode, a start of Airflow took 80 s instead of 20.
+# Compiled once here: where nothing may write bytecode, a start of Airflow took 79 s instead of 57 (busy machine).
 echo "installing into .venv"
 .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode "${options[@]}" --no-deps -r requirements.lock
 .venv/bin/uv pip install -q --python .venv/bin/python --no-deps -e .

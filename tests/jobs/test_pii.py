@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import socket
 from collections import Counter
@@ -84,14 +85,14 @@ def test_neighbours_do_not_matter(before: str, after: str) -> None:
 
 def test_spans_are_sorted_and_apart() -> None:
     spans = pii.find("a@b.org 8.8.8.8 +1 (212) 555-0123 536-22-4821 c@d.net", KINDS)
-    assert all(left[1] <= right[0] for left, right in zip(spans, spans[1:], strict=False))
+    assert all(left[1] <= right[0] for left, right in itertools.pairwise(spans))
     assert len(spans) == 5
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not on this machine")
 def test_planted_strings_of_the_shared_crawl() -> None:
     seen, gone = Counter[str](), Counter[str]()
-    for line in gzip.open(SHARED / "crawl/truth.jsonl.gz", "rt"):
+    for line in gzip.decompress((SHARED / "crawl/truth.jsonl.gz").read_bytes()).splitlines():
         planted = json.loads(line).get("planted") or {}
         for item in planted.get("items", []) if planted.get("kind") in ("pii", "decoy") else []:
             kind = item["type"] if planted["kind"] == "pii" else "decoy"
@@ -108,7 +109,7 @@ def test_recall_on_labelled_texts() -> None:
     names = {"EMAIL_ADDRESS": "EMAIL", "IP_ADDRESS": "IP", "US_SSN": "US_SSN", "CREDIT_CARD": "CREDIT_CARD"}
     names |= {"IBAN_CODE": "IBAN", "PHONE_NUMBER": "PHONE"}
     seen, hit, wrong = Counter[str](), Counter[str](), 0
-    for text in json.load(gzip.open(SHARED / "pii/presidio.generated_large.json.gz")):
+    for text in json.loads(gzip.decompress((SHARED / "pii/presidio.generated_large.json.gz").read_bytes())):
         spans = pii.find(text["full_text"], KINDS)
         labels = [(s["start_position"], s["end_position"], s["entity_type"]) for s in text["spans"]]
         for start, end, label in labels:

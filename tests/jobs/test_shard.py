@@ -118,9 +118,10 @@ def test_a_kill_costs_one_part(spark: Any, tmp_path: Path, monkeypatch: pytest.M
         return run_parts(*arguments)
 
     run_parts = shard.parts.run_parts
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(shard.parts, "run_parts", after_tokenizing)
+    monkeypatch.setattr(shard.parts, "run_parts", after_tokenizing)
+    with pytest.raises(Killed):
         shard.run(job(tmp_path / "killed", OVERRIDES))
+    monkeypatch.setattr(shard.parts, "run_parts", run_parts)
     storage = Storage(tmp_path / "killed")
     commits = [name for name in storage.names("_work/shard") if "/commits/" in name]
     before = {name: storage.read(name) for name in commits}
