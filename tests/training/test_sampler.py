@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from typing import Any
 
 import pytest
@@ -158,14 +158,14 @@ def test_seeds_are_named_and_go_on() -> None:
     assert len(set(seeds("1:rl:3", 8) + seeds("1:rl:4", 8))) == 16
 
 
-@pytest.mark.slow
+@pytest.mark.unproven
 def test_a_batch_of_a_demo_model_takes_seconds() -> None:
-    import time
-
-    torch.set_num_threads(2)
-    made: Callable[..., Any] = model.build
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two wait for each other where others compute too, and waiting counts
     sizes = {"layers": 6, "width": 192, "heads": 3, "kv_heads": 3, "head_dim": 64, "mlp_width": 512, "window": 512}
-    net = made(CONFIG.model_copy(update=sizes), 4096, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
-    started = time.perf_counter()
+    config = CONFIG.model_copy(update=sizes)
+    net: Any = model.build(config, 4096, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
+    started = time.process_time()
     Sampler(net, TOKENIZER).sample([[5] * 16] * 256, 32, 1.0, seeds("x", 256))
-    assert time.perf_counter() - started < 20  # 2 to 3 s on two idle cores
+    torch.set_num_threads(threads)
+    assert time.process_time() - started < 10  # 2.7 CPU seconds where it was measured
