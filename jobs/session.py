@@ -84,4 +84,7 @@ def spark(name: str) -> SparkSession:
         builder = builder.config(key, value)
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("WARN")
+    if "spark.sql.shuffle.partitions" not in dict(session.sparkContext.getConf().getAll()):
+        # Spark's own 200 are a cluster's; on two cores they made deduplicate several times slower than its work.
+        session.conf.set("spark.sql.shuffle.partitions", str(2 * session.sparkContext.defaultParallelism))
     return session

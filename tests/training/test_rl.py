@@ -211,7 +211,7 @@ def test_questions_and_answers_do_not_depend_on_the_ranks(tmp_path: Path) -> Non
         assert Arithmetic.split(int(a), int(b)) == "train"
 
 
-@pytest.mark.unproven
+@pytest.mark.slow
 def test_one_rank_and_two_take_the_same_steps(tmp_path: Path) -> None:
     path = small(tmp_path, steps=3)
     found = []

@@ -158,7 +158,7 @@ def test_seeds_are_named_and_go_on() -> None:
     assert len(set(seeds("1:rl:3", 8) + seeds("1:rl:4", 8))) == 16
 
 
-@pytest.mark.unproven
+@pytest.mark.slow
 def test_a_batch_of_a_demo_model_takes_seconds() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two wait for each other where others compute too, and waiting counts

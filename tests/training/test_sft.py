@@ -179,7 +179,7 @@ def test_conversations_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch:
         run(tmp_path / "root", path, monkeypatch)
 
 
-@pytest.mark.unproven
+@pytest.mark.slow
 def test_two_ranks_killed_and_asked_to_stop_make_the_same_bytes(tmp_path: Path) -> None:
     path = small(tmp_path, epochs=4)
     for name in ("whole", "killed"):
