@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import sysconfig
 import time
 from pathlib import Path
 
-import training  # noqa: F401  sets TORCH_EXTENSIONS_DIR
+import training  # noqa: F401  sets TORCH_EXTENSIONS_DIR and PATH
 from pipeline import errors
 from pipeline.errors import MachineError
 
@@ -43,8 +42,6 @@ def build() -> float:
 
     if torch.cuda.is_available():
         return 0.0
-    # A venv's ninja is not on PATH when its python is called by path.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     check_compiler()
     folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     for lock in remove_locks(folder):
