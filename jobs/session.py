@@ -85,6 +85,6 @@ def spark(name: str) -> SparkSession:
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("WARN")
     if "spark.sql.shuffle.partitions" not in dict(session.sparkContext.getConf().getAll()):
-        # Spark's own 200 are a cluster's; on two cores they made deduplicate several times slower than its work.
+        # Spark's own 200 are meant for a cluster; more partitions than cores need is only overhead here.
         session.conf.set("spark.sql.shuffle.partitions", str(2 * session.sparkContext.defaultParallelism))
     return session
