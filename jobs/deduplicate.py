@@ -22,7 +22,7 @@ from jobs.filter import commit_decisions, totals
 from jobs.page import minhash
 from jobs.page.words import words
 from jobs.table import read_rows, write_table
-from pipeline import artifact, errors
+from pipeline import errors
 from pipeline.artifact import Building, Published, Stage
 from pipeline.recipe import Deduplicate
 from pipeline.storage import Storage
@@ -191,15 +191,7 @@ def clusters(spark: SparkSession, building: Building, recipe: Deduplicate, files
 def run(job: session.Job) -> Published:
     """The stage."""
     extracted, filtered = session.upstream(job, "extract"), session.upstream(job, "filter")
-    building = artifact.open_stage(
-        job.storage,
-        job.run,
-        STAGE,
-        job.recipe.section("deduplicate"),
-        job.recipe.seed,
-        [extracted.as_input(), filtered.as_input()],
-        force=job.force,
-    )
+    building = session.open_stage(job, STAGE, [extracted, filtered])
     if isinstance(building, Published):
         return building
     payload = {

@@ -226,7 +226,7 @@ def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds:
 
 
 def main() -> None:
-    run(session.job(__doc__))
+    run(session.job(__doc__, warcs=True))
 
 
 if __name__ == "__main__":

@@ -75,15 +75,7 @@ def run(job: session.Job) -> Published:
             f"use one of {', '.join(map(str, quality.SHORT_LINE_CHARS))}",
         )
     source = session.upstream(job, "extract")
-    building = artifact.open_stage(
-        job.storage,
-        job.run,
-        STAGE,
-        job.recipe.section("filter"),
-        job.recipe.seed,
-        [source.as_input()],
-        force=job.force,
-    )
+    building = session.open_stage(job, STAGE, [source])
     if isinstance(building, Published):
         return building
     payload = {

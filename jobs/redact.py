@@ -56,15 +56,7 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def run(job: session.Job) -> Published:
     """The stage."""
     extracted, unique = session.upstream(job, "extract"), session.upstream(job, "deduplicate")
-    building = artifact.open_stage(
-        job.storage,
-        job.run,
-        STAGE,
-        job.recipe.section("redact"),
-        job.recipe.seed,
-        [extracted.as_input(), unique.as_input()],
-        force=job.force,
-    )
+    building = session.open_stage(job, STAGE, [extracted, unique])
     if isinstance(building, Published):
         return building
     payload = {

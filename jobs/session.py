@@ -6,13 +6,14 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import SparkSession
 
 from pipeline import artifact
-from pipeline.artifact import Published
-from pipeline.errors import MachineError
+from pipeline.artifact import Building, Published, Stage
+from pipeline.errors import InputError, MachineError
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Storage
 
@@ -37,31 +38,51 @@ class Job:
     recipe: Recipe
     storage: Storage
     run: str
-    input: list[str]
+    input: list[str]  # folders of artifacts to read instead of the run's
     force: bool
 
 
-def job(description: str | None) -> Job:
-    """Read the command line that all Spark stages share."""
+def job(description: str | None, warcs: bool = False) -> Job:
+    """Read the command line that all Spark stages share. `--input` names WARCs for the stage that reads `warcs`.
+
+    For the others it names artifacts, by folder below the root.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="recipe file")
     parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
     parser.add_argument("--run", help="name of the run; by default the recipe's name")
-    parser.add_argument(
-        "--input", nargs="+", default=[], help="for extract: WARC files, globs, URLs or lists instead of the recipe's"
+    others = (
+        "WARC files, globs, URLs or lists, not the recipe's" if warcs else "artifacts below the root, not the run's"
     )
+    parser.add_argument("--input", nargs="+", default=[], help=others)
     parser.add_argument("--force", action="store_true", help="make again what is published already")
     options = parser.parse_args()
-    overrides = {"input.warcs": options.input, "input.crawl": None} if options.input else None
+    overrides = {"input.warcs": options.input, "input.crawl": None} if warcs and options.input else None
     recipe = load(options.recipe, overrides)
-    return Job(
-        recipe, Storage(options.root), artifact.run_name(options.run or recipe.name), options.input, options.force
-    )
+    artifacts = [] if warcs else options.input
+    return Job(recipe, Storage(options.root), artifact.run_name(options.run or recipe.name), artifacts, options.force)
 
 
 def upstream(job: Job, stage: str) -> Published:
-    """What an earlier stage of this run published, built with this recipe."""
+    """The artifact of an earlier stage: the one `--input` names, or what this run built with this recipe."""
+    given = [artifact.read(job.storage, folder) for folder in job.input]
+    for found in given:
+        if found.content.stage == stage:
+            return found
     return artifact.of_run(job.storage, job.run, stage, job.recipe.section(stage))
+
+
+def open_stage(
+    job: Job, stage: Stage, sources: Sequence[Published], assets: dict[str, str] | None = None
+) -> Published | Building:
+    """Start a stage that reads artifacts, as `artifact.open_stage`. Refuses an `--input` that it does not read."""
+    for folder in job.input:
+        if folder not in {source.folder for source in sources}:
+            reads = ", ".join(source.content.stage for source in sources)
+            raise InputError(f"{stage.name} does not read {folder}", f"name artifacts of {reads}")
+    inputs = [source.as_input() for source in sources]
+    section, seed = job.recipe.section(stage.name), job.recipe.seed
+    return artifact.open_stage(job.storage, job.run, stage, section, seed, inputs, assets=assets, force=job.force)
 
 
 def part_name(file: str) -> str:

@@ -110,15 +110,7 @@ def run(job: session.Job) -> Published:
     recipe = job.recipe.shard
     redacted = session.upstream(job, "redact")
     tokenizer = session.upstream(job, "tokenizer")
-    building = artifact.open_stage(
-        job.storage,
-        job.run,
-        STAGE,
-        job.recipe.section("shard"),
-        job.recipe.seed,
-        [redacted.as_input(), tokenizer.as_input()],
-        force=job.force,
-    )
+    building = session.open_stage(job, STAGE, [redacted, tokenizer])
     if isinstance(building, Published):
         return building
     payload = {"seed": job.recipe.seed, "root": job.storage.root, "work": building.work}

@@ -111,17 +111,8 @@ def run(job: session.Job) -> Published:
     """The stage."""
     recipe = job.recipe.tokenizer
     redacted = session.upstream(job, "redact")
-    building = artifact.open_stage(
-        job.storage,
-        job.run,
-        STAGE,
-        job.recipe.section("tokenizer"),
-        job.recipe.seed,
-        [redacted.as_input()],
-        # The window stands in the tokenizer's own configuration file.
-        assets={"window": str(job.recipe.model.window)},
-        force=job.force,
-    )
+    # The window stands in the tokenizer's own configuration file.
+    building = session.open_stage(job, STAGE, [redacted], {"window": str(job.recipe.model.window)})
     if isinstance(building, Published):
         return building
     payload = {

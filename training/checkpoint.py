@@ -143,7 +143,7 @@ def interrupted(stage: str, step: int) -> Interrupted:
     return Interrupted(f"{stage} was asked to stop and saved step {step}", "start it again: it goes on from there")
 
 
-def export(model: nn.Module, tokenizer: Writer, folder: Path, window: int) -> None:
+def export(model: nn.Module, tokenizer: Writer, folder: Path) -> None:
     """Write model, tokenizer and generation settings to `folder`, for `AutoModelForCausalLM` and whoever reads it.
 
     Generation ends at `<|im_end|>` (a turn) and `<|endoftext|>` (a document); padding is another token (marin#4760).
@@ -155,14 +155,14 @@ def export(model: nn.Module, tokenizer: Writer, folder: Path, window: int) -> No
     settings: Any = model.generation_config
     settings.update(eos_token_id=ids, bos_token_id=tokenizer.special(END_OF_TEXT), pad_token_id=pad)
     model.save_pretrained(folder)  # type: ignore[operator]
-    tokenizer.write_hf(folder, window)
+    tokenizer.write_hf(folder, model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
 
 
-def write_export(building: Building, model: nn.Module, tokenizer: Writer, window: int) -> list[File]:
+def write_export(building: Building, model: nn.Module, tokenizer: Writer) -> list[File]:
     """Export into the artifact in the making; the manifest entries of its files."""
     files = []
     with tempfile.TemporaryDirectory() as name:
-        export(model, tokenizer, Path(name), window)
+        export(model, tokenizer, Path(name))
         for path in sorted(Path(name).iterdir()):
             building.storage.write(building.file(path.name), path.read_bytes())
             files.append(describe(building.storage, building.pointer.folder, path.name, rows=1))

@@ -29,7 +29,7 @@ from training.launch import TIMEOUT, World
 Batch = Mapping[str, Tensor]  # tensors of one first dimension: rows
 Loss = Callable[[nn.Module, Batch], Tensor]  # (model, micro-batch) -> sum of the losses of its supervised tokens
 
-LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}  # what a micro-batch's fp32 logits may take; a cache, not a limit
+LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 2 << 30}  # of a micro-batch, in fp32: what caches hold; no limit
 ZERO_STAGE = 1  # optimizer state over the ranks; below 3 B parameters more sharding buys nothing (LESSONS.md, 12)
 MOMENTUM = 0.95  # Muon: Keller Jordan's choice, https://kellerjordan.github.io/posts/muon/
 EPSILON = 1e-8  # Adam (Kingma & Ba 2015)

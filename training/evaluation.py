@@ -23,10 +23,10 @@ from pipeline.recipe import Evaluation
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import Message, prompt
 from training import conversations, launch, model
+from training.calculator import calculator
 from training.loop import source_model
 from training.sampler import Sample, Sampler, seeds
 from training.tasks import Arithmetic
-from training.tools import calculator
 
 STAGE = Stage("evaluation", 1, libraries=("torch", "transformers"))
 MODELS = ("pretrain", "sft", "rl")
@@ -67,7 +67,7 @@ class Measurement:
     def chats(self) -> list[dict[str, str]]:
         """Greedy answers to the recipe's messages."""
         users = list(self.recipe.chats)
-        return [{"prompt": user, "text": text} for user, text in zip(users, self.replies(users), strict=True)]
+        return [{"user": user, "assistant": text} for user, text in zip(users, self.replies(users), strict=True)]
 
     def arithmetic(self) -> dict[str, Any]:
         """Accuracy at temperature 1 (mean over samples) and greedy, on operand pairs that no stage has learned from.

@@ -9,14 +9,12 @@ SIGTERM it saves first and exits with 85. `metrics.jsonl` and `samples.jsonl` of
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -24,20 +22,18 @@ from torch import nn
 from pipeline import artifact, errors
 from pipeline.artifact import Building, Published, Stage
 from pipeline.errors import ArtifactError
-from pipeline.progress import Progress
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import END_OF_TEXT, PAD
-from training import checkpoint, launch, loader, model
-from training.engine import Engine, micro_rows, rows_a_rank, token_loss
+from training import launch, loader, model
+from training.engine import micro_rows, rows_a_rank, token_loss
 from training.launch import Job, World
-from training.loop import write_rows
+from training.loop import Loop, loss_ends, open_stage, write_rows
 from training.ngrams import Tables, bits_per_byte
 
 STAGE = Stage("pretrain", 1, libraries=("torch", "transformers", "deepspeed"))
 VALIDATION_WINDOWS = 64  # looked at while training; all of them at the end
 SAMPLE_TOKENS = 32  # a sample's length, enough to see whether it says words or sentences
 TABLE_TOKENS = 50_000_000  # the tables count no more than these: their bigrams stay within some hundred MB
-_MEAN_STEPS = 10  # steps that `loss_first` and `loss_last` average over
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Corpus:
         return bits_per_byte(cost, self.validation_tokens, self.validation_bytes)
 
 
-def inputs(job: Job) -> tuple[Published, Published]:
+def inputs(job: Job) -> list[Published]:
     """The shard artifact to read (`--input`, or the run's) and the tokenizer that made it."""
     if job.input:
         shards = artifact.read(job.storage, job.input)
@@ -62,7 +58,7 @@ def inputs(job: Job) -> tuple[Published, Published]:
         shards = artifact.of_run(job.storage, job.run, "shard", job.recipe.section("shard"))
     for source in shards.content.inputs:
         if source.stage == "tokenizer":
-            return shards, artifact.read(job.storage, source.location)
+            return [shards, artifact.read(job.storage, source.location)]
     raise ArtifactError(f"{shards.folder} does not say which tokenizer made it", "run the stage shard again")
 
 
@@ -135,150 +131,80 @@ def samples(net: nn.Module, tokenizer: Tokenizer, prompts: list[str], step: int,
     return made
 
 
-class Pretraining:
-    """The loop, and what it remembers from step to step."""
+class Pretraining(Loop):
+    """Windows of the shards, in an order that the seed decides, and what the model says on the way."""
 
     def __init__(self, job: Job, world: World, building: Building, corpus: Corpus, tokenizer: Tokenizer) -> None:
         recipe = job.recipe
-        self.section, self.world, self.building = recipe.pretrain, world, building
-        self.corpus, self.tokenizer = corpus, tokenizer
-        self.batch, self.window, self.steps = self.section.batch, self.section.window, self.section.steps
-        rows_a_rank(self.batch, world)
-        self.loader = loader.Loader(corpus.train, self.window, recipe.seed)
-        net = model.build(
-            recipe.model,
-            tokenizer.vocabulary,
-            tokenizer.special(END_OF_TEXT),
-            tokenizer.special(PAD),
-            recipe.seed,
-        )
-        self.parameters = model.parameters(net)
-        self.engine = Engine(net, self.section.optimizer, self.steps, self.section.precision, world)
-        self.checkpoints = checkpoint.Checkpoints(building.storage, building.work, world)
-        self.stop = checkpoint.Stop(world)
-        self.progress: Progress | None = None
-        if world.first:
-            self.progress = Progress(building.storage, building.progress_folder, STAGE.name, "step")
-        self.metrics: list[dict[str, Any]] = []
+        rows_a_rank(recipe.pretrain.batch, world)
+        ends = tokenizer.special(END_OF_TEXT), tokenizer.special(PAD)
+        net = model.build(recipe.model, tokenizer.vocabulary, *ends, recipe.seed)
+        super().__init__(job, world, building, STAGE, net, tokenizer, recipe.pretrain.steps)
+        self.recipe, self.corpus = recipe.pretrain, corpus
+        self.loader = loader.Loader(corpus.train, recipe.pretrain.window, recipe.seed)
         self.samples: list[dict[str, Any]] = []
-        self.seconds = self.waited = 0.0
-        self.first_step = 0
+        self.waited = 0.0
 
-    def run(self) -> None:
-        """From the last checkpoint, or from nothing, to the last step."""
-        position = self.checkpoints.load(self.engine)
-        if position is not None:
-            self.loader.check(position["loader"])
-            self.metrics, self.samples = position["metrics"], position["samples"]
-        self.first_step = self.engine.done
-        while self.engine.done < self.steps:
-            self._step()
-            done = self.engine.done
-            if done % self.section.evaluate_every == 0 or done == self.steps:
-                self._look()
-            asked = self.stop.agreed()
-            if asked or (done % self.section.checkpoint_every == 0 and done < self.steps):
-                self._save()
-            if asked:
-                raise checkpoint.interrupted(STAGE.name, done)
+    def state(self) -> dict[str, Any]:
+        """See `Loop`; the loader's fingerprint guards the order of the windows."""
+        return super().state() | {"loader": self.loader.state(), "samples": self.samples}
 
-    def _step(self) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Loop`. Refused where the shards are others than those of the checkpoint."""
+        super().restore(state)
+        self.loader.check(state["loader"])
+        self.samples = state["samples"]
+
+    def step(self) -> dict[str, Any]:
+        """One step over windows."""
         started = time.perf_counter()
-        rows = self.loader.batch(self.engine.done, self.batch, self.world.rank, self.world.size)
-        waited = time.perf_counter() - started
+        rows = self.loader.batch(self.engine.done, self.recipe.batch, self.world.rank, self.world.size)
+        self.waited += time.perf_counter() - started
         found = self.engine.step(rows, token_loss)
-        seconds = time.perf_counter() - started
-        self.seconds, self.waited = self.seconds + seconds, self.waited + waited
-        numbers = {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr}
-        self.metrics.append({"step": self.engine.done, **numbers})
-        if self.progress:
-            speed = {"tokens_per_second": round(found.tokens / seconds, 1), "data_wait": round(waited, 6)}
-            self.progress(self.engine.done, self.steps, **_finite(numbers), **speed)
+        return {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr, "tokens": found.tokens}
 
-    def _look(self) -> None:
-        done, net = self.engine.done, self.engine.model
-        cost = validation_loss(net, self.corpus.validation, self.window, self.world, VALIDATION_WINDOWS)
-        bits = self.corpus.bits_per_byte(cost)
-        self.metrics[-1] |= {"validation_loss": cost, "bits_per_byte": bits}
-        self.samples += samples(net, self.tokenizer, list(self.section.prompts), done, self.world)
-        if self.progress:
-            self.progress(done, self.steps, validation_loss=round(cost, 6), bits_per_byte=round(bits, 6))
-            loss = self.metrics[-1]["loss"]
-            print(f"step {done}/{self.steps}: loss {loss:.3f}, held out {cost:.3f}, {bits:.3f} bits a byte", flush=True)
+    def look(self) -> dict[str, Any]:
+        """Loss on part of what is held out, and samples."""
+        cost = validation_loss(self.net, self.corpus.validation, self.recipe.window, self.world, VALIDATION_WINDOWS)
+        self.samples += samples(self.net, self.tokenizer, self.recipe.prompts, self.engine.done, self.world)
+        return {"validation_loss": cost, "bits_per_byte": self.corpus.bits_per_byte(cost)}
 
-    def _save(self) -> None:
-        position = {"loader": self.loader.state(), "metrics": self.metrics, "samples": self.samples}
-        self.checkpoints.save(self.engine, position)
-
-    def publish(self) -> None:
-        """Measure the finished model on all that is held out, beside the tables, and publish it. Rank 0 writes."""
-        started = time.perf_counter()
-        cost = validation_loss(self.engine.model, self.corpus.validation, self.window, self.world, None)
+    def numbers(self) -> dict[str, Any]:
+        """Results for the manifest: the model on all that is held out, beside the tables. All ranks call it."""
+        cost = validation_loss(self.net, self.corpus.validation, self.recipe.window, self.world, None)
         if not self.world.first:
-            return
+            return {}
         held = self.corpus.validation.read(0, self.corpus.validation.total)
-        tables = Tables(
-            self.corpus.train.read(0, min(self.corpus.train.total, TABLE_TOKENS)), self.tokenizer.vocabulary
-        )
-        losses = [row["loss"] for row in self.metrics]
-        numbers = {
-            "parameters": self.parameters,
-            "loss_first": _mean(losses[:_MEAN_STEPS]),
-            "loss_last": _mean(losses[-_MEAN_STEPS:]),
+        learned = self.corpus.train.read(0, min(self.corpus.train.total, TABLE_TOKENS))
+        tables = Tables(learned, self.tokenizer.vocabulary)
+        return loss_ends(self.metrics) | {
             "validation_loss": round(cost, 6),
             "bits_per_byte": round(self.corpus.bits_per_byte(cost), 6),
             "unigram_bits_per_byte": round(self.corpus.bits_per_byte(tables.unigram_cost(held)), 6),
             "bigram_bits_per_byte": round(self.corpus.bits_per_byte(tables.bigram_cost(held)), 6),
             "bigram_weight": round(tables.weight, 6),
-            "tokens_seen": self.steps * self.batch * self.window,
-            "steps_skipped": self.engine.skipped,
+            "tokens_seen": sum(row["tokens"] for row in self.metrics),
         }
-        files = checkpoint.write_export(self.building, self.engine.model, self.tokenizer, self.window)
-        files.append(write_rows(self.building, "metrics.jsonl", self.metrics))
-        files.append(write_rows(self.building, "samples.jsonl", self.samples))
-        taken = self.steps - self.first_step
-        speed = round(taken * self.batch * self.window / self.seconds, 1) if taken else 0.0
-        run_numbers = {
-            "tokens_per_second": speed,
-            "data_wait_share": round(self.waited / self.seconds, 6) if taken else 0.0,
-            "ranks": self.world.size,
-            "device": self.world.device.type,
-            "resumed_at": self.first_step,
-            "final_seconds": round(time.perf_counter() - started, 3),
-        }
-        self.building.publish(files, numbers=numbers, run_numbers=run_numbers)
-        print(json.dumps(numbers), flush=True)
 
-
-def _finite(numbers: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no infinity; a skipped step has none to show."""
-    return {k: v if not isinstance(v, float) or np.isfinite(v) else None for k, v in numbers.items()}
-
-
-def _mean(values: list[float]) -> float | None:
-    finite = [value for value in values if np.isfinite(value)]
-    return round(sum(finite) / len(finite), 6) if finite else None
+    def publish_model(self) -> None:
+        """See `Loop.publish`."""
+        numbers = self.numbers()
+        files = [write_rows(self.building, "samples.jsonl", self.samples)] if self.world.first else []
+        waited = {"data_wait_share": round(self.waited / self.seconds, 6) if self.seconds else 0.0}
+        self.publish(numbers, files=files, run_numbers=waited)
 
 
 def main() -> None:
     """Entry point."""
     job = launch.parse("pretrain.py")
     world = launch.start(job.recipe.seed)
-
-    def open_stage() -> tuple[Published | Building, Published, Published]:
-        shards, made_by = inputs(job)
-        section = {name: job.recipe.section(name) for name in ("model", "pretrain")}
-        sources = [shards.as_input(), made_by.as_input()]
-        rows_a_rank(job.recipe.pretrain.batch, world)
-        opened = artifact.open_stage(job.storage, job.run, STAGE, section, job.recipe.seed, sources, force=job.force)
-        return opened, shards, made_by
-
-    opened, shards, made_by = launch.by_first(world, open_stage)
+    opened, sources = open_stage(job, world, STAGE, lambda: inputs(job))
     if isinstance(opened, Building):
+        shards, made_by = sources
         tokenizer = Tokenizer.load(Path(job.storage.local_path(made_by.folder)))
         stage = Pretraining(job, world, opened, open_corpus(shards, tokenizer.vocabulary), tokenizer)
         stage.run()
-        stage.publish()
+        stage.publish_model()
     launch.wait(world)
     launch.stop()
 

@@ -23,12 +23,12 @@ from pipeline import errors
 from pipeline.artifact import Building, Published, Stage
 from tokenizer.chat import PAD, Message, prompt
 from training import launch
+from training.calculator import calculator
 from training.engine import Batch, log_probabilities, rows_a_rank
 from training.launch import Job, World
-from training.loop import Loop, open_stage
+from training.loop import Loop, continued, open_stage, source_model
 from training.sampler import Sample, Sampler, seeds
 from training.tasks import Arithmetic, Question
-from training.tools import calculator
 
 STAGE = Stage("rl", 1, libraries=("torch", "transformers", "deepspeed"))
 LOOK_QUESTIONS = 64  # held-out questions of a look between steps; the evaluation stage asks more, and others
@@ -65,7 +65,7 @@ class Reinforcement(Loop):
     def __init__(self, job: Job, world: World, building: Building, source: Published) -> None:
         self.rl = job.recipe.rl
         self.share = rows_a_rank(self.rl.prompts, world)
-        super().__init__(job, world, building, source, STAGE, self.rl.steps)
+        super().__init__(job, world, building, STAGE, *continued(job, source), self.rl.steps)
         self.task = Arithmetic()
         self.sampler = Sampler(self.net, self.tokenizer, calculator)
 
@@ -190,9 +190,9 @@ def main() -> None:
     """Entry point."""
     job = launch.parse("rl.py")
     world = launch.start(job.recipe.seed)
-    opened, source = open_stage(job, world, STAGE, "sft")
+    opened, sources = open_stage(job, world, STAGE, lambda: [source_model(job, "sft")])
     if isinstance(opened, Building):
-        stage = Reinforcement(job, world, opened, source)
+        stage = Reinforcement(job, world, opened, *sources)
         stage.run()
         stage.publish(stage.numbers())
     launch.wait(world)

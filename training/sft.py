@@ -17,19 +17,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline import artifact, errors
+from pipeline import errors
 from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.errors import InputError
 from tokenizer.chat import PAD, Rendered, render
 from training import conversations, launch
 from training.engine import Batch, rows_a_rank, supervised, token_loss
 from training.launch import Job, World
-from training.loop import Loop, source_model
+from training.loop import Loop, continued, loss_ends, open_stage, source_model
 from training.packing import Packed, pack
 
 STAGE = Stage("sft", 1, libraries=("torch", "transformers", "deepspeed"))
 HELD_OUT = 0.02  # share of the distinct conversations that only the validation loss sees
-_MEAN_STEPS = 10  # steps that `loss_first` and `loss_last` average over
 
 
 def held_out(conversation: Rendered) -> bool:
@@ -44,11 +43,11 @@ class FineTuning(Loop):
     def __init__(self, job: Job, world: World, building: Building, source: Published) -> None:
         section = job.recipe.sft
         self.share = rows_a_rank(section.batch, world)
-        super().__init__(job, world, building, source, STAGE, 1)
+        net, tokenizer = continued(job, source)
         found = conversations.load(section.conversations, section.arithmetic, job.recipe.seed)
-        rendered = [render(messages, self.tokenizer) for messages in found]
+        rendered = [render(messages, tokenizer) for messages in found]
         learned = [one for one in rendered if not held_out(one)]
-        pad = self.tokenizer.special(PAD)
+        pad = tokenizer.special(PAD)
         self.packed: Packed = pack(learned, section.window, pad)
         # Equal conversations count once here.
         validation = list({tuple(one.ids): one for one in rendered if held_out(one)}.values())
@@ -59,7 +58,8 @@ class FineTuning(Loop):
             )
         dropped = self.packed.dropped | {"held_out": len(found) - len(learned)}
         self.counts = Counts(in_=len(found), kept=self.packed.kept, dropped={k: n for k, n in dropped.items() if n})
-        self.steps = self.engine.total = math.ceil(section.epochs * len(self.packed.ids) / section.batch)
+        steps = math.ceil(section.epochs * len(self.packed.ids) / section.batch)
+        super().__init__(job, world, building, STAGE, net, tokenizer, steps)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  lives as long as the process
     def order(self, epoch: int) -> torch.Tensor:
@@ -95,13 +95,9 @@ class FineTuning(Loop):
 
     def numbers(self) -> dict[str, Any]:
         """Results for the manifest."""
-        losses = [row["loss"] for row in self.metrics]
-        first, last = (sum(part) / len(part) for part in (losses[:_MEAN_STEPS], losses[-_MEAN_STEPS:]))
-        seen = {name: self.metrics[-1][name] for name in ("validation_loss",) if name in self.metrics[-1]}
-        return {
-            "loss_first": round(first, 6),
-            "loss_last": round(last, 6),
-            **{name: round(value, 6) for name, value in seen.items()},
+        last = self.metrics[-1].get("validation_loss")
+        return loss_ends(self.metrics) | {
+            "validation_loss": None if last is None else round(last, 6),
             "rows": len(self.packed.ids),
             "tokens_learned": sum(row["tokens"] for row in self.metrics),
         }
@@ -115,25 +111,10 @@ def main() -> None:
     """Entry point."""
     job = launch.parse("sft.py")
     world = launch.start(job.recipe.seed)
-
-    def open_stage() -> tuple[Published | Building, Published]:
-        rows_a_rank(job.recipe.sft.batch, world)
-        source = source_model(job, "pretrain")
-        opened = artifact.open_stage(
-            job.storage,
-            job.run,
-            STAGE,
-            {"sft": job.recipe.section("sft")},
-            job.recipe.seed,
-            [source.as_input()],
-            assets=conversations.assets(job.recipe.sft.conversations),
-            force=job.force,
-        )
-        return opened, source
-
-    opened, source = launch.by_first(world, open_stage)
+    assets = functools.partial(conversations.assets, job.recipe.sft.conversations)
+    opened, sources = open_stage(job, world, STAGE, lambda: [source_model(job, "pretrain")], assets)
     if isinstance(opened, Building):
-        stage = FineTuning(job, world, opened, source)
+        stage = FineTuning(job, world, opened, *sources)
         stage.run()
         stage.publish(stage.numbers(), stage.counts)
     launch.wait(world)

@@ -32,43 +32,56 @@ FILES = 5
 DATE = "2025-01-25T12:00:00Z"
 OUT = Path(__file__).parent / "sample"
 
+_GUIDE, _APACHE = "usr/share/doc/installation-guide-amd64", "usr/share/doc/apache2-doc/manual"
 # package, folder below it, pattern of the files, host, language, most pages. English first: it fills the budget.
 SOURCES = (
-    ("debian-handbook", "usr/share/doc/debian-handbook/html/en-US", "*.html", "handbook.example", "en", 130),
-    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/en", "*.html", "install.example", "en", 60),
-    ("harden-doc", "usr/share/doc/harden-doc/html/en-US", "*.html", "securing.example", "en", 100),
-    ("debian-history", "usr/share/doc/debian-history/docs", "*.en.html", "history.example", "en", 20),
-    ("developers-reference", "usr/share", "**/*.html", "developers.example", "en", 20),
-    ("apache2-doc", "usr/share/doc/apache2-doc/manual/en", "**/*.html", "httpd.example", "en", 60),
-    ("sqlite3-doc", "usr/share/doc/sqlite3", "*.html", "sqlite.example", "en", 110),
-    ("postgresql-doc-15", "usr/share/doc/postgresql-doc-15/html", "*.html", "postgres.example", "en", 200),
-    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/de", "*.html", "handbuch.example", "de", 80),
-    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/fr", "*.html", "cahier.example", "fr", 80),
-    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/es", "*.html", "manual.example", "es", 70),
-    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/ru", "*.html", "kniga.example", "ru", 45),
-    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/ja", "*.html", "tebiki.example", "ja", 45),
-    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/zh_CN", "*.html", "shouce.example", "zh", 45),
-    ("installation-guide-amd64", "usr/share/doc/installation-guide-amd64/it", "*.html", "manuale.example", "it", 60),
+    ("debian-handbook", "usr/share/doc/debian-handbook/html/en-US", "*.html", "handbook.example", "en", 90),
+    ("installation-guide-amd64", f"{_GUIDE}/en", "*.html", "install.example", "en", 40),
+    ("harden-doc", "usr/share/doc/harden-doc/html/en-US", "*.html", "securing.example", "en", 40),
+    ("debian-history", "usr/share/doc/debian-history/docs", "*.en.html", "history.example", "en", 5),
+    ("developers-reference", "usr/share/developers-reference", "*.html", "developers.example", "en", 10),
+    ("debian-policy", "usr/share/doc/debian-policy/policy.html", "*.html", "policy.example", "en", 20),
+    ("blends-doc", "usr/share/doc/blends-doc/html", "*.html", "blends.example", "en", 14),
+    ("debian-faq", "usr/share/doc/debian/FAQ", "*.en.html", "questions.example", "en", 14),
+    ("freedombox-doc-en", "usr/share/freedombox/manual/en", "*.html", "homeserver.example", "en", 40),
+    ("apache2-doc", f"{_APACHE}/en", "**/*.html", "httpd.example", "en", 30),
+    ("exim4-doc-html", "usr/share/doc/exim4-doc-html/spec_html", "*.html", "mail.example", "en", 20),
+    ("gimp-help-en", "usr/share/gimp/2.0/help/en", "*.html", "painting.example", "en", 80),
+    ("gnucash-docs", "usr/share/doc/gnucash-docs", "gnucash-*-en/*.html", "accounts.example", "en", 70),
+    ("png-definitive-guide", "usr/share/doc/png-definitive-guide/html", "*.html", "pictures.example", "en", 12),
+    ("sqlite3-doc", "usr/share/doc/sqlite3", "*.html", "sqlite.example", "en", 60),
+    ("postgresql-doc-15", "usr/share/doc/postgresql-doc-15/html", "*.html", "postgres.example", "en", 60),
+    ("installation-guide-amd64", f"{_GUIDE}/de", "*.html", "handbuch.example", "de", 65),
+    ("installation-guide-amd64", f"{_GUIDE}/fr", "*.html", "cahier.example", "fr", 65),
+    ("installation-guide-amd64", f"{_GUIDE}/es", "*.html", "manual.example", "es", 65),
+    ("installation-guide-amd64", f"{_GUIDE}/ru", "*.html", "kniga.example", "ru", 45),
+    ("installation-guide-amd64", f"{_GUIDE}/ja", "*.html", "tebiki.example", "ja", 45),
+    ("installation-guide-amd64", f"{_GUIDE}/zh_CN", "*.html", "shouce.example", "zh", 45),
+    ("installation-guide-amd64", f"{_GUIDE}/it", "*.html", "manuale.example", "it", 60),
 )
-ENGLISH_CHARS = (900, 30_000)  # an English page is taken if its main text has so many characters
+ENGLISH_CHARS = (1_500, 40_000)  # an English page is taken if its main text has so many characters
 OTHER_HTML_BYTES = 9_600  # pages in other languages are kept small: they are there to be dropped
 # Pages in these languages are sent in the charset people once used for them, declared in one place only.
+ISO_639_3 = {
+    "en": "eng", "de": "deu", "fr": "fra", "es": "spa", "it": "ita", "ru": "rus", "ja": "jpn", "zh": "zho", "la": "lat",
+}  # fmt: skip
 CHARSETS = {"fr": "iso-8859-1", "ru": "windows-1251", "ja": "euc-jp", "zh": "gb18030"}
 
+# kind, sentence, strings in turn (`{}` makes them differ)
 PII = (
-    (
-        "EMAIL",
-        "You can reach the author of this chapter at {}.",
-        ("maria.lopez{}@mail-server.org", "j.smith+docs{}@acme-tools.com"),
-    ),
+    ("EMAIL", "You can reach the author of this chapter at {}.", ("m.lopez{}@mail-server.org", "j.smith+{}@acme.com")),
     ("IP", "The machine answered from the address {} during the test.", ("81.94.{}.17", "203.14.{}.201")),
     ("US_SSN", "His social security number is {} according to the form.", ("536-22-48{}", "212-09-91{}")),
-    ("CREDIT_CARD", "The order was paid with the credit card {} last week.", ("4532015112830366", "5425233430109903")),
+    (
+        "CREDIT_CARD",
+        "The order was paid with the credit card {} last week.",
+        ("4532015112830366", "5425233430109903", "4916338506082832", "374245455400126", "6011000991300009"),
+    ),
     ("PHONE", "For questions call our phone number {} during office hours.", ("(212) 555-01{}", "+1 415-555-26{}")),
     (
         "IBAN",
         "Please transfer the fee to the account {} in time.",
-        ("DE89370400440532013000", "GB82WEST12345698765432"),
+        ("DE89370400440532013000", "GB82WEST12345698765432", "FR1420041010050500013M02606", "NL91ABNA0417164300"),
     ),
 )
 DECOYS = (
@@ -93,7 +106,8 @@ class Capture:
     body: bytes
     status: str = "200 OK"
     mime: str = "text/html"
-    charset: str | None = "utf-8"
+    charset: str | None = "utf-8"  # as the HTTP header says; None: it says none
+    encoding: str = "utf-8"  # as the bytes are
     truth: dict[str, Any] = field(default_factory=dict)
 
 
@@ -110,10 +124,26 @@ def unpack(package: str, work: Path) -> Path:
     return folder
 
 
+_KEPT = "href|class|src|alt|lang|xml:lang|content|http-equiv|charset"
+_ATTRIBUTES = re.compile(rf"""\s(?!{_KEPT})[\w:-]+\s*=\s*("[^"]*"|'[^']*')""")
+
+
 def lean(html: str) -> str:
-    """The page without scripts, styles, comments and runs of spaces: what makes a page heavy and says nothing."""
-    html = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>|<!--.*?-->", "", html)
-    return re.sub(r"[ \t]{2,}", " ", re.sub(r"\n{2,}", "\n", html))
+    """The page without what makes it heavy and says nothing, and with its white space folded outside `<pre>`."""
+    html = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>|<!--.*?-->|<link\b[^>]*>", "", html)
+    html = re.sub(r"(?i)<meta\b(?![^>]*charset)[^>]*>", "", html)
+    html = re.sub(r"<(?!\?)[a-zA-Z][^<>]*>", lambda tag: _ATTRIBUTES.sub("", tag[0]), html)
+    parts = re.split(r"(?is)(<pre\b.*?</pre\s*>)", html)
+    return "".join(part if i % 2 else re.sub(r"\s+", " ", part) for i, part in enumerate(parts))
+
+
+def decoded(body: bytes) -> str:
+    """The page's text: old pages are in windows-1252. A page that says so in itself says utf-8 from now on."""
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError:
+        html = body.decode("cp1252", errors="replace")
+        return re.sub(r"(?i)charset=(\"?)(iso-8859-1|windows-1252)", r"charset=\1utf-8", html)
 
 
 def main_text(html: str) -> str:
@@ -122,11 +152,13 @@ def main_text(html: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """True where most lines are sentences."""
+    """True where most lines are sentences and most words have letters."""
     lines = [line for line in text.splitlines() if line.strip()]
+    words = re.findall(r"\w+(?:[.'’_-]\w+)*|[^\w\s]", text)
     ended = sum(line.rstrip().endswith((".", "!", "?", '"', ":")) for line in lines)
     short = sum(len(line) <= 30 for line in lines)
-    return len(lines) > 2 and ended / len(lines) > 0.35 and short / len(lines) < 0.5
+    letters = sum(any(char.isalpha() for char in word) for word in words)
+    return len(lines) > 2 and ended / len(lines) > 0.4 and short / len(lines) < 0.5 and letters / len(words) > 0.8
 
 
 def mostly(language: str, html: str) -> bool:
@@ -139,17 +171,20 @@ def pages(work: Path) -> Iterator[Capture]:
     """The pages of all sources; a host has its pages in order of a hash, so that a limit takes a fair sample."""
     for package, folder, pattern, host, language, limit in SOURCES:
         root = unpack(package, work) / folder
-        found = sorted(root.glob(pattern), key=lambda path: hashlib.sha256(path.name.encode()).digest())
+        files = filter(Path.is_file, root.glob(pattern))
+        found = sorted(files, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
         taken = 0
         for path in found:
             if taken == limit:
                 break
-            html = lean(path.read_bytes().decode("utf-8", errors="replace"))
+            html = lean(decoded(path.read_bytes()))
             if language == "en":
                 text = main_text(html)
                 if not ENGLISH_CHARS[0] <= len(text) <= ENGLISH_CHARS[1] or not is_prose(text):
                     continue
-            elif len(html) > OTHER_HTML_BYTES or not mostly(language, html):
+            elif len(html) > OTHER_HTML_BYTES:
+                continue
+            if not mostly(language, html):
                 continue
             charset = CHARSETS.get(language, "utf-8")
             body = html.encode(charset, errors="xmlcharrefreplace")
@@ -161,7 +196,8 @@ def pages(work: Path) -> Iterator[Capture]:
                 if declared:
                     body = re.sub(rb"(?i)<meta[^>]*charset=[^>]*>|<\?xml.*?\?>", b"", body)
             url = f"https://{host}/{path.relative_to(root).as_posix()}"
-            yield Capture(url, body, charset=declared, truth={"language": language, "source": package})
+            known = {"language": language, "source": package}
+            yield Capture(url, body, charset=declared, encoding=charset, truth=known)
             taken += 1
 
 
@@ -193,27 +229,27 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
     rng.shuffle(english)
     supply = iter(english)
 
-    def copy(kind: str, origin: Capture, body: bytes, **more: Any) -> Capture:
-        url = origin.url.replace("https://", f"https://mirror{rng.randrange(9)}.", 1).replace(
-            ".html", f"-{rng.randrange(10**6)}.html"
-        )
-        plant = {"kind": kind, "original_url": origin.url, **more}
-        return Capture(more.pop("url", url), body, truth={**origin.truth, "planted": plant})
+    def copy(kind: str, origin: Capture, body: bytes) -> Capture:
+        host = origin.url.replace("https://", f"https://mirror{rng.randrange(9)}.", 1)
+        url = host.replace(".html", f"-{rng.randrange(10**6)}.html")
+        return Capture(url, body, truth={**origin.truth, "planted": {"kind": kind, "original_url": origin.url}})
 
     for kind, number, share in (("exact_copy", 24, 0.0), ("near_copy_1pct", 20, 0.01), ("near_copy_5pct", 20, 0.05)):
         for _ in range(number):
             origin = next(c for c in supply if len(c.body) > 5000)
             yield copy(kind, origin, edited(origin.body, share, rng) if share else origin.body)
     hosts = [(category, host) for category, names in BLOCKED.items() for host in names]
+    variants = {4: "www.{}", 5: "m.{}", 7: "{}:8443", 8: "a.b.{}", 9: "old.{}", 10: "www2.{}"}
     for i in range(15):
         category, host = hosts[i % len(hosts)]
-        host = {4: f"www.{host}", 5: f"m.{host}", 6: host.upper(), 7: f"{host}:8443", 8: f"a.b.{host}"}.get(i, host)
+        host = variants.get(i, "{}").format(host)
+        host = host.upper() if i == 6 else host
         origin = next(supply)
         plant = {"kind": "blocked_domain", "category": category}
         yield Capture(f"https://{host}/page-{i}.html", origin.body, truth={**origin.truth, "planted": plant})
     for i in range(30):
         kind, sentence, forms = PII[i % len(PII)]
-        string = forms[(i // len(PII)) % 2].format(f"{20 + i}")
+        string = forms[(i // len(PII)) % len(forms)].format(f"{20 + i}")
         origin, body = next((c, b) for c in supply if (b := with_sentence(c.body, sentence.format(string))))
         origin.body = body
         origin.truth["planted"] = {"kind": "pii", "pii": kind, "string": string}
@@ -267,13 +303,18 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
 def cld2(capture: Capture) -> str | None:
     """The page's `languages-cld2` value as Common Crawl writes it; None where nothing was detected."""
     try:
-        reliable, size, found = pycld2.detect(
-            capture.body.decode(capture.charset or "utf-8", "replace").replace("\0", " "), isPlainText=False
-        )
+        text = capture.body.decode(capture.encoding, "replace").replace("\0", " ")
+        reliable, size, found = pycld2.detect(text, isPlainText=False)
     except pycld2.error:
         return None
     languages = [
-        {"code": code, "text-covered": round(percent / 100, 2), "score": score, "name": name}
+        {
+            "code": code,
+            "code-iso-639-3": ISO_639_3.get(code, code),
+            "text-covered": round(percent / 100, 2),
+            "score": score,
+            "name": name,
+        }
         for name, code, percent, score in found
         if code != "un"
     ]
@@ -308,9 +349,8 @@ def write(captures: list[Capture], number: int) -> list[dict[str, Any]]:
             host, _, path = capture.url.removeprefix("https://").partition("/")
             address = f"198.51.100.{int(hashlib.sha256(host.encode()).hexdigest(), 16) % 254 + 1}"
             common = {"WARC-Warcinfo-ID": info, "WARC-IP-Address": address}
-            asked = StatusAndHeaders(
-                f"GET /{path} HTTP/1.1", [("Host", host), ("User-Agent", "CCBot/2.0")], is_http_request=True
-            )
+            lines = [("Host", host), ("User-Agent", "CCBot/2.0")]
+            asked = StatusAndHeaders(f"GET /{path} HTTP/1.1", lines, is_http_request=True)
             request = record("request", capture.url, b"", common, asked)
             kind = capture.mime + (f"; charset={capture.charset}" if capture.charset else "")
             headers = [("Content-Type", kind), ("Content-Length", str(len(capture.body)))]
@@ -320,20 +360,12 @@ def write(captures: list[Capture], number: int) -> list[dict[str, Any]]:
             response = record("response", capture.url, capture.body, common | payload, answer)
             fields = f"fetchTimeMs: {rng.randrange(40, 900)}\r\n"
             if capture.status.startswith("200") and capture.mime == "text/html" and (value := cld2(capture)):
-                fields += f"charset-detected: {capture.charset or 'UTF-8'}\r\nlanguages-cld2: {value}\r\n"
+                fields += f"charset-detected: {capture.encoding.upper()}\r\nlanguages-cld2: {value}\r\n"
             meta = {"WARC-Warcinfo-ID": info, "WARC-Concurrent-To": response, "Content-Type": "application/warc-fields"}
             record("metadata", capture.url, fields.encode(), meta)
             status = int(capture.status[:3])
-            truth.append(
-                {
-                    "url": capture.url,
-                    "file": name,
-                    "offset": offset,
-                    "status": status,
-                    "mime": capture.mime,
-                    **capture.truth,
-                }
-            )
+            place = {"url": capture.url, "file": name, "offset": offset, "status": status, "mime": capture.mime}
+            truth.append(place | capture.truth)
     return truth
 
 

@@ -116,7 +116,7 @@ def test_an_export_is_what_transformers_loads(tied: bool, tmp_path: Path) -> Non
     tokenizer = bpe.Tokenizer.from_bytes(bpe.train(["hello there, what is 12 + 7?"] * 9, 512, "qwen2"))
     config = CONFIG.model_copy(update={"tied": tied})
     net = model.build(config, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
-    checkpoint.export(net, tokenizer, tmp_path, 32)
+    checkpoint.export(net, tokenizer, tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
     loaded, text = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     ids = torch.arange(9)[None]
@@ -132,7 +132,7 @@ def test_an_export_is_what_transformers_loads(tied: bool, tmp_path: Path) -> Non
     assert rendered == render(messages, tokenizer).ids
     assert rendered[0] == tokenizer.special(IM_START)
     first = (tmp_path / "model.safetensors").read_bytes()
-    checkpoint.export(loaded, tokenizer, tmp_path / "again", 32)
+    checkpoint.export(loaded, tokenizer, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == first
 
 

@@ -138,8 +138,8 @@ def test_rows_must_come_out_even() -> None:
 
 
 def test_micro_batches_divide_the_rows() -> None:
-    assert engines.micro_rows(8, 256, 4096, "cpu") == 8
-    assert engines.micro_rows(32, 256, 4096, "cpu") == 16
+    assert engines.micro_rows(8, 256, 4096, "cpu") == 4
+    assert engines.micro_rows(32, 256, 4096, "cpu") == 4
     assert engines.micro_rows(7, 1024, 4096, "cpu") == 1
     assert engines.micro_rows(3, 10**6, 10**5, "cpu") == 1
 

@@ -18,9 +18,9 @@ from pipeline.storage import Storage
 from tokenizer import bpe
 from tokenizer.chat import PAD
 from training import checkpoint, conversations, evaluation, model
+from training.calculator import calculator
 from training.evaluation import Measurement
 from training.sampler import Sample, Sampler
-from training.tools import calculator
 
 REPOSITORY = Path(__file__).parents[2]
 TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["What is it? Please tell me your name."], 300, "qwen2"))
@@ -43,7 +43,7 @@ def publish(root: Path, path: Path) -> Published:
     assert isinstance(opened, Building)
     net = model.build(chosen.model, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
     with tempfile.TemporaryDirectory() as name:
-        checkpoint.export(net, TOKENIZER, Path(name), chosen.model.window)
+        checkpoint.export(net, TOKENIZER, Path(name))
         names = sorted(file.name for file in Path(name).iterdir())
         for file in names:
             storage.write(opened.file(file), (Path(name) / file).read_bytes())
@@ -132,7 +132,7 @@ def test_it_publishes_under_the_name_of_the_model(
     assert results["numbers"] == made.content.numbers
     assert made.content.assets == conversations.identity_assets()
     assert [row["prompt"] for row in results["continuations"]] == ["The", ""]
-    assert [row["prompt"] for row in results["chats"]] == ["Hi"] and isinstance(results["chats"][0]["text"], str)
+    assert [row["user"] for row in results["chats"]] == ["Hi"] and isinstance(results["chats"][0]["assistant"], str)
     assert len(results["identity"]) == 40
     assert [e.done for e in progress.events(storage, f"_work/evaluation/{made.content.fingerprint}/progress")][-1] == 4
     evaluation.main()

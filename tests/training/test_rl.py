@@ -52,7 +52,7 @@ def publish(root: Path, path: Path) -> Published:
     assert isinstance(opened, Building)
     net = model.build(chosen.model, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
     with tempfile.TemporaryDirectory() as name:
-        checkpoint.export(net, TOKENIZER, Path(name), chosen.model.window)
+        checkpoint.export(net, TOKENIZER, Path(name))
         names = sorted(file.name for file in Path(name).iterdir())
         for file in names:
             storage.write(opened.file(file), (Path(name) / file).read_bytes())

@@ -14,8 +14,8 @@ from pipeline.recipe import Model
 from tokenizer import bpe
 from tokenizer.chat import IM_END, OUTPUT, OUTPUT_END, PAD, TOOL, TOOL_END
 from training import model
+from training.calculator import calculator
 from training.sampler import Sampler, choose, seeds
-from training.tools import calculator
 
 CONFIG = Model(preset="qwen3", layers=2, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=64, window=48, tied=True)
 TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["one and two and three"] * 3, 300, "qwen2"))

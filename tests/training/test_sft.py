@@ -51,7 +51,7 @@ def publish(root: Path, path: Path) -> Published:
     tokenizer = bpe.Tokenizer.from_bytes(bpe.train(texts, 400, "qwen2"))
     net = model.build(chosen.model, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
     with tempfile.TemporaryDirectory() as name:
-        checkpoint.export(net, tokenizer, Path(name), chosen.model.window)
+        checkpoint.export(net, tokenizer, Path(name))
         names = sorted(file.name for file in Path(name).iterdir())
         for file in names:
             storage.write(opened.file(file), (Path(name) / file).read_bytes())

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenizer.chat import Part
+from training.calculator import calculator
 from training.tasks import DIGITS, HELD_OUT, Arithmetic, Question, Split
-from training.tools import calculator
 
 OPERANDS = st.integers(10 ** (min(DIGITS) - 1), 10 ** max(DIGITS) - 1)
 

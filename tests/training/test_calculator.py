@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.tools import LONGEST, calculator
+from training.calculator import LONGEST, calculator
 
 NUMBERS = st.integers(0, 999).map(str)
 EXPRESSIONS = st.recursive(
