@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all lint format lock clean
+.PHONY: help run ui test test-all bench-demo lint format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -36,6 +36,9 @@ test: $(READY) ## the tests
 
 test-all: $(READY) ## the slow tests too: whole runs, kills
 	@python -m pytest -m slow $(ARGS)
+
+bench-demo: $(READY) ## what the demo's model learns, with three seeds (about 25 minutes)
+	@python -m bench.demo $(ARGS)
 
 lint: $(READY) ## ruff, mypy --strict
 	@ruff check . && ruff format --check . && mypy

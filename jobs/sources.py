@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import http.client
+import io
 import os
 import random
 import time
@@ -13,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
 from pipeline.artifact import Input as ArtifactInput
@@ -125,6 +126,16 @@ def fetch(location: str, scratch: Path) -> Iterator[int]:
         raise InputError(f"{location} ended early {_TRIES} times", "run again later: what is done is kept")
     if location.endswith(".gz") and not target.open("rb").read(2) == b"\x1f\x8b":
         raise InputError(f"{location} answered with something that is no gzip file", "check the URL in a browser")
+
+
+def open_at(location: str, offset: int, size: int) -> BinaryIO:
+    """About `size` bytes of an archive from `offset` on, as a file to read."""
+    if "://" not in location:
+        stream = Path(location).open("rb")  # noqa: SIM115  the caller closes it
+        stream.seek(offset)
+        return stream
+    with _open(urllib.request.Request(location, headers={"Range": f"bytes={offset}-{offset + size - 1}"})) as answer:
+        return io.BytesIO(answer.read())
 
 
 def _open(request: urllib.request.Request) -> Any:

@@ -20,8 +20,16 @@ def write_table(storage: Storage, name: str, rows: Sequence[dict[str, Any]], sch
         pq.write_table(table, stream, compression="zstd", row_group_size=ROW_GROUP, store_schema=False)
 
 
-def read_rows(storage: Storage, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a file, these columns only."""
+def read_rows(
+    storage: Storage,
+    name: str,
+    columns: Sequence[str] | None = None,
+    where: Sequence[tuple[str, str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of a file, these columns only; `where` as in pyarrow: row groups that cannot match are not read."""
     with storage.reading(name) as stream:
-        rows: list[dict[str, Any]] = pq.read_table(stream, columns=list(columns) if columns else None).to_pylist()
+        found = pq.read_table(
+            stream, columns=list(columns) if columns else None, filters=list(where) if where else None
+        )
+    rows: list[dict[str, Any]] = found.to_pylist()
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from pipeline.artifact import Pointer, Published
 from pipeline.storage import Storage
 
 CHATS = 3
+_CALL = re.compile(r"<\|tool\|>(.*?)<\|/tool\|><\|output\|>(.*?)<\|/output\|>")  # of the calculator
 
 
 class Made:
@@ -93,7 +95,8 @@ def chats(made: Made) -> list[tuple[str, str]]:
         name = made.file(stage, "results.json")
         if name:
             results: dict[str, Any] = json.loads(made.storage.read(name))
-            return [(row["user"], row["assistant"]) for row in results.get("chats", [])[:CHATS]]
+            rows = results.get("chats", [])[:CHATS]
+            return [(row["user"], _CALL.sub(r"[\1 = \2] ", row["assistant"])) for row in rows]
     return []
 
 

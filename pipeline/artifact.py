@@ -382,6 +382,16 @@ def pointer(storage: Storage, run: str, name: str) -> Pointer | None:
     return Pointer.model_validate_json(storage.read(path)) if storage.exists(path) else None
 
 
+def newest_run(storage: Storage, name: str) -> str:
+    """The run that began its stage `name` last, of those that have published it."""
+    paths = [path for path in storage.names("runs") if path.endswith(f"/{name}.json")]
+    found = [(Pointer.model_validate_json(storage.read(path)), path.split("/")[1]) for path in paths]
+    began = [(one.started, run) for one, run in found if one.state != "running"]
+    if not began:
+        raise ArtifactError(f"no run below {storage.root} has published {name}", f"run {name} first")
+    return max(began)[1]
+
+
 def of_run(storage: Storage, run: str, name: str, recipe: dict[str, Any] | None = None) -> Published:
     """The artifact that the stage `name` made in `run`, for the stage that reads it.
 

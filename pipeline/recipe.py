@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from pipeline.errors import InputError, RecipeError
+from pipeline.storage import Storage
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -287,11 +288,14 @@ class Recipe(Section):
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe file; `overrides` maps dotted keys (`sft.epochs`) to values that replace the file's.
+    """Read a recipe file (a URI too); `overrides` maps dotted keys (`sft.epochs`) to values that replace the file's.
 
     Relative paths in it are relative to the working folder, as on a command line.
     Raises `InputError` where there is no such file, `RecipeError` with file, line and key for anything wrong in it.
     """
+    folder, _, file = str(path).rpartition("/")
+    if "://" in folder:
+        return parse(Storage(folder).read(file).decode("utf-8", "replace"), str(path), overrides)
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.recipe import Filter
 
@@ -77,38 +77,62 @@ def scores(text: str, words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def decide(row: Mapping[str, Any], recipe: Filter) -> str | None:
-    """The first rule that a row of scores (with `english`) breaks, or None where it stays."""
+class Check(NamedTuple):
+    """One rule of a recipe, held against a text: `value` of the column `score` must be at least or at most `limit`."""
+
+    reason: str
+    score: str
+    value: Any
+    relation: str
+    limit: Any
+    broken: bool
+
+
+def checks(row: Mapping[str, Any], recipe: Filter) -> Iterator[Check]:
+    """The rules in their order, for a row of scores (with `english`)."""
     gopher, c4, fineweb = recipe.gopher, recipe.c4, recipe.fineweb
-    rules = (
-        ("not_english", row["english"] < recipe.min_english),
-        ("gopher_too_short", row["words"] < gopher.min_words),
-        ("gopher_too_long", row["words"] > gopher.max_words),
-        ("gopher_short_words", row["mean_word_length"] < gopher.min_mean_word_length),
-        ("gopher_long_words", row["mean_word_length"] > gopher.max_mean_word_length),
-        ("gopher_symbols", row["symbol_word_ratio"] > gopher.max_symbol_word_ratio),
-        ("gopher_bullets", row["bullet_lines"] > gopher.max_bullet_lines),
-        ("gopher_ellipses", row["ellipsis_lines"] > gopher.max_ellipsis_lines),
-        ("gopher_few_letters", row["alpha_words"] < gopher.min_alpha_words),
-        ("gopher_stop_words", row["stop_words"] < gopher.min_stop_words),
-        ("gopher_duplicate_lines", row["duplicate_lines"] > gopher.max_duplicate_lines),
-        ("gopher_duplicate_line_chars", row["duplicate_line_chars"] > gopher.max_duplicate_line_chars),
-        ("gopher_duplicate_paragraphs", row["duplicate_paragraphs"] > gopher.max_duplicate_paragraphs),
-        ("gopher_duplicate_paragraph_chars", row["duplicate_paragraph_chars"] > gopher.max_duplicate_paragraph_chars),
-        *((f"gopher_top_{n}gram", row[f"top_{n}gram_chars"] > most) for n, most in gopher.max_top_ngram_chars.items()),
-        *(
-            (f"gopher_duplicate_{n}grams", row[f"duplicate_{n}gram_chars"] > most)
-            for n, most in gopher.max_duplicate_ngram_chars.items()
-        ),
-        ("c4_few_sentences", row["sentences"] < c4.min_sentences),
-        ("c4_lorem_ipsum", c4.drop_lorem_ipsum and row["lorem_ipsum"]),
-        ("c4_curly_brace", c4.drop_curly_brace and row["curly_brace"]),
-        ("fineweb_line_punctuation", row["line_punctuation"] < fineweb.min_line_punctuation),
-        ("fineweb_short_lines", row[f"short_lines_{fineweb.short_line_chars}"] > fineweb.max_short_lines),
-        ("fineweb_duplicate_line_chars", row["duplicate_line_chars"] > fineweb.max_duplicate_line_chars),
-        ("fineweb_newlines", row["newline_word_ratio"] > fineweb.max_newline_word_ratio),
-    )
-    return next((reason for reason, broken in rules if broken), None)
+
+    def least(reason: str, score: str, limit: float) -> Check:
+        return Check(reason, score, row[score], "at least", limit, row[score] < limit)
+
+    def most(reason: str, score: str, limit: float) -> Check:
+        return Check(reason, score, row[score], "at most", limit, row[score] > limit)
+
+    def absent(reason: str, score: str) -> Check:
+        return Check(reason, score, row[score], "must be", False, bool(row[score]))
+
+    yield least("not_english", "english", recipe.min_english)
+    yield least("gopher_too_short", "words", gopher.min_words)
+    yield most("gopher_too_long", "words", gopher.max_words)
+    yield least("gopher_short_words", "mean_word_length", gopher.min_mean_word_length)
+    yield most("gopher_long_words", "mean_word_length", gopher.max_mean_word_length)
+    yield most("gopher_symbols", "symbol_word_ratio", gopher.max_symbol_word_ratio)
+    yield most("gopher_bullets", "bullet_lines", gopher.max_bullet_lines)
+    yield most("gopher_ellipses", "ellipsis_lines", gopher.max_ellipsis_lines)
+    yield least("gopher_few_letters", "alpha_words", gopher.min_alpha_words)
+    yield least("gopher_stop_words", "stop_words", gopher.min_stop_words)
+    yield most("gopher_duplicate_lines", "duplicate_lines", gopher.max_duplicate_lines)
+    yield most("gopher_duplicate_line_chars", "duplicate_line_chars", gopher.max_duplicate_line_chars)
+    yield most("gopher_duplicate_paragraphs", "duplicate_paragraphs", gopher.max_duplicate_paragraphs)
+    yield most("gopher_duplicate_paragraph_chars", "duplicate_paragraph_chars", gopher.max_duplicate_paragraph_chars)
+    for few, limit in gopher.max_top_ngram_chars.items():
+        yield most(f"gopher_top_{few}gram", f"top_{few}gram_chars", limit)
+    for n, limit in gopher.max_duplicate_ngram_chars.items():
+        yield most(f"gopher_duplicate_{n}grams", f"duplicate_{n}gram_chars", limit)
+    yield least("c4_few_sentences", "sentences", c4.min_sentences)
+    if c4.drop_lorem_ipsum:
+        yield absent("c4_lorem_ipsum", "lorem_ipsum")
+    if c4.drop_curly_brace:
+        yield absent("c4_curly_brace", "curly_brace")
+    yield least("fineweb_line_punctuation", "line_punctuation", fineweb.min_line_punctuation)
+    yield most("fineweb_short_lines", f"short_lines_{fineweb.short_line_chars}", fineweb.max_short_lines)
+    yield most("fineweb_duplicate_line_chars", "duplicate_line_chars", fineweb.max_duplicate_line_chars)
+    yield most("fineweb_newlines", "newline_word_ratio", fineweb.max_newline_word_ratio)
+
+
+def decide(row: Mapping[str, Any], recipe: Filter) -> str | None:
+    """The reason of the first rule that a row breaks, or None where it stays."""
+    return next((check.reason for check in checks(row, recipe) if check.broken), None)
 
 
 def _share(parts: Sequence[str], holds: Any) -> float:

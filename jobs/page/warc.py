@@ -74,7 +74,7 @@ class _Reader(DecompressingBufferedReader):  # type: ignore[misc]
         super()._process_read(data)
 
 
-def captures(stream: BinaryIO, max_bytes: int, skipped: Counter[str]) -> Iterator[Capture]:
+def captures(stream: BinaryIO, max_bytes: int, skipped: Counter[str] | None = None) -> Iterator[Capture]:
     """Yield the responses of an archive in order; other records are counted in `skipped` by type.
 
     A metadata record belongs to the response before it (Common Crawl writes them so). Raises `NotWarc` where not one
@@ -82,6 +82,7 @@ def captures(stream: BinaryIO, max_bytes: int, skipped: Counter[str]) -> Iterato
     """
     if not _begins_as_archive(stream):
         raise NotWarc("it does not begin with a WARC or ARC record")
+    skipped = Counter() if skipped is None else skipped
     waiting: Capture | None = None
     seen = 0
     short = False

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.page import charset, extraction, language, minhash, pii, quality, urls, warc
+from jobs.page import charset, language, minhash, pii, quality, urls, warc
 from jobs.page.words import words
 from pipeline import recipe
 from pipeline.errors import InputError
@@ -92,25 +92,6 @@ def test_language() -> None:
     assert language.gate(german, None) < 0.1
     assert language.gate(german, {"languages": [{"code": "en", "text-covered": 0.7}]}) == 0.7
     assert language.gate("<p>kurz</p>", None) == 1.0
-
-
-def test_the_guard_ends_a_page_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forever(*_: object, **__: object) -> None:
-        while True:
-            pass
-
-    monkeypatch.setattr(extraction.trafilatura, "bare_extraction", forever)
-    found = extraction.guarded(lambda: vars(extraction.extract("<p>x</p>", "", "default")), 0.2)
-    assert found["reason"] == "page_timeout"
-
-
-def test_an_error_in_the_extractor_costs_its_page_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("inside")
-
-    monkeypatch.setattr(extraction.trafilatura, "bare_extraction", broken)
-    found = extraction.guarded(lambda: vars(extraction.extract("<p>x</p>", "", "default")), 5)
-    assert (found["reason"], found["detail"]) == ("extraction_error", "RuntimeError('inside')")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""What the demo's model learns, with three seeds: `make bench-demo`.
+
+    python -m bench.demo [--recipe recipes/demo.yaml] [--root .crawl2chat/bench] [--seeds 1 2 3]
+
+Runs the stages of `crawl_to_chat` without Airflow, once a seed, and prints a Markdown table of what was measured of
+each model. What was made before is found again, so a bench that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import artifact
+from pipeline.recipe import load
+from pipeline.storage import Storage
+
+HOME = Path(__file__).resolve().parents[1]
+SPARK = ("extract", "filter", "deduplicate", "redact", "train_tokenizer", "shard")
+RANKS = 2
+# Row of the table: pointer of the stage, number in its manifest.
+ROWS = {
+    "pretrain, loss, first ten steps": ("pretrain", "loss_first"),
+    "pretrain, loss, last ten steps": ("pretrain", "loss_last"),
+    "held-out bits a byte": ("pretrain", "bits_per_byte"),
+    "– unigram table": ("pretrain", "unigram_bits_per_byte"),
+    "– bigram table": ("pretrain", "bigram_bits_per_byte"),
+    "sft: says its name where asked": ("evaluation-sft", "identity_said"),
+    "sft: says it elsewhere": ("evaluation-sft", "identity_wrongly_said"),
+    "rl: says its name where asked": ("evaluation-rl", "identity_said"),
+    "rl: says it elsewhere": ("evaluation-rl", "identity_wrongly_said"),
+    "sft: arithmetic, sampled": ("evaluation-sft", "sampled_accuracy"),
+    "rl: arithmetic, sampled": ("evaluation-rl", "sampled_accuracy"),
+    "sft: arithmetic, greedy": ("evaluation-sft", "greedy_accuracy"),
+    "rl: arithmetic, greedy": ("evaluation-rl", "greedy_accuracy"),
+    "sft: calls the calculator": ("evaluation-sft", "tool_rate"),
+    "rl: calls the calculator": ("evaluation-rl", "tool_rate"),
+    "sft: right where it calls": ("evaluation-sft", "accuracy_with_tool"),
+    "sft: right where it does not": ("evaluation-sft", "accuracy_without_tool"),
+}
+SECONDS = ("pretrain", "sft", "rl")
+
+
+def commands(recipe: Path, root: str, run: str) -> list[list[str]]:
+    """The stages' command lines, in order."""
+    place = ["--recipe", str(recipe), "--root", root, "--run", run]
+    ranks = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={RANKS}", "--"]
+    made = [[sys.executable, f"jobs/{name}.py", *place] for name in SPARK]
+    for name in ("pretrain", "sft", "rl"):
+        made.append([*ranks, f"training/{name}.py", *place])
+        made.append([sys.executable, "training/evaluation.py", "--of", name, *place])
+    return made
+
+
+def build(recipe: Path, root: str, seed: int) -> str:
+    """All stages with this seed; the run's name. Ends the program where a stage fails, with its output."""
+    run = f"seed-{seed}"
+    folder = Path(root) / "recipes"
+    folder.mkdir(parents=True, exist_ok=True)
+    own = folder / f"{run}.yaml"
+    own.write_text(load(recipe, {"seed": seed}).to_yaml())
+    for command in commands(own, root, run):
+        started = time.monotonic()
+        done = subprocess.run(command, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        name = " ".join(Path(part).stem for part in command if part.endswith(".py"))
+        if done.returncode:
+            sys.exit(f"{done.stdout[-5000:]}\n{name} with seed {seed} ended with {done.returncode}")
+        print(f"seed {seed}: {name} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
+    return run
+
+
+def table(storage: Storage, runs: Sequence[str]) -> str:
+    """Markdown: a row a number, a column a seed, and the median."""
+    lines = ["| | " + " | ".join(runs) + " | median |", "|---|" + "---:|" * (len(runs) + 1)]
+
+    def row(name: str, values: list[float | None], digits: int) -> None:
+        known = [value for value in values if value is not None]
+        cells = ["–" if value is None else f"{value:.{digits}f}" for value in values]
+        lines.append(f"| {name} | {' | '.join(cells)} | {statistics.median(known):.{digits}f} |" if known else name)
+
+    for name, (stage, number) in ROWS.items():
+        row(name, [artifact.of_run(storage, run, stage).content.numbers.get(number) for run in runs], 3)
+    for stage in SECONDS:
+        row(f"{stage}, seconds", [artifact.of_run(storage, run, stage).manifest.run.seconds for run in runs], 0)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=HOME / "recipes/demo.yaml")
+    parser.add_argument("--root", default=str(HOME / ".crawl2chat/bench"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    given = parser.parse_args()
+    runs = [build(given.recipe, given.root, seed) for seed in given.seeds]
+    print(table(Storage(given.root), runs))
+
+
+if __name__ == "__main__":
+    main()
