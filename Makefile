@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all bench-demo lint format lock clean
+.PHONY: help run ui test test-all bench-demo bench-pii lint format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -39,6 +39,9 @@ test-all: $(READY) ## the slow tests too: whole runs, kills
 
 bench-demo: $(READY) ## what the demo's model learns, with three seeds (about 25 minutes)
 	@python -m bench.demo $(ARGS)
+
+bench-pii: $(READY) ## recall and precision of redaction on labelled texts
+	@python -m bench.pii $(ARGS)
 
 lint: $(READY) ## ruff, mypy --strict
 	@ruff check . && ruff format --check . && mypy

@@ -21,7 +21,7 @@ from pipeline.recipe import load
 from pipeline.storage import Storage
 
 HOME = Path(__file__).resolve().parents[1]
-SPARK = ("extract", "filter", "deduplicate", "redact", "train_tokenizer", "shard")
+SPARK = ("extract", "filter", "deduplicate", "redact", "decontaminate", "train_tokenizer", "shard")
 RANKS = 2
 # Row of the table: pointer of the stage, number in its manifest.
 ROWS = {

@@ -51,6 +51,7 @@ with DAG(
             SparkStage(task_id="filter", script="filter.py", stage="filter"),
             SparkStage(task_id="deduplicate", script="deduplicate.py", stage="deduplicate"),
             SparkStage(task_id="redact", script="redact.py", stage="redact"),
+            SparkStage(task_id="decontaminate", script="decontaminate.py", stage="decontaminate"),
             SparkStage(task_id="tokenizer", script="train_tokenizer.py", stage="tokenizer"),
             SparkStage(task_id="shard", script="shard.py", stage="shard"),
         )

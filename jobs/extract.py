@@ -145,6 +145,8 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     if monotonic() - tick > _TICK_SECONDS:
                         tick = monotonic()
                         yield {"done": len(rows)}
+        except errors.InputError as error:
+            unreadable = {"reason": "not_fetched", "detail": error.what}
         except warc.NotWarc as error:
             unreadable = {"reason": "not_a_warc", "detail": str(error)}
         except warc.Truncated as error:
@@ -205,15 +207,24 @@ def run(job: session.Job) -> Published:
 
 
 def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds: float) -> Published:
-    """Publish what the parts hold; refused where not one WARC could be read."""
+    """Publish what the parts hold; refused where more WARCs than the recipe allows, or all, could not be read."""
     unreadable = [record["unreadable"] for record in records.values() if record["unreadable"]]
     for one in unreadable:
         print(f"warning: {one['warc']}: {one['reason']}: {one['detail']}", flush=True)
-    lost = [one for one in unreadable if one["reason"] != "truncated"]
-    if lost and len(lost) == len(records):
-        names = "\n".join(f"{one['warc']}: {one['detail']}" for one in lost)
-        building.storage.remove_tree(building.work)  # or a rerun would believe these failures
-        raise errors.InputError(f"none of the files could be read as WARC:\n{names}", "name WARC files")
+    lost = {name: record["unreadable"] for name, record in records.items() if record["unreadable"]}
+    lost = {name: one for name, one in lost.items() if one["reason"] != "truncated"}
+    most = Extract.model_validate(building.content.recipe).max_failed_warcs
+    if lost and (len(lost) == len(records) or len(lost) > most * len(records)):
+        for name in lost:  # or a rerun would believe these failures
+            building.storage.remove(f"{building.work}/commits/warc-{name}.json")
+        named = "\n".join(f"{one['warc']}: {one['reason']}: {one['detail']}" for one in lost.values())
+        many = "none" if len(lost) == len(records) else f"{len(lost)} of {len(records)}"
+        raise errors.InputError(
+            f"{many} of the files could be read as WARC:\n{named}"
+            if many == "none"
+            else f"{many} files could not be read, and extract.max_failed_warcs is {most:g}:\n{named}",
+            "name WARC files that can be had, or allow more to fail; run again: what was read is kept",
+        )
     dropped: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     for record in records.values():

@@ -22,7 +22,7 @@ from pipeline import artifact, errors
 from pipeline.artifact import Counts, Published, Stage
 from pipeline.storage import Storage
 
-STAGE = Stage("redact", 2, ("presidio-analyzer", "phonenumbers", "tldextract"))
+STAGE = Stage("redact", 3, ("presidio-analyzer", "phonenumbers", "tldextract"))
 _COLUMNS = ("url", "warc", "offset", "date", "english", "text")
 SCHEMA = pa.schema(
     [

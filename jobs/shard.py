@@ -18,13 +18,14 @@ import pyarrow as pa
 import xxhash
 
 from jobs import parts, session
+from jobs.decontaminate import aligned, stays
 from jobs.table import read_rows, write_table
 from pipeline import artifact, errors
 from pipeline.artifact import Counts, Published, Stage
 from pipeline.storage import Storage
 from tokenizer import bpe, shards
 
-STAGE = Stage("shard", 1, ("tiktoken",))
+STAGE = Stage("shard", 2, ("tiktoken",))
 SPLITS = ("train", "validation")
 SIDECAR = pa.schema(
     [
@@ -58,7 +59,7 @@ def tokenize_part(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]
     storage = Storage(payload["root"])
     encoder = bpe.Tokenizer.from_bytes(storage.read(payload["tokenizer"]))
     dtype = shards.dtype_for(encoder.vocabulary)
-    rows = read_rows(storage, payload["redact"], ("id", "url", "warc", "offset", "text"))
+    rows = stays(storage, payload["redact"], payload["decided"], ("id", "url", "warc", "offset", "text"))
     tokens = dict.fromkeys(SPLITS, 0)
     for number, row in enumerate(rows):
         text = row.pop("text")
@@ -78,15 +79,21 @@ def shard_of(key: str, count: int) -> int:
     return int(key[:8], 16) * count >> 32
 
 
+def keys_of(shard: int, count: int) -> tuple[str, str]:
+    """First and last key of a shard, of a power of two of them."""
+    size = (1 << 128) // count
+    return f"{shard * size:032x}", f"{(shard + 1) * size - 1:032x}"
+
+
 def assemble(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One shard: its documents from all parts, sorted by key."""
     storage = Storage(payload["root"])
     dtype = np.dtype(payload["dtype"])
     rows: list[dict[str, Any]] = []
-    for file in payload["parts"]:
-        for row in read_rows(storage, file):
-            if row["split"] == payload["split"] and shard_of(row["key"], payload["count"]) == payload["shard"]:
-                rows.append(row)
+    low, high = keys_of(payload["shard"], payload["count"])
+    mine = [("split", "=", payload["split"]), ("key", ">=", low), ("key", "<=", high)]
+    for file in payload["parts"]:  # sorted by key: of each file, little more than the shard's rows is read
+        rows += read_rows(storage, file, where=mine)
         yield {"done": len(rows)}
     rows.sort(key=lambda row: row["key"])
     sizes = [len(row["ids"]) // dtype.itemsize for row in rows]
@@ -108,14 +115,14 @@ def assemble(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def run(job: session.Job) -> Published:
     """The stage."""
     recipe = job.recipe.shard
-    redacted = session.upstream(job, "redact")
+    redacted, decided = session.upstream(job, "redact"), session.upstream(job, "decontaminate")
     tokenizer = session.upstream(job, "tokenizer")
-    building = session.open_stage(job, STAGE, [redacted, tokenizer])
+    building = session.open_stage(job, STAGE, [redacted, decided, tokenizer])
     if isinstance(building, Published):
         return building
     payload = {"seed": job.recipe.seed, "root": job.storage.root, "work": building.work}
     tokenize = payload | {"tokenizer": tokenizer.file(bpe.FILE), "validation": recipe.validation}
-    todo = [(session.part_name(file), tokenize | {"redact": file}) for file in redacted.files(".parquet")]
+    todo = [(name, tokenize | files) for name, files in aligned(redacted, decided)]
     spark = session.spark("shard")
     tokenized = parts.run_parts(spark, building, todo, tokenize_part, "tokenize")
     tokens = {split: sum(record["tokens"][split] for record in tokenized.values()) for split in SPLITS}
@@ -143,7 +150,7 @@ def run(job: session.Job) -> Published:
         numbers[f"{split}_bytes"] = sum(record["bytes"] for record in of_split)
         numbers[f"{split}_documents"] = sum(record["documents"] for record in of_split)
     documents = sum(record["documents"] for record in assembled.values())
-    came = redacted.content.counts.kept if redacted.content.counts else 0
+    came = decided.content.counts.kept if decided.content.counts else 0
     published = building.publish(
         [artifact.File(**file) for record in assembled.values() for file in record["files"]],
         Counts(in_=came, kept=documents, dropped={}),

@@ -8,14 +8,19 @@ import http.client
 import io
 import os
 import random
+import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urljoin
+from urllib.parse import urlsplit
+
+from pyarrow import fs
 
 from pipeline.artifact import Input as ArtifactInput
 from pipeline.errors import InputError
@@ -27,6 +32,8 @@ BASE_VARIABLE = "CRAWL2CHAT_CC_BASE"  # another server of the same layout
 _LISTS = (".paths", ".txt", ".paths.gz", ".txt.gz")
 _TRIES = 8
 _LONGEST_WAIT = 60.0  # seconds
+_STALL_SECONDS = 60.0  # without a byte, then the connection counts as lost
+_BLOCK = 1 << 20
 _SLOW_DOWN = (403, 429, 500, 502, 503, 504)  # Common Crawl answers 403 and 503 to clients that are too fast
 
 
@@ -63,35 +70,71 @@ def find(recipe: Input) -> list[Source]:
 
 
 def _expand(given: str) -> list[str]:
-    if given.startswith(("http://", "https://")):
-        if not given.endswith(_LISTS):
-            return [given]
-        data = _get(given)
-        text = (gzip.decompress(data) if given.endswith(".gz") else data).decode()
-        return [urljoin(given, line.strip()) for line in text.splitlines() if line.strip()]
-    found = [path for path in sorted(glob.glob(given, recursive=True)) if Path(path).is_file()]
-    if not found:
-        raise InputError(f"no WARC file matches {given!r}", f"check the path (working folder: {os.getcwd()})")
-    if len(found) == 1 and given.endswith(_LISTS):
-        data = Path(found[0]).read_bytes()
-        text = (gzip.decompress(data) if given.endswith(".gz") else data).decode()
-        inside = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        return [
-            path
-            for line in inside
-            for path in ([line] if "://" in line else _expand(str(Path(found[0]).parent / line)))
-        ]
-    return [str(Path(path).resolve()) for path in found]
+    """Locations behind a file, glob, URL or list."""
+    if "://" not in given:
+        found = [path for path in sorted(glob.glob(given, recursive=True)) if Path(path).is_file()]
+        if not found:
+            raise InputError(f"no WARC file matches {given!r}", f"check the path (working folder: {os.getcwd()})")
+        if len(found) > 1 or not given.endswith(_LISTS):
+            return [str(Path(path).resolve()) for path in found]
+        return [path for line in _lines(Path(found[0]).read_bytes()) for path in _expand(_beside(found[0], line))]
+    if given.startswith("s3://") and "*" in given:
+        system, pattern = _s3(given)
+        selector = fs.FileSelector(pattern[: pattern.index("*")].rpartition("/")[0], recursive=True)
+        matching = sorted(f"s3://{i.path}" for i in system.get_file_info(selector) if fnmatch(i.path, pattern))
+        if not matching:
+            raise InputError(f"no WARC file matches {given!r}", "check the bucket and the pattern")
+        return matching
+    if given.endswith(_LISTS):
+        return [line if "://" in line else f"{given.rpartition('/')[0]}/{line}" for line in _lines(_get(given))]
+    return [given]
+
+
+def _lines(data: bytes) -> list[str]:
+    """The entries of a list, gzipped or plain."""
+    text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _beside(file: str, line: str) -> str:
+    return line if "://" in line else str(Path(file).parent / line)
+
+
+def _s3(location: str) -> tuple[fs.S3FileSystem, str]:
+    """S3 as the AWS_* variables say; without credentials, anonymously."""
+    known = os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE") or os.environ.get("AWS_ROLE_ARN")
+    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", ""))
+    options: dict[str, Any] = {"anonymous": not (known or (Path.home() / ".aws/credentials").exists())}
+    if endpoint.netloc:
+        options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
+    return fs.S3FileSystem(**options), location.removeprefix("s3://")
 
 
 def _identity(location: str) -> str:
-    """What tells the bytes of an archive: sha256 of a local file, size and ETag of a remote one."""
+    """What tells the bytes of an archive: sha256 of a local file, size and ETag (S3: and date) of a remote one."""
+    if location.startswith("s3://"):
+        system, path = _s3(location)
+        with _s3_errors(location):
+            info = system.get_file_info(path)
+        if info.type != fs.FileType.File:
+            raise InputError(f"{location} does not exist", "check the bucket and the key")
+        return f"{info.size}-{info.mtime_ns}"
     if "://" not in location:
-        path = Path(location)
-        return Storage(path.parent).sha256(path.name)
+        file = Path(location)
+        return Storage(file.parent).sha256(file.name)
     request = urllib.request.Request(location, method="HEAD")
     with _open(request) as answer:
         return "-".join([answer.headers.get("Content-Length", ""), answer.headers.get("ETag", "").strip('"')])
+
+
+@contextmanager
+def _s3_errors(location: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{location} cannot be read: {error}", "check the bucket, the key and the credentials"
+        ) from error
 
 
 def local_path(location: str, scratch: Path) -> Path:
@@ -100,32 +143,52 @@ def local_path(location: str, scratch: Path) -> Path:
 
 
 def fetch(location: str, scratch: Path) -> Iterator[int]:
-    """Fetch a remote archive to `scratch`, resumed where it breaks off. Yields bytes at every block and wait."""
+    """Fetch a remote archive to `scratch`, resumed where it breaks off. Yields bytes at every block and wait.
+
+    Raises `InputError` where it cannot be had: refused, ended early too often, or no gzip file though it says so.
+    """
     if "://" not in location:
         return
     target = local_path(location, scratch)
     for attempt in range(_TRIES):
         have = target.stat().st_size if target.exists() else 0
-        request = urllib.request.Request(location, headers={"Range": f"bytes={have}-"} if have else {})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                resumed = answer.status == 206
-                declared = answer.headers.get("Content-Length")
-                length = int(declared) + (have if resumed else 0) if declared else None
-                with target.open("ab" if resumed else "wb") as stream:
-                    while block := answer.read(1 << 20):
-                        stream.write(block)
-                        yield stream.tell()
-            if length is None or target.stat().st_size == length:
-                break
+            with _answer(location, have) as (begins, length, read), target.open("ab" if begins else "wb") as stream:
+                while block := read(_BLOCK):
+                    stream.write(block)
+                    yield stream.tell()
+            if location.endswith(".gz") and target.stat().st_size and target.open("rb").read(2) != b"\x1f\x8b":
+                target.unlink()  # an error page, served as if it were the file
+                if attempt == _TRIES - 1:
+                    raise InputError(f"{location} answers with no gzip file", "check the URL in a browser")
+            elif length is None or target.stat().st_size == length:
+                return
         except (OSError, http.client.HTTPException) as error:
             _may_retry(error, location, attempt)
         yield have
         _wait(attempt)
-    else:
-        raise InputError(f"{location} ended early {_TRIES} times", "run again later: what is done is kept")
-    if location.endswith(".gz") and not target.open("rb").read(2) == b"\x1f\x8b":
-        raise InputError(f"{location} answered with something that is no gzip file", "check the URL in a browser")
+    raise InputError(f"{location} ended early {_TRIES} times", "run again later: what is done is kept")
+
+
+@contextmanager
+def _answer(location: str, have: int) -> Iterator[tuple[int, int | None, Callable[[int], bytes]]]:
+    """An archive from byte `have` on: (where the answer begins, length of the whole, function that reads)."""
+    if location.startswith("s3://"):
+        system, path = _s3(location)
+        with system.open_input_file(path) as stream:
+            stream.seek(have)
+            yield have, int(stream.size()), stream.read
+        return
+    request = urllib.request.Request(location, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=_STALL_SECONDS) as answer:
+        if answer.status == 206:
+            told = re.fullmatch(rf"bytes {have}-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+            if told is None:
+                raise http.client.HTTPException(f"asked for bytes from {have} on, got others")
+            yield have, int(told[1]), answer.read
+        else:
+            declared = answer.headers.get("Content-Length")
+            yield 0, int(declared) if declared else None, answer.read
 
 
 def open_at(location: str, offset: int, size: int) -> BinaryIO:
@@ -134,6 +197,9 @@ def open_at(location: str, offset: int, size: int) -> BinaryIO:
         stream = Path(location).open("rb")  # noqa: SIM115  the caller closes it
         stream.seek(offset)
         return stream
+    if location.startswith("s3://"):
+        with _s3_errors(location), _answer(location, offset) as (_, _, read):
+            return io.BytesIO(read(size))
     with _open(urllib.request.Request(location, headers={"Range": f"bytes={offset}-{offset + size - 1}"})) as answer:
         return io.BytesIO(answer.read())
 
@@ -141,7 +207,7 @@ def open_at(location: str, offset: int, size: int) -> BinaryIO:
 def _open(request: urllib.request.Request) -> Any:
     for attempt in range(_TRIES):
         try:
-            return urllib.request.urlopen(request, timeout=60)
+            return urllib.request.urlopen(request, timeout=_STALL_SECONDS)
         except (OSError, http.client.HTTPException) as error:
             _may_retry(error, request.full_url, attempt)
             _wait(attempt)
@@ -149,6 +215,9 @@ def _open(request: urllib.request.Request) -> Any:
 
 
 def _get(url: str) -> bytes:
+    if url.startswith("s3://"):
+        with _s3_errors(url), _answer(url, 0) as (_, length, read):
+            return read(length or 0)
     with _open(urllib.request.Request(url)) as answer:
         return bytes(answer.read())
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from jobs import parts, session
+from jobs.decontaminate import aligned, stays
 from jobs.page.words import words
 from jobs.table import read_rows, write_table
 from pipeline import artifact, errors
@@ -35,7 +36,7 @@ def held_out(order: str) -> bool:
 def sample(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One part: its documents in order of their hash, as many as the sample could hold if it were alone."""
     storage = Storage(payload["root"])
-    rows = read_rows(storage, payload["redact"], ("id", "text"))
+    rows = stays(storage, payload["redact"], payload["decided"], ("id", "text"))
     for row in rows:
         row["order"] = xxhash.xxh3_128_hexdigest(f"{payload['seed']}:tokenizer:{row['id']}".encode())
         row["bytes"] = len(row["text"].encode())
@@ -110,9 +111,9 @@ def publish(
 def run(job: session.Job) -> Published:
     """The stage."""
     recipe = job.recipe.tokenizer
-    redacted = session.upstream(job, "redact")
+    redacted, decided = session.upstream(job, "redact"), session.upstream(job, "decontaminate")
     # The window stands in the tokenizer's own configuration file.
-    building = session.open_stage(job, STAGE, [redacted], {"window": str(job.recipe.model.window)})
+    building = session.open_stage(job, STAGE, [redacted, decided], {"window": str(job.recipe.model.window)})
     if isinstance(building, Published):
         return building
     payload = {
@@ -121,7 +122,7 @@ def run(job: session.Job) -> Published:
         "root": job.storage.root,
         "work": building.work,
     }
-    todo = [(session.part_name(file), payload | {"redact": file}) for file in redacted.files(".parquet")]
+    todo = [(name, payload | files) for name, files in aligned(redacted, decided)]
     spark = session.spark("tokenizer")
     records = parts.run_parts(spark, building, todo, sample)
     seconds = parts.cpu_seconds(records, spark)

@@ -27,6 +27,7 @@ POINTERS = {
     "corpus.filter": "filter",
     "corpus.deduplicate": "deduplicate",
     "corpus.redact": "redact",
+    "corpus.decontaminate": "decontaminate",
     "corpus.tokenizer": "tokenizer",
     "corpus.shard": "shard",
     "model.pretrain": "pretrain",

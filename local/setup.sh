@@ -53,14 +53,18 @@ if [ "${1:-}" = lock ]; then
   overrides=$(mktemp)
   # The provider asks for pyspark-client, which writes over files of pyspark: only one of the two can be installed.
   echo 'pyspark-client; sys_platform == "never"' >"$overrides"
+  # What is pinned stays so, unless pyproject.toml asks for something else: to take newer versions, empty the lock first.
+  made=$(mktemp)
+  sed "/^torch==/d" requirements.lock >"$made" # its build is chosen by the options
+  .venv/bin/uv pip compile -q --python .venv/bin/python "${options[@]}" --override "$overrides" --no-annotate --no-header \
+    --no-emit-find-links --no-emit-index-url -o "$made" \
+    --extra airflow --extra jobs --extra training --extra web --extra dev pyproject.toml >/dev/null
   {
     echo "# All that crawl2chat runs on, pinned. Made by: make lock"
-    .venv/bin/uv pip compile -q --python .venv/bin/python "${options[@]}" --override "$overrides" --no-annotate --no-header \
-      --no-emit-find-links --no-emit-index-url \
-      --extra airflow --extra jobs --extra training --extra web --extra dev pyproject.toml |
-      sed 's/^\(torch==[0-9.]*\)+[a-z0-9]*$/\1/'
+    sed 's/^\(torch==[0-9.]*\)+[a-z0-9]*$/\1/' "$made"
   } >requirements.lock.new
   mv requirements.lock.new requirements.lock
+  rm -f "$made"
   rm -f "$overrides"
   exit 0
 fi

@@ -357,7 +357,8 @@ def open_stage(
         return published
     _point(storage, run, pointer)
     attempt = len(storage.names(f"{work}/attempts"))
-    storage.write(f"{work}/attempts/{attempt:04d}.json", json.dumps({"started": pointer.started}).encode())
+    begun = {"started": pointer.started, "inputs": [source.location for source in inputs if source.fingerprint]}
+    storage.write(f"{work}/attempts/{attempt:04d}.json", json.dumps(begun).encode())
     content = Content(
         schema_version=SCHEMA_VERSION,
         stage=stage.name,

@@ -61,6 +61,9 @@ class Extract(Section):
     """From WARC records to text with scores."""
 
     block_list: BlockList
+    max_failed_warcs: Fraction = Field(
+        description="Share of the files that may fail to be had or read (each is listed); above it the stage fails."
+    )
     max_html_bytes: PositiveInt = Field(description="A larger page is dropped unread, bytes.")
     page_seconds: Positive = Field(description="CPU seconds one page may take; then it is dropped.")
     language_gate: Fraction = Field(
@@ -128,13 +131,21 @@ class Deduplicate(Section):
     max_bucket: PositiveInt = Field(description="Buckets up to this size give all pairs; larger ones a star.")
 
 
-PiiKind = Literal["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE"]
+PiiKind = Literal["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE", "STREET_ADDRESS"]
 
 
 class Redact(Section):
     """Personal data to replace by `<KIND>` placeholders."""
 
     kinds: list[PiiKind] = Field(min_length=1)
+
+
+class Decontaminate(Section):
+    """Documents that leave for good after redaction: those with an evaluation set's text, and those taken down."""
+
+    sets: list[str] = Field(description="Files of evaluation sets: JSON lines (every string counts) or text.")
+    ngram_words: PositiveInt = Field(description="A document leaves that shares a run of so many words with a set.")
+    take_down: list[str] = Field(description="Files that list URLs, hosts or document ids to remove, one a line.")
 
 
 class Tokenizer(Section):
@@ -262,6 +273,7 @@ class Recipe(Section):
     filter: Filter
     deduplicate: Deduplicate
     redact: Redact
+    decontaminate: Decontaminate
     tokenizer: Tokenizer
     shard: Shard
     model: Model

@@ -29,13 +29,14 @@ from web.charts import Level, Point, Series, line_chart
 
 STAGE = Stage("report", 1, ("jinja2", "pyarrow"))
 FILE = "report.html"
-PAGES = ("extract", "filter", "deduplicate", "redact", "shard")  # the stages that keep or drop pages
+PAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "shard")  # the stages that keep or drop pages
 # All stages of a run as their pointers are named, in order, and what a reader calls them.
 STAGES = {
     "extract": "Extract",
     "filter": "Filter",
     "deduplicate": "Deduplicate",
     "redact": "Redact",
+    "decontaminate": "Decontaminate",
     "tokenizer": "Tokenizer",
     "shard": "Shard",
     "pretrain": "Pretraining",

@@ -92,7 +92,8 @@ def explained(storage: Storage, run: str, row: dict[str, Any]) -> Iterator[str]:
 
 def followed(storage: Storage, run: str, row: dict[str, Any], extracted: Published) -> Iterator[str]:
     """The lines about what the later stages recorded of a document that filter kept."""
-    for stage, told in (("deduplicate", copies), ("redact", redactions), ("shard", tokens)):
+    told_by = {"deduplicate": copies, "redact": redactions, "decontaminate": removal, "shard": tokens}
+    for stage, told in told_by.items():
         try:
             made = artifact.of_run(storage, run, stage)
         except errors.ArtifactError:
@@ -119,6 +120,14 @@ def copies(found: dict[str, Any] | None, extracted: Published) -> Iterator[str]:
 def redactions(found: dict[str, Any] | None, _extracted: Published) -> Iterator[str]:
     """What redact replaced."""
     yield f"replaced: {found['redactions']}" if found else "not there"
+
+
+def removal(found: dict[str, Any] | None, _extracted: Published) -> Iterator[str]:
+    """What decontaminate decided."""
+    if found and found["reason"]:
+        yield f"-> left: {found['reason']} ({found['detail']})"
+    else:
+        yield "-> stays" if found else "not there"
 
 
 def tokens(found: dict[str, Any] | None, _extracted: Published) -> Iterator[str]:

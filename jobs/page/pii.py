@@ -7,6 +7,7 @@ a document's text does not depend on its neighbours.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -30,6 +31,7 @@ ENTITIES = {
     "CREDIT_CARD": "CREDIT_CARD",
     "US_SSN": "US_SSN",
     "IP": "IP_ADDRESS",
+    "STREET_ADDRESS": "STREET_ADDRESS",
     "PHONE": "PHONE_NUMBER",
 }
 REGIONS = ("US", "GB", "DE", "FR")  # whose national phone formats are read; numbers with +code are read anyway
@@ -38,20 +40,50 @@ WINDOW = 60  # characters on each side of a candidate: room for the longest IBAN
 MIN_SCORE = 0.4
 _CONTEXT = {
     "US_SSN": ("social security", "ssn", "ss#"),
-    "PHONE": ("phone", "call", "tel", "mobile", "cell", "fax", "contact", "my number", "whatsapp", "sms"),
+    "PHONE": (
+        "phone",
+        "call",
+        "tel",
+        "mobile",
+        "cell",
+        "fax",
+        "contact",
+        "my number",
+        "whatsapp",
+        "sms",
+        "answering at",
+    ),
 }
+_PHONE_AFTER = re.compile(r"[\s,(-]{0,3}(?:office|fax|mobile|cell|phone|home|work)\b", re.I)
+# A street, as the United States and Britain write it: number, name in capitals, kind of street.
+_STREET = (
+    r"Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Court|Ct|Boulevard|Blvd|Place|Pl|Way|Terrace|Ter|Circle|Cir|Highway"
+    r"|Hwy|Parkway|Pkwy|Square|Sq|Trail|Crescent|Close|Mews|Gardens|Grove|Row|Walk|Hill"
+)
+_ADDRESS = (
+    rf"(?<![\w.,/-])\d{{1,5}}[A-Z]? (?:(?:N|S|E|W|NE|NW|SE|SW)\.? )?(?:[A-Z][\w'’.-]* ){{1,4}}?(?:{_STREET})\b\.?"
+    r"(?:,? (?:Apartment|Apt|Suite|Ste|Unit|Floor|Flat|#)\.? ?#?[\w-]{1,6})?"
+    r"(?:,? (?:[A-Z][\w'’.-]* ?){1,3},? [A-Z]{2} \d{5}(?:-\d{4})?\b)?"
+)
 _CANDIDATE = re.compile(
     r"@|\d[\d .()/+-]{5,}\d|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}|\b[A-Za-z]{2}\d{2} ?[A-Za-z0-9]{4}"
+    rf"|\b\d{{1,5}}[A-Z]? (?:[A-Z][\w'’.-]* ){{1,5}}?(?:{_STREET})\b"
 )
 # What presidio's recognizers leave: Mastercard's 2-series (ISO/IEC 7812, 222100-272099; Luhn is checked as for all
-# cards), and North American numbers by their form alone, whatever the area code, for phonenumbers knows assigned ones.
+# cards), and North American numbers by their form alone, whatever the area code, for phonenumbers knows assigned ones;
+# and, beside a word for it, any groups of digits.
 _SERIES_2 = Pattern("Mastercard 2-series", r"\b2[2-7]\d{2}[- ]?\d{4}[- ]?\d{4}[- ]?\d{4}\b", 0.3)
-_NORTH_AMERICAN = Pattern(
-    "North American",
-    r"(?<![\w.+-])(?:\+?1[ .-]?)?\([2-9]\d{2}\) ?\d{3}[ .-]\d{4}\b"
-    r"|(?<![\w.-])\+1[ .-]?[2-9]\d{2}[ .-]?\d{3}[ .-]?\d{4}\b",
-    0.5,
+_PHONES = (
+    Pattern(
+        "North American",
+        r"(?<![\w.+-])(?:(?:\+|00)?1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?: ?x\d{1,6})?(?!\w|[.-]\d)",
+        0.5,
+    ),
+    Pattern("+1", r"(?<![\w.-])\+1[ .-]?\d{3}[ .-]?\d{3}[ .-]?\d{4}(?: ?x\d{1,6})?\b", 0.5),
+    Pattern("groups of digits", r"(?<![\w.+/-])(?:\(\d{1,4}\) ?)?\d{2,5}(?:[ .-]\d{2,8}){1,5}(?![\w/]|[.-]\d)", 0.3),
 )
+_CAPITALS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_YEAR = re.compile(r"(?:1[89]|20)\d\d")
 _VERSION = re.compile(r"(?:version|release|v|openssl|kernel|isbn|[a-z]+[-_])\s*:?\s*$", re.I)
 _DATE = re.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}")
 
@@ -69,7 +101,14 @@ def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
         "IP": (IpRecognizer(),),
         "PHONE": (
             PhoneRecognizer(supported_regions=REGIONS, leniency=1),
-            PatternRecognizer(supported_entity=ENTITIES["PHONE"], patterns=[_NORTH_AMERICAN]),
+            PatternRecognizer(supported_entity=ENTITIES["PHONE"], patterns=list(_PHONES)),
+        ),
+        "STREET_ADDRESS": (
+            PatternRecognizer(
+                supported_entity=ENTITIES["STREET_ADDRESS"],
+                patterns=[Pattern("street", _ADDRESS, 0.5)],
+                global_regex_flags=re.MULTILINE,
+            ),
         ),
     }
 
@@ -82,8 +121,10 @@ def find(text: str, kinds: Sequence[str]) -> list[tuple[int, int, str]]:
         for kind in ENTITIES:
             if kind not in kinds:
                 continue
-            for recognizer in _recognizers()[kind]:
-                for result in recognizer.analyze(piece, [ENTITIES[kind]], None) or []:
+            # An account number in small letters is one too; but in capitals the next word may look like a part of it.
+            forms = (piece, piece.translate(_CAPITALS)) if kind == "IBAN" else (piece,)
+            for form, recognizer in itertools.product(forms, _recognizers()[kind]):
+                for result in recognizer.analyze(form, [ENTITIES[kind]], None) or []:
                     span = (start + result.start, start + result.end, kind)
                     if _holds(text, span, result):
                         found.append(span)
@@ -126,15 +167,19 @@ def _holds(text: str, span: tuple[int, int, str], result: RecognizerResult) -> b
     start, end, kind = span
     value, before = text[start:end], text[max(0, start - WINDOW) : start]
     if kind == "IP":
-        return _is_public(value) and not _VERSION.search(before) and not text[end : end + 2].strip(" ,;)").isdigit()
+        return is_public(value) and not _VERSION.search(before) and not text[end : end + 2].strip(" ,;)").isdigit()
     if kind in ("PHONE", "US_SSN", "CREDIT_CARD") and (
         _DATE.fullmatch(value) or re.search(r"isbn[-\s:0-9]*$", before, re.I)
     ):
         return False
     if kind == "PHONE" and re.search(r"[A-Za-z][-_/#]$", before):
         return False  # INV-2023-004518
-    if kind == "PHONE" and not re.search(r"[+()]|\d[ .-]\d", value):
-        return _near(before, kind)  # a bare run of digits is an order number more often than a phone
+    if kind == "PHONE" and (result.score < MIN_SCORE or not re.search(r"[+()]|\d[ .-]\d", value)):
+        # A bare run of digits is an order number more often than a phone.
+        digits = sum(map(str.isdigit, value))
+        return 6 <= digits <= 15 and (_near(before, kind) or bool(_PHONE_AFTER.match(text, end)))
+    if kind == "STREET_ADDRESS" and _YEAR.match(value) and not re.search(r"\d{5}", value[4:]):
+        return False  # "In 1929 Wall Street"
     if kind == "US_SSN" and result.score < MIN_SCORE:
         return bool(re.fullmatch(r"\d{3}-\d{2}-\d{4}", value)) or _near(before, kind)
     return result.score >= MIN_SCORE or _near(before, kind)
@@ -144,7 +189,8 @@ def _near(before: str, kind: str) -> bool:
     return any(word in before.lower() for word in _CONTEXT.get(kind, ()))
 
 
-def _is_public(value: str) -> bool:
+def is_public(value: str) -> bool:
+    """Whether an IP address, of either version, is one of the Internet's."""
     try:
         address: Any = ipaddress.ip_address(value.partition("/")[0])
     except ValueError:

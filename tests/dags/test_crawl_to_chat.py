@@ -25,7 +25,10 @@ from pipeline.storage import Storage
 
 ORDER = [
     "resolve",
-    *(f"corpus.{name}" for name in ("extract", "filter", "deduplicate", "redact", "tokenizer", "shard")),
+    *(
+        f"corpus.{name}"
+        for name in ("extract", "filter", "deduplicate", "redact", "decontaminate", "tokenizer", "shard")
+    ),
     *(f"model.{name}" for name in ("pretrain", "evaluate_base", "sft", "evaluate_sft", "rl", "evaluate_rl")),
     "report",
 ]

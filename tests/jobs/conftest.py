@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline import recipe
 from pipeline.storage import Storage
 from tests.jobs.crawl_server import server  # noqa: F401
 
+logging.getLogger("py4j").setLevel(logging.WARNING)  # it writes when the session ends, to streams closed by then
 REPOSITORY = Path(__file__).parents[2]
 
 

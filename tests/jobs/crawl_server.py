@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,6 +19,7 @@ class Server:
     files: dict[str, bytes]
     refusals: list[int] = field(default_factory=list)  # statuses to answer before files are served
     cut: list[int] = field(default_factory=list)  # bytes after which an answer breaks off
+    weather: Callable[[], str] = lambda: "fine"  # of each GET: fine, cut, stall, xml, or a status to answer
     seen: list[tuple[str, str | None]] = field(default_factory=list)
 
 
@@ -37,14 +39,25 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             if self.path not in state.files:
                 self.send_error(404)
                 return
-            data = state.files[self.path]
-            start = int((self.headers["Range"] or "bytes=0-")[6:-1])
+            data, weather = state.files[self.path], state.weather() if self.command == "GET" else "fine"
+            if weather.isdigit():
+                self.send_error(int(weather))
+                return
+            if weather == "xml":
+                data = b"<?xml version='1.0'?><Error><Code>SlowDown</Code></Error>"
+            asked = self.headers["Range"] if weather != "xml" else None  # an error page knows no ranges
+            start = min(len(data), int((asked or "bytes=0-")[6:].partition("-")[0]))
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(data) - start))
             self.send_header("ETag", '"tag"')
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(data[start:][: state.cut.pop(0) if state.cut else None])
+                most = (len(data) - start) // 3 if weather in ("cut", "stall") else None
+                self.wfile.write(data[start:][: state.cut.pop(0) if state.cut else most])
+                if weather == "stall":
+                    time.sleep(0.5)
 
         def log_message(self, *_: object) -> None: ...
 

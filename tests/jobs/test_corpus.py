@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from jobs import deduplicate, extract, filter, redact, shard, train_tokenizer
+from jobs import decontaminate, deduplicate, explain, extract, filter, inspect, redact, shard, train_tokenizer
 from jobs.table import read_rows
 from pipeline import artifact
 from pipeline.artifact import Published
 from pipeline.errors import InputError, RecipeError
+from pipeline.storage import Storage
 from tests.jobs.conftest import REPOSITORY, job
 from tokenizer.bpe import Tokenizer
 from tokenizer.shards import Shard
@@ -22,7 +23,7 @@ from tokenizer.shards import Shard
 SAMPLE = REPOSITORY / "tests/data/sample"
 TRUTH = [json.loads(line) for line in (SAMPLE / "truth.jsonl").read_text().splitlines()]
 SHARED = REPOSITORY.parent / "shared/data/crawl"
-ROAD = (extract, filter, deduplicate, redact, train_tokenizer, shard)
+ROAD = (extract, filter, deduplicate, redact, decontaminate, train_tokenizer, shard)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_every_response_ends_in_one_row(road: dict[str, Published]) -> None:
 
 def test_in_is_kept_plus_dropped_and_stages_fit_together(road: dict[str, Published]) -> None:
     came = len(TRUTH)
-    for name in ("extract", "filter", "deduplicate", "redact", "shard"):
+    for name in ("extract", "filter", "deduplicate", "redact", "decontaminate", "shard"):
         counts = road[name].content.counts
         assert counts is not None
         assert counts.in_ == came
@@ -126,6 +127,40 @@ def test_every_token_leads_back_to_its_page(road: dict[str, Published]) -> None:
 def test_the_sample_yields_enough_tokens(road: dict[str, Published]) -> None:
     numbers = road["shard"].content.numbers
     assert numbers["train_tokens"] + numbers["validation_tokens"] >= 300_000
+
+
+def test_any_page_is_explained(road: dict[str, Published], root: Path) -> None:
+    """What explain replays from the archive is what was recorded, to the last step of each page."""
+    storage, ends = Storage(root), Counter[str]()
+    rows = rows_of(road["extract"])
+    reasons = {row["id"]: row["reason"] for name in ("extract", "filter", "deduplicate") for row in rows_of(road[name])}
+    chosen = {reasons[row["id"]]: row for row in rows}  # one page of each way to leave, and one that stays
+    for reason, row in chosen.items():
+        lines = list(explain.explained(storage, "test", row))
+        assert not [line for line in lines if "not as recorded" in line]
+        assert (
+            f"-> left: {reason}" in lines[-1]
+            if reason
+            else "tokens of train-" in lines[-1] or "validation" in lines[-1]
+        )
+        ends[lines[-1].split(":")[0].strip()] += 1
+    assert ends["-> left"] >= 9
+    assert artifact.newest_run(storage, "shard") in ("test", "again")
+
+
+def test_an_artifact_is_inspected(road: dict[str, Published]) -> None:
+    lines = "\n".join(inspect.summary(road["filter"]))
+    counts = road["filter"].content.counts
+    assert counts is not None and f"kept {counts.kept:>39,}" in lines
+    shown = list(inspect.samples(road["extract"], "not_200", 3, 1))
+    assert [line.split()[-1] for line in shown if line.strip().startswith("reason")] == ["not_200"] * 3
+    assert (
+        shown
+        == list(inspect.samples(road["extract"], "not_200", 3, 1))
+        != list(inspect.samples(road["extract"], "not_200", 3, 2))
+    )
+    with pytest.raises(InputError, match="no row with reason"):
+        list(inspect.samples(road["extract"], "nonsense", 3, 1))
 
 
 def test_a_second_run_makes_nothing_again(road: dict[str, Published], root: Path, spark: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 from collections import Counter
 from pathlib import Path
 from time import process_time
@@ -154,3 +155,37 @@ def test_a_line_length_without_column_is_refused_before_work(tmp_path: Path) -> 
     recipe = load(DEMO, {"filter.fineweb.short_line_chars": 35})
     with pytest.raises(RecipeError, match="35"):
         filter.run(session.Job(recipe, Storage(tmp_path), "x", [], False))
+
+
+def test_any_weather_on_the_way_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any
+) -> None:
+    """503, 403, cut answers, answers that stall, and XML errors served as files, in random order."""
+    monkeypatch.setattr(sources, "_STALL_SECONDS", 0.2)
+    monkeypatch.setattr(sources, "_TRIES", 60)
+    rng, data = random.Random(5), ZIPPED * 50
+    server.files["/a.warc.gz"] = data
+    server.weather = lambda: rng.choice(["fine", "503", "403", "cut", "stall", "xml"])
+    for n in range(5):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        assert list(sources.fetch(f"{server.base}/a.warc.gz", folder))
+        assert sources.local_path(f"{server.base}/a.warc.gz", folder).read_bytes() == data
+
+
+def test_a_file_that_cannot_be_had_is_a_row_or_ends_the_stage(
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any
+) -> None:
+    good = sorted((DEMO.parents[1] / "tests/data/sample").glob("*.warc.gz"))[-1]
+    server.files["/a.warc.gz"] = ZIPPED
+    both = {"input.warcs": [str(good), f"{server.base}/a.warc.gz"]}
+    strict = session.Job(load(DEMO, both | {"extract.max_failed_warcs": 0.2}), Storage(tmp_path / "x"), "x", [], False)
+    server.weather = lambda: "404"
+    with pytest.raises(InputError, match=r"1 of 2 files could not be read(.|\n)*a\.warc\.gz: not_fetched"):
+        extract.run(strict)
+    loose = extract.run(session.Job(load(DEMO, both), Storage(tmp_path / "y"), "x", [], False))
+    assert loose.content.counts is not None and loose.content.counts.dropped["not_fetched"] == 1
+    assert [one["reason"] for one in loose.content.numbers["unreadable"]] == ["not_fetched"]
+    server.weather = lambda: "fine"  # then only this file is read again
+    made = extract.run(strict)
+    assert made.content.numbers["unreadable"] == [] and made.manifest.run.attempts == 2

@@ -8,20 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from jobs import deduplicate, extract, filter, redact, shard, train_tokenizer
+from jobs import decontaminate, deduplicate, extract, filter, redact, shard, train_tokenizer
 from pipeline import artifact
 from pipeline.storage import Storage
 from tests.jobs.conftest import REPOSITORY, job
 
 pytestmark = pytest.mark.slow
-ROAD = (extract, filter, deduplicate, redact, train_tokenizer, shard)
+ROAD = (extract, filter, deduplicate, redact, decontaminate, train_tokenizer, shard)
 SECONDS = 120
+Victims = Callable[[psutil.Popen], list[psutil.Process]]
 
 
 @pytest.fixture(scope="module")
@@ -57,33 +59,36 @@ def jvm(process: psutil.Popen) -> list[psutil.Process]:
 
 
 def worker(process: psutil.Popen) -> list[psutil.Process]:
-    daemons = [child for child in process.children(recursive=True) if "pyspark.daemon" in " ".join(child.cmdline())]
-    return [child for child in daemons if not child.children()]  # the daemon forks the workers
+    """Python below the JVM: the daemon, its forks, and the children in which they read pages."""
+    return [
+        child for child in process.children(recursive=True) if child.name() != "java" and child.ppid() != process.pid
+    ]
 
 
 def everything(process: psutil.Popen) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def kill(
-    root: Path, stage: str, script: str, victims: Callable[[psutil.Popen], list[psutil.Process]], after: int
-) -> int:
-    """Start the stage, kill the victims once `after` parts more are committed; how many processes were killed."""
+def kill(root: Path, stage: str, script: str, victims: Victims, after: int) -> int:
+    """Start the stage, kill a victim (or all) once `after` parts more are committed; how many were killed."""
     before, process = len(commits(root, stage)), start(root, script)
-    limit, killed = time.monotonic() + SECONDS, 0
-    while time.monotonic() < limit and process.poll() is None:
-        if len(commits(root, stage)) >= before + after and (found := victims(process)):
-            family = everything(process)
-            for victim in found:
-                victim.kill()
-            killed = len(found)
-            break
+    began, pause = time.monotonic(), random.uniform(0, 4) if after == 0 else 0.0
+    while process.poll() is None and time.monotonic() < began + SECONDS:
         time.sleep(0.01)
-    else:
-        return 0
-    _, alive = psutil.wait_procs(family, timeout=SECONDS)  # a driver that lost a worker may well finish the stage
-    assert not alive, [other.cmdline() for other in alive]
-    return killed
+        if len(commits(root, stage)) < before + after or time.monotonic() < began + pause:
+            continue
+        with suppress(psutil.NoSuchProcess):
+            found, family = victims(process), everything(process)
+            if not found:
+                continue
+            chosen = found if victims is everything else [random.choice(found)]
+            for victim in chosen:
+                victim.kill()
+            _, alive = psutil.wait_procs(family, timeout=SECONDS)  # who lost a worker may well finish the stage
+            assert not alive, [other.cmdline() for other in alive]
+            return len(chosen)
+    process.wait(SECONDS)
+    return 0
 
 
 def hashes(root: Path, stage: str) -> dict[str, str]:
@@ -100,10 +105,10 @@ def test_any_process_killed_at_any_moment(stage: str, script: str, undisturbed: 
     shutil.rmtree(root / "_work" / stage)
     (root / "runs" / "demo" / f"{stage}.json").unlink()
     random.seed(stage)
-    attempts = [(driver, 0), (worker, 0), (jvm, 1), (everything, 1), (driver, 1)]
-    random.shuffle(attempts)
+    # Workers last: a stage that loses one may finish.
+    attempts = [(driver, 0), (jvm, 0), (everything, 1), (driver, 1), (worker, 0), (worker, 1)]
     killed = [kill(root, stage, script, victims, after) for victims, after in attempts]
-    assert sum(count > 0 for count in killed) >= 3, killed
+    assert min(killed[:3]) > 0, killed  # the fourth may find every part committed
     assert start(root, script).wait(SECONDS) == 0
     assert hashes(root, stage) == hashes(undisturbed, stage)
     assert artifact.of_run(Storage(root), "demo", stage).manifest.run.attempts >= 3

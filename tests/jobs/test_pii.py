@@ -32,6 +32,12 @@ SHARED = Path(__file__).parents[3] / "shared/data"
         ("Reach me at +1 (643) 834-8074.", "Reach me at <PHONE>."),  # no assigned area code
         ("Reach me at (212) 555-0123 or +49 30 901820.", "Reach me at <PHONE> or <PHONE>."),
         ("My phone: 2125550123", "My phone: <PHONE>"),
+        ("Office 001-748-088-2851x818, fax", "Office <PHONE>, fax"),  # no area code begins with 0 or 1
+        ("You can call 73 448 266 or 9469 9966.", "You can call <PHONE> or <PHONE>."),
+        ("12 345 678 office, 12 345 678 apples", "<PHONE> office, 12 345 678 apples"),
+        ("my iban is gb50mvfc38361978683032", "my iban is <IBAN>"),
+        ("He lives at 88 Linden Court, Apt 3B, Albany, NY 12203 now.", "He lives at <STREET_ADDRESS> now."),
+        ("Send it to 29 Hornsey Road, or 5401 N. Main St.", "Send it to <STREET_ADDRESS>, or <STREET_ADDRESS>"),
     ],
 )
 def test_personal_data_goes(text: str, expected: str) -> None:
@@ -51,6 +57,8 @@ def test_personal_data_goes(text: str, expected: str) -> None:
         "std::vector<int>::iterator, a @decorator, and @media (max-width: 600px)",
         "pi is 3.14159265358979 and e is 2.718281828459045",
         "serial 000-00-0000 and 666-12-3456",
+        "In 1929 Wall Street crashed, and 3 Main Streets were closed; see section 12 Road Signs",
+        "It took 1 234 567 rows and 12.345.678 bytes, 2024 12 31",
     ],
 )
 def test_what_looks_like_it_stays(text: str) -> None:
@@ -105,7 +113,7 @@ def test_planted_strings_of_the_shared_crawl() -> None:
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not on this machine")
 def test_recall_on_labelled_texts() -> None:
-    """Floors are what was measured (2026-11-24). Phones of the set are of all countries, many without any context."""
+    """Floors are what was measured (2026-11-24); the one IP that stays is private. `make bench-pii` shows all."""
     names = {"EMAIL_ADDRESS": "EMAIL", "IP_ADDRESS": "IP", "US_SSN": "US_SSN", "CREDIT_CARD": "CREDIT_CARD"}
     names |= {"IBAN_CODE": "IBAN", "PHONE_NUMBER": "PHONE"}
     seen, hit, wrong = Counter[str](), Counter[str](), 0
@@ -117,6 +125,6 @@ def test_recall_on_labelled_texts() -> None:
                 seen[names[label]] += 1
                 hit[names[label]] += any(a <= start + 2 and b >= end - 2 for a, b, _ in spans)
         wrong += sum(not any(a < end and b > start for start, end, _ in labels) for a, b, _ in spans)
-    floors = {"EMAIL": 1.0, "CREDIT_CARD": 1.0, "US_SSN": 1.0, "IP": 0.9, "IBAN": 0.89, "PHONE": 0.5}
+    floors = {"EMAIL": 1.0, "CREDIT_CARD": 1.0, "US_SSN": 1.0, "IP": 0.9, "IBAN": 1.0, "PHONE": 0.98}
     assert {kind: hit[kind] / seen[kind] >= floor for kind, floor in floors.items()} == dict.fromkeys(floors, True)
     assert wrong == 0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import redact, shard, train_tokenizer
+from jobs import decontaminate, redact, shard, train_tokenizer
 from jobs.table import read_rows, write_table
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, Published
@@ -47,6 +47,8 @@ def corpus(root: Path, rows: list[dict[str, Any]], parts: int) -> None:
             artifact.describe(made.storage, building.pointer.folder, f"part-{i:05d}.parquet", len(rows[i::parts]))
         )
     source = building.publish(files, Counts(in_=len(rows), kept=len(rows), dropped={}))
+    decided = decontaminate.run(made)
+    assert decided.content.counts is not None and decided.content.counts.kept == len(rows)
     building = published(
         artifact.open_stage(
             made.storage, "test", train_tokenizer.STAGE, made.recipe.section("tokenizer"), 1, [source.as_input()]
@@ -134,7 +136,10 @@ def test_a_kill_costs_one_part(spark: Any, tmp_path: Path, monkeypatch: pytest.M
 
 @given(key=st.integers(0, 2**128 - 1), bits=st.integers(0, 16))
 def test_a_shard_is_the_leading_bits_of_the_key(key: int, bits: int) -> None:
-    assert shard.shard_of(f"{key:032x}", 1 << bits) == key >> (128 - bits)
+    number = shard.shard_of(f"{key:032x}", 1 << bits)
+    assert number == key >> (128 - bits)
+    low, high = shard.keys_of(number, 1 << bits)
+    assert low <= f"{key:032x}" <= high and shard.shard_of(low, 1 << bits) == shard.shard_of(high, 1 << bits) == number
 
 
 def test_shards_and_splits_are_even() -> None:

@@ -165,7 +165,9 @@ def test_recipe_cannot_be_changed() -> None:
 
 def test_section_is_plain_data_of_that_section_only() -> None:
     demo = load(DEMO)
-    assert demo.section("redact") == {"kinds": ["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE"]}
+    assert demo.section("redact") == {
+        "kinds": ["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE", "STREET_ADDRESS"]
+    }
     assert demo.section("filter")["gopher"]["max_top_ngram_chars"] == {"2": 0.2, "3": 0.18, "4": 0.16}
 
 

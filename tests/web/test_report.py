@@ -90,9 +90,11 @@ def corpus(storage: Storage) -> dict[str, Published]:
     redacted = building.publish(
         table(building, clean), Counts(in_=6, kept=6, dropped={}), {"redactions": {"EMAIL": 1005, "IP": 2}}
     )
-    building = opened(storage, "tokenizer", [redacted])
+    building = opened(storage, "decontaminate", [redacted])
+    decided = building.publish([], Counts(in_=6, kept=6, dropped={}))
+    building = opened(storage, "tokenizer", [redacted, decided])
     tokenizer = building.publish([], numbers={"vocabulary": 4096, "bytes_per_token": 3.8211})
-    building = opened(storage, "shard", [redacted, tokenizer])
+    building = opened(storage, "shard", [redacted, decided, tokenizer])
     shard = building.publish(
         [], Counts(in_=6, kept=6, dropped={}), {"train_tokens": 1_234_567, "train_bytes": 5_000_000}
     )
@@ -227,6 +229,7 @@ def test_every_count_of_the_fall_is_there(whole: str, storage: Storage) -> None:
         ("near_copy", 2),
         ("After deduplicate", 6),
         ("After redact", 6),
+        ("After decontaminate", 6),
         ("After shard", 6),
     ]
     # A dropped bar stands where the kept one ends: nothing overlaps, nothing is left out.
@@ -322,7 +325,7 @@ def test_same_artifacts_same_report_and_new_ones_a_new_one(storage: Storage) -> 
     shard = corpus(storage)["shard"]
     first, again = report.publish(storage, RUN), report.publish(storage, RUN)
     assert first.folder == again.folder
-    assert len(first.content.inputs) == 6
+    assert len(first.content.inputs) == 7
     made_again = report.publish(storage, RUN, force=True)
     assert made_again.manifest.content_hash == first.manifest.content_hash
     models(storage, shard)
