@@ -129,7 +129,7 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One WARC: read it, write its part, say what it holds."""
     recipe = Extract.model_validate(payload["recipe"])
     storage = Storage(payload["root"])
-    blocked = urls.BlockList(_blocked_table(storage, payload["blocked"]), recipe.block_list.words)
+    blocked = urls.BlockList(_blocked_table(storage, payload["blocked"]), payload["terms"])
     rows: list[dict[str, Any]] = []
     skipped: Counter[str] = Counter()
     unreadable = None
@@ -176,7 +176,8 @@ def run(job: session.Job) -> Published:
     """The stage: open, extract what is not yet committed, publish."""
     recipe = job.recipe.extract
     found = sources.find(job.recipe.input)
-    table = urls.hashed(urls.domains(recipe.block_list.source, recipe.block_list.categories))
+    table = urls.hashed(urls.listed(recipe.block_list.source, recipe.block_list.categories))
+    terms = urls.terms(recipe.block_list)
     building = artifact.open_stage(
         job.storage,
         job.run,
@@ -184,7 +185,7 @@ def run(job: session.Job) -> Published:
         job.recipe.section("extract"),
         job.recipe.seed,
         [source.as_input() for source in found],
-        assets={"block_list": urls.checksum(table)},
+        assets={"block_list": urls.checksum(table), "terms": artifact.digest(terms)},
         force=job.force,
     )
     if isinstance(building, Published):
@@ -198,6 +199,7 @@ def run(job: session.Job) -> Published:
         "root": job.storage.root,
         "folder": building.pointer.folder,
         "blocked": shared,
+        "terms": terms,
     }
     todo = [(f"{i:05d}", payload | {"warc": s.location, "name": s.name}) for i, s in enumerate(found)]
     records = parts.run_parts(spark, building, todo, work, "warc")

@@ -51,10 +51,17 @@ class BlockList(Section):
 
     source: str = Field(
         description="'ut1' for the full list (UT1, in the datatrove package), or a folder in UT1's layout: "
-        "<category>/domains, one domain a line.",
+        "<category>/domains, one domain a line, and <category>/urls, one host/path a line.",
     )
     categories: list[str] = Field(description="Categories (folders) to use; empty for all.")
-    words: list[str] = Field(description="Whole words of a URL that drop the page, in any case.")
+    words: list[str] = Field(
+        description="Whole words of a URL that drop the page, in any case. In this and the following lists, an entry "
+        "'file:PATH' stands for the lines of a file, 'datatrove:NAME' for a list in that package."
+    )
+    soft_words: list[str] = Field(description="Words of which `soft_least` together drop the page.")
+    soft_least: PositiveInt
+    sub_words: list[str] = Field(description="Runs of letters and digits that drop the page wherever they stand.")
+    allow: list[str] = Field(description="Domains that are never blocked, with all below them.")
 
 
 class Extract(Section):

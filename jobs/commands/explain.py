@@ -46,8 +46,8 @@ def capture_of(row: dict[str, Any], extracted: Published, recipe: Extract) -> wa
 def replayed(row: dict[str, Any], extracted: Published) -> dict[str, Any]:
     """The row that extract makes of the same capture now."""
     recipe = Extract.model_validate(extracted.content.recipe)
-    domains = urls.domains(recipe.block_list.source, recipe.block_list.categories)
-    blocked = urls.BlockList(urls.hashed(domains), recipe.block_list.words)
+    names = urls.listed(recipe.block_list.source, recipe.block_list.categories)
+    blocked = urls.BlockList(urls.hashed(names), urls.terms(recipe.block_list))
     with guard.Guard(functools.partial(extract.read_page, recipe), recipe.page_seconds) as read:
         return extract.page(capture_of(row, extracted, recipe), blocked, recipe, read)
 

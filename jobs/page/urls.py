@@ -1,4 +1,4 @@
-"""The block list: domains as a sorted array of hashes that all workers map from one file, and words of a URL."""
+"""The block list: domains and pages as a sorted array of hashes that all workers map from one file, and words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 import importlib.util
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -15,9 +16,11 @@ import numpy.typing as npt
 import xxhash
 
 from pipeline.errors import InputError, MachineError
+from pipeline.recipe import BlockList as BlockListRecipe
 
 _UT1 = "url_filterblacklistsv0_3_0.tar.gz"  # inside datatrove: UT1 of Toulouse University, CC BY-SA 4.0
 _WORD = re.compile(r"[a-z0-9]+")
+_SIMPLE = re.compile(r"[a-z0-9_.-]*[a-z0-9_-]")  # a host as it is compared
 
 
 def host_of(url: str) -> str:
@@ -29,44 +32,86 @@ def host_of(url: str) -> str:
         return ""
 
 
-def domains(source: str, categories: Iterable[str]) -> Iterator[str]:
-    """The domains of the chosen categories (all where none is named) of UT1 or of a folder in its layout."""
+def terms(recipe: BlockListRecipe) -> dict[str, Any]:
+    """The recipe's word lists with the files behind them read in, as plain data for `BlockList`."""
+    found: dict[str, Any] = {
+        name: _read(getattr(recipe, name)) for name in ("words", "soft_words", "sub_words", "allow")
+    }
+    return found | {"soft_least": recipe.soft_least}
+
+
+def _read(entries: Iterable[str]) -> list[str]:
+    lines: list[str] = []
+    for entry in entries:
+        kind, _, name = entry.rpartition(":")
+        if kind == "datatrove":
+            lines += _datatrove(name).read_text(encoding="utf-8").splitlines()
+        elif kind == "file":
+            if not Path(name).is_file():
+                raise InputError(f"block list: {name} is no file", "correct the entry file:… of extract.block_list")
+            lines += Path(name).read_text(encoding="utf-8").splitlines()
+        else:
+            lines.append(entry)
+    return sorted({line.strip().lower() for line in lines if line.strip() and not line.startswith("#")})
+
+
+def listed(source: str, categories: Iterable[str]) -> Iterator[str]:
+    """Domains, and pages as `host/path`, of the chosen categories (all where none is named).
+
+    Raises `InputError` for a folder that is not in UT1's layout, `MachineError` where 'ut1' is not on this machine.
+    """
     chosen = set(categories)
-    if source != "ut1":
-        folder = Path(source)
-        files = [path for path in sorted(folder.glob("*/domains")) if not chosen or path.parent.name in chosen]
-        missing = chosen - {path.parent.name for path in files}
-        if not files or missing:
-            raise InputError(
-                f"block list {source}: no <category>/domains for {sorted(missing) or 'any category'}",
-                "name a folder in UT1's layout, or 'ut1'",
-            )
-        for path in files:
-            yield from path.read_text(encoding="utf-8").split()
+    if source == "ut1":
+        if chosen:
+            raise InputError("block list ut1 has no categories", "leave extract.block_list.categories empty")
+        with tarfile.open(_datatrove(_UT1)) as archive:
+            for name in ("domains", "urls"):
+                stream = archive.extractfile(name)
+                for line in stream or ():
+                    yield line.decode("utf-8", "replace").strip()
         return
+    folder = Path(source)
+    files = [path for path in sorted(folder.glob("*/domains")) if not chosen or path.parent.name in chosen]
+    missing = chosen - {path.parent.name for path in files}
+    if not files or missing:
+        raise InputError(
+            f"block list {source}: no <category>/domains for {sorted(missing) or 'any category'}",
+            "name a folder in UT1's layout, or 'ut1'",
+        )
+    for path in files:
+        for file in (path, path.with_name("urls")):
+            if file.exists():
+                yield from file.read_text(encoding="utf-8").split()
+
+
+def _datatrove(name: str) -> Path:
+    """A file among datatrove's assets; found without importing it."""
     spec = importlib.util.find_spec("datatrove")
     found = (
-        sorted(Path(spec.submodule_search_locations[0]).rglob(_UT1)) if spec and spec.submodule_search_locations else []
+        sorted(Path(spec.submodule_search_locations[0]).rglob(name)) if spec and spec.submodule_search_locations else []
     )
     if not found:
-        raise MachineError(
-            "the UT1 block list lies in the package datatrove, which is not installed", "pip install datatrove==0.10.1"
-        )
-    with tarfile.open(found[0]) as archive:
-        for member in archive:
-            parts = member.name.split("/")
-            if (
-                parts[-1] == "domains"
-                and (not chosen or parts[-2] in chosen)
-                and (stream := archive.extractfile(member))
-            ):
-                yield from stream.read().decode("utf-8", "replace").split()
+        remedy = "pip install --no-deps datatrove==0.10.1 (of the package, only its lists are used)"
+        raise MachineError(f"{name} lies in the package datatrove, which is not installed", remedy)
+    return found[0]
 
 
 def hashed(names: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """Sorted 64-bit hashes of the domains."""
-    unique = {_hash(host_of(f"//{name}") or name.lower()) for name in names}
-    return np.array(sorted(unique), dtype=np.uint64)
+    """Sorted 64-bit hashes of domains and pages."""
+    return np.unique(np.fromiter((_hash(_entry(name)) for name in names), np.uint64))
+
+
+def _entry(name: str) -> str:
+    if _SIMPLE.fullmatch(name):  # nearly all of millions
+        return name
+    return _page(f"//{name}") if "/" in name else host_of(f"//{name}") or name.lower()
+
+
+def _page(url: str) -> str:
+    """`host/path?query` of a URL, as lists of pages write it: without scheme, `www.`, and a slash at the end."""
+    rest = url.partition("//")[2]
+    path = rest[len(rest.partition("/")[0]) :].partition("#")[0].rstrip("/")
+    return host_of(url).removeprefix("www.") + (path or "/")
 
 
 def _hash(name: str) -> int:
@@ -79,19 +124,40 @@ def checksum(table: npt.NDArray[np.uint64]) -> str:
 
 
 class BlockList:
-    """Says whether a URL is blocked. `table` may be mapped (`np.load(mmap_mode='r')`): its pages are shared."""
+    """Says whether a URL is blocked. `table` may be mapped (`np.load(mmap_mode='r')`): its pages are shared.
 
-    def __init__(self, table: npt.NDArray[np.uint64], words: Iterable[str]) -> None:
+    `terms` as the function gives them. As FineWeb: any of `words`, or `soft_least` of `soft_words`, as whole words of
+    the URL; any of `sub_words` anywhere in its letters and digits. Unlike FineWeb's, words know no case.
+    """
+
+    def __init__(self, table: npt.NDArray[np.uint64], terms: Mapping[str, Any]) -> None:
         self._table = table
-        self._words = {word.lower() for word in words}
+        self._hard, self._soft = frozenset(terms["words"]), frozenset(terms["soft_words"])
+        self._soft_least, self._allow = terms["soft_least"], frozenset(terms["allow"])
+        parts = sorted({_plain(word) for word in terms["sub_words"]} - {""})
+        self._sub = re.compile("|".join(parts)) if parts else None
 
     def reason(self, url: str, host: str) -> str | None:
-        """`blocked_domain` where the host or a domain above it is listed, `blocked_word`, or None."""
-        name = host
-        while name:
-            hash_ = np.uint64(_hash(name))
-            at = int(np.searchsorted(self._table, hash_))
-            if at < len(self._table) and self._table[at] == hash_:
-                return "blocked_domain"
-            name = name.partition(".")[2]
-        return "blocked_word" if not self._words.isdisjoint(_WORD.findall(url.lower())) else None
+        """`blocked_domain` where the host or a domain above it is listed, `blocked_url`, `blocked_word`, or None."""
+        above = [host]
+        while above[-1]:
+            above.append(above[-1].partition(".")[2])
+        if not self._allow.isdisjoint(above):
+            return None
+        if any(map(self._has, above[:-1])):
+            return "blocked_domain"
+        if self._has(_page(url)):
+            return "blocked_url"
+        found = set(_WORD.findall(url.lower()))
+        if not found.isdisjoint(self._hard) or len(found & self._soft) >= self._soft_least:
+            return "blocked_word"
+        return "blocked_word" if self._sub and self._sub.search(_plain(url)) else None
+
+    def _has(self, name: str) -> bool:
+        hash_ = np.uint64(_hash(name))
+        at = int(np.searchsorted(self._table, hash_))
+        return at < len(self._table) and bool(self._table[at] == hash_)
+
+
+def _plain(text: str) -> str:
+    return "".join(_WORD.findall(text.lower()))

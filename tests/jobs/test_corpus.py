@@ -220,7 +220,8 @@ def test_the_shared_crawl_adds_up(tmp_path: Path, spark: Any) -> None:
     (blocked / "domains").write_text("\n".join(sorted({line["ut1_domain"] for line in planted})))
     overrides = {
         "input.warcs": [str(SHARED / "warc.paths")],
-        "extract.block_list": {"source": str(tmp_path / "lists"), "categories": [], "words": []},
+        "extract.block_list.source": str(tmp_path / "lists"),
+        "extract.block_list.words": [],
     }
     made = extract.run(job(tmp_path, overrides))
     rows = {(row["warc"], row["offset"]): row for row in rows_of(made)}

@@ -114,7 +114,7 @@ def test_scores_of_a_run_of_marks_take_linear_time() -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=600), st.text(max_size=30))
 def test_any_page_is_one_row(body: bytes, content_type: str) -> None:
-    blocked, recipe = urls.BlockList(urls.hashed([]), []), load(DEMO).extract
+    blocked, recipe = urls.BlockList(urls.hashed([]), urls.terms(load(DEMO).extract.block_list)), load(DEMO).extract
     capture = warc.Capture(0, "http://x.test/", "", 200, "text/html; " + content_type, body, len(body), None)
     row = extract.page(capture, blocked, recipe, lambda page: guard.timed(lambda: extract.read_page(recipe, page), 10))
     assert row.get("reason") != "extraction_error"

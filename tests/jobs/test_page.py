@@ -63,8 +63,12 @@ def test_repetition_is_found() -> None:
 
 def test_block_list(tmp_path: Path) -> None:
     (tmp_path / "gambling").mkdir()
-    (tmp_path / "gambling" / "domains").write_text("bad.example\nbücher.example\n")
-    blocked = urls.BlockList(urls.hashed(urls.domains(str(tmp_path), [])), ["casino"])
+    (tmp_path / "gambling" / "domains").write_text("bad.example\nbücher.example\ngood.example\n")
+    (tmp_path / "gambling" / "urls").write_text("mixed.example/bad/page\n")
+    (tmp_path / "words.txt").write_text("# words\ncasino\n")
+    lists = {"words": [f"file:{tmp_path}/words.txt"], "soft_words": ["sex", "cam", "girl"], "sub_words": ["free porn"]}
+    recipe = RECIPE.extract.block_list.model_copy(update=lists | {"allow": ["good.example"]})
+    blocked = urls.BlockList(urls.hashed(urls.listed(str(tmp_path), [])), urls.terms(recipe))
     for url in (
         "https://bad.example/",
         "http://WWW.Bad.Example:8080/x",
@@ -72,11 +76,23 @@ def test_block_list(tmp_path: Path) -> None:
         "https://xn--bcher-kva.example/",
     ):
         assert blocked.reason(url, urls.host_of(url)) == "blocked_domain", url
-    assert blocked.reason("https://ok.example/CASINO/x", "ok.example") == "blocked_word"
-    for url in ("https://notbad.example/", "https://bad.example.org/", "https://ok.example/casinos"):
+    for url in ("https://ok.example/CASINO/x", "https://ok.example/sex-cam", "https://ok.example/best-FreePorn1"):
+        assert blocked.reason(url, "ok.example") == "blocked_word"
+    for url in ("http://www.mixed.example/bad/page/", "https://mixed.example/bad/page#top"):
+        assert blocked.reason(url, urls.host_of(url)) == "blocked_url"
+    for url in (
+        "https://notbad.example/",
+        "https://bad.example.org/",
+        "https://ok.example/casinos",
+        "https://ok.example/sex-education",
+        "https://mixed.example/bad/page2",
+        "https://a.good.example/casino",
+    ):
         assert blocked.reason(url, urls.host_of(url)) is None, url
     with pytest.raises(InputError, match="nothing"):
-        list(urls.domains(str(tmp_path), ["nothing"]))
+        list(urls.listed(str(tmp_path), ["nothing"]))
+    with pytest.raises(InputError, match="gone"):
+        urls.terms(recipe.model_copy(update={"sub_words": ["file:gone.txt"]}))
 
 
 @given(st.text(max_size=100))

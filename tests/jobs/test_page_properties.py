@@ -71,22 +71,25 @@ def test_a_host_is_folded_without_port_and_in_punycode() -> None:
     assert urls.host_of("http://[::1") == ""
 
 
+TERMS = {"words": [], "soft_words": ["a", "b"], "soft_least": 2, "sub_words": ["xyz"], "allow": []}
+
+
 @given(st.text(max_size=200))
 def test_no_url_breaks_the_block_list(url: str) -> None:
-    blocked = urls.BlockList(urls.hashed(["bad.example"]), ["casino"])
-    assert blocked.reason(url, urls.host_of(url)) in (None, "blocked_domain", "blocked_word")
+    blocked = urls.BlockList(urls.hashed(["bad.example"]), TERMS | {"words": ["casino"]})
+    assert blocked.reason(url, urls.host_of(url)) in (None, "blocked_domain", "blocked_url", "blocked_word")
 
 
 @given(st.lists(st.from_regex(r"[a-z]{1,8}\.[a-z]{2,4}", fullmatch=True), max_size=20), st.data())
 def test_a_domain_blocks_itself_and_all_below_it(names: list[str], data: st.DataObject) -> None:
-    blocked = urls.BlockList(urls.hashed(names), [])
+    blocked = urls.BlockList(urls.hashed(names), TERMS)
     probe = data.draw(st.sampled_from([*names, "other.test"]))
     host = data.draw(st.sampled_from(["", "www.", "a.b."])) + probe
     assert (blocked.reason(f"http://{host}/", host) == "blocked_domain") == (probe in names)
 
 
 def test_neighbours_of_a_blocked_domain_stay() -> None:
-    blocked = urls.BlockList(urls.hashed(["Bad.Example"]), ["Casino"])
+    blocked = urls.BlockList(urls.hashed(["Bad.Example"]), TERMS | {"words": ["casino"]})
     for host in ("notbad.example", "bad.example.org", "example", ""):
         assert blocked.reason(f"http://{host}/", host) is None
     assert blocked.reason("http://x.test/CASINO-night", "x.test") == "blocked_word"
@@ -95,7 +98,7 @@ def test_neighbours_of_a_blocked_domain_stay() -> None:
 
 def test_the_table_serves_from_a_mapped_file(tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", urls.hashed(["bad.example"]))
-    blocked = urls.BlockList(np.load(tmp_path / "t.npy", mmap_mode="r"), [])
+    blocked = urls.BlockList(np.load(tmp_path / "t.npy", mmap_mode="r"), TERMS)
     assert blocked.reason("", "bad.example") == "blocked_domain"
 
 
@@ -103,10 +106,10 @@ def test_a_folder_in_the_layout_of_ut1_is_read(tmp_path: Path) -> None:
     for category, name in (("adult", "a.test"), ("warez", "w.test")):
         (tmp_path / category).mkdir()
         (tmp_path / category / "domains").write_text(name + "\n")
-    assert list(urls.domains(str(tmp_path), [])) == ["a.test", "w.test"]
-    assert list(urls.domains(str(tmp_path), ["warez"])) == ["w.test"]
+    assert list(urls.listed(str(tmp_path), [])) == ["a.test", "w.test"]
+    assert list(urls.listed(str(tmp_path), ["warez"])) == ["w.test"]
     with pytest.raises(InputError, match="nothere"):
-        list(urls.domains(str(tmp_path), ["nothere"]))
+        list(urls.listed(str(tmp_path), ["nothere"]))
     assert urls.checksum(urls.hashed(["b.x", "a.x", "a.x"])) == urls.checksum(urls.hashed(["a.x", "b.x"]))
 
 
