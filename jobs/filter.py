@@ -24,7 +24,7 @@ from pipeline.storage import Storage
 
 STAGE = Stage("filter", 1)
 SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
-_COLUMNS = ("id", "reason", "english", *quality.INTEGERS, *quality.FRACTIONS, *quality.FLAGS)
+_COLUMNS = ("id", "reason", "language", "language_score", *quality.INTEGERS, *quality.FRACTIONS, *quality.FLAGS)
 
 
 def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -23,13 +23,14 @@ from pipeline.artifact import Counts, Published, Stage
 from pipeline.storage import Storage
 
 STAGE = Stage("redact", 3, ("presidio-analyzer", "phonenumbers", "tldextract"))
-_COLUMNS = ("url", "warc", "offset", "date", "english", "text")
+_COLUMNS = ("url", "warc", "offset", "date", "language", "language_score", "text")
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "warc")),
         ("offset", pa.int64()),
         ("date", pa.string()),
-        ("english", pa.float32()),
+        ("language", pa.string()),
+        ("language_score", pa.float32()),
         ("text", pa.string()),
         ("redactions", pa.string()),  # JSON object: kind -> count
     ]

@@ -73,11 +73,17 @@ class Extract(Section):
     )
     max_html_bytes: PositiveInt = Field(description="A larger page is dropped unread, bytes.")
     page_seconds: Positive = Field(description="CPU seconds one page may take; then it is dropped.")
-    language_gate: Fraction = Field(
-        description="Before extraction: a page is dropped when its English share (cld2 record or fastText on the "
-        "stripped text) is below this. Loose: it only drops what cannot pass `filter.min_english`.",
+    languages: dict[str, list[str]] = Field(
+        min_length=1,
+        description="The languages wanted, by fastText's code, each with its stop words for Gopher's rule.",
     )
-    extractor: Literal["precision", "default", "fast"] = Field(description="How trafilatura extracts the main text.")
+    language_gate: Fraction = Field(
+        description="Before extraction: a page is dropped when its share in the languages (cld2 record, or fastText on "
+        "the stripped text) is below this. Loose: it only drops what cannot pass `filter.languages`.",
+    )
+    extractor: Literal["precision", "default", "fast", "resiliparse"] = Field(
+        description="How the main text is found: three ways of trafilatura, or resiliparse, which costs least."
+    )
 
 
 class Gopher(Section):
@@ -121,7 +127,10 @@ class FineWeb(Section):
 class Filter(Section):
     """Which extracted documents stay. Decided from score columns alone."""
 
-    min_english: Fraction = Field(description="fastText lid.176 probability of English.")
+    languages: dict[str, Fraction] = Field(
+        min_length=1,
+        description="Languages that stay, of those of extract, each with the least probability that fastText gives it.",
+    )
     gopher: Gopher
     c4: C4
     fineweb: FineWeb
@@ -288,6 +297,13 @@ class Recipe(Section):
     sft: Sft
     rl: Rl
     evaluation: Evaluation
+
+    @model_validator(mode="after")
+    def _languages_fit(self) -> Recipe:
+        for language in self.filter.languages:
+            if language not in self.extract.languages:
+                raise ValueError(f"filter.languages has {language!r}, which extract.languages has not")
+        return self
 
     @model_validator(mode="after")
     def _windows_fit(self) -> Recipe:

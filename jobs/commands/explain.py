@@ -63,7 +63,8 @@ def explained(storage: Storage, run: str, row: dict[str, Any]) -> Iterator[str]:
     now = replayed(row, extracted)
     yield f"{row['url']}\n  {row['warc']} at {row['offset']}, captured {row['date']}, document {row['id']}"
     yield "extract"
-    for name in ("status", "mime", "html_bytes", "charset", "languages", "title", "language", "english"):
+    columns = ("status", "mime", "html_bytes", "charset", "languages", "title")
+    for name in (*columns, "detected", "language", "language_score"):
         if now.get(name) is not None:
             yield f"  {name:<34}{shown(now[name])}"
     differs = [name for name in ("reason", "text") if now.get(name) != row[name]]

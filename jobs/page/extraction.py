@@ -1,4 +1,4 @@
-"""Main text of a page by trafilatura."""
+"""Main text of a page by trafilatura, or by resiliparse."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import trafilatura
+from resiliparse.extract.html2text import extract_plain_text
 from selectolax.lexbor import LexborHTMLParser
 
-Mode = Literal["precision", "default", "fast"]
+Mode = Literal["precision", "default", "fast", "resiliparse"]
 TITLE_CHARS = 500  # shown to people; a longer one is no title
 
 
@@ -22,6 +23,9 @@ class Extracted:
 
 def extract(html: str, url: str, mode: Mode) -> Extracted:
     """The main text and title; text is None where there is none. Run it under `guard`."""
+    if mode == "resiliparse":
+        text = extract_plain_text(html, main_content=True, alt_texts=False, noscript=False)
+        return _extracted(text, html)
     # deduplicate=True would make a page's text depend on the pages before it (trafilatura#778).
     found = trafilatura.bare_extraction(
         html,
@@ -31,8 +35,11 @@ def extract(html: str, url: str, mode: Mode) -> Extracted:
         include_comments=False,
         deduplicate=False,
     )
-    text = (found.text or "").strip() if found is not None else ""
-    text = text.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates beyond this point
+    return _extracted((found.text or "") if found is not None else "", html)
+
+
+def _extracted(text: str, html: str) -> Extracted:
+    text = text.strip().encode("utf-8", "replace").decode("utf-8")  # no lone surrogates beyond this point
     return Extracted(text, _title(html)) if text else Extracted(None, None)
 
 

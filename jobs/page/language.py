@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import fasttext
 from selectolax.lexbor import LexborHTMLParser
 
-ENGLISH = "en"
 GATE_CHARS = 6_000  # measured: 99.86 % of the pages that pass later pass a gate on so much stripped text
 TINY_TEXT = 50  # fewer characters say nothing about a page's language: let it pass
 _SCRIPTS = ["script", "style", "noscript", "template", "head"]
@@ -24,26 +24,28 @@ def _model() -> Any:
 MODEL = "lid.176.ftz"
 
 
-def detect(text: str) -> tuple[str, float]:
-    """Most probable language of a text, and the probability of English."""
+def detect(text: str, wanted: Collection[str]) -> tuple[str, str, float]:
+    """Most probable language of a text; most probable of those wanted (fastText's codes), and its probability."""
     labels, probabilities = _model().predict([text.replace("\n", " ").replace("\0", " ")], k=176, threshold=0.0)
     scores = dict(zip((label.removeprefix("__label__") for label in labels[0]), probabilities[0], strict=True))
-    return next(iter(scores), ""), min(1.0, float(scores.get(ENGLISH, 0.0)))
+    best = max(wanted, key=lambda code: scores.get(code, 0.0))
+    return next(iter(scores), ""), best, min(1.0, float(scores.get(best, 0.0)))
 
 
-def gate(html: str, languages: dict[str, Any] | None) -> float:
-    """An upper estimate of the page's English share, from its cld2 record or from its stripped text."""
+def gate(html: str, languages: dict[str, Any] | None, wanted: Collection[str]) -> float:
+    """An upper estimate of the page's share in wanted languages, from its cld2 record or from its stripped text."""
     found = languages.get("languages") if languages else None
     if isinstance(found, list) and found:
+        shares = [0.0]
         for language in found:
-            if isinstance(language, dict) and language.get("code") == ENGLISH:
-                return float(language.get("text-covered") or 0.0)
-        return 0.0
-    body = LexborHTMLParser(html).body
-    if body is None:
-        return 1.0
+            # cld2 tells scripts apart that fastText does not: zh-Hant.
+            if isinstance(language, dict) and str(language.get("code")).partition("-")[0] in wanted:
+                shares.append(float(language.get("text-covered") or 0.0))
+        return sum(shares)
     tree = LexborHTMLParser(html)
+    if tree.body is None:
+        return 1.0
     tree.strip_tags(_SCRIPTS)
     text = (tree.body.text(separator=" ") if tree.body else "")[: 4 * GATE_CHARS]
     text = " ".join(text.split())[:GATE_CHARS]
-    return detect(text)[1] if len(text) >= TINY_TEXT else 1.0
+    return detect(text, wanted)[2] if len(text) >= TINY_TEXT else 1.0

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.recipe import Filter
 
-STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})  # Gopher, appendix A1
 TERMINAL = (".", "!", "?", '"', "'", "”", "’", "。", "！", "？", "…")  # ends of a sentence or of a quotation
 TOP_NGRAMS = (2, 3, 4)
 DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
@@ -44,15 +43,18 @@ FRACTIONS = (
 FLAGS = ("lorem_ipsum", "curly_brace")
 
 
-def scores(text: str, words: Sequence[str]) -> dict[str, Any]:
-    """All scores of a text with its words (punctuation marks among them). Fractions lie in 0…1 for any input."""
+def scores(text: str, words: Sequence[str], stop_words: Collection[str]) -> dict[str, Any]:
+    """All scores of a text with its words (punctuation marks among them). Fractions lie in 0…1 for any input.
+
+    `stop_words`: those of its language.
+    """
     chars = max(1, len(text))
     real = [word for word in words if any(letter.isalnum() for letter in word)]
     lines = [line for line in text.split("\n") if line.strip()]
     paragraphs = [part for part in _PARAGRAPHS.split(text.strip()) if part]
     found: dict[str, Any] = {
         "words": len(real),
-        "stop_words": len(STOP_WORDS.intersection(word.lower() for word in real)),
+        "stop_words": len(set(stop_words).intersection(word.lower() for word in real)),
         "sentences": len(_SENTENCE_END.findall(text)),
         "mean_word_length": sum(map(len, real)) / max(1, len(real)),
         "symbol_word_ratio": max(text.count("#"), text.count("...") + text.count("…")) / max(1, len(words)),
@@ -89,7 +91,7 @@ class Check(NamedTuple):
 
 
 def checks(row: Mapping[str, Any], recipe: Filter) -> Iterator[Check]:
-    """The rules in their order, for a row of scores (with `english`)."""
+    """The rules in their order, for a row of scores (with `language` and `language_score`)."""
     gopher, c4, fineweb = recipe.gopher, recipe.c4, recipe.fineweb
 
     def least(reason: str, score: str, limit: float) -> Check:
@@ -101,7 +103,10 @@ def checks(row: Mapping[str, Any], recipe: Filter) -> Iterator[Check]:
     def absent(reason: str, score: str) -> Check:
         return Check(reason, score, row[score], "must be", False, bool(row[score]))
 
-    yield least("not_english", "english", recipe.min_english)
+    known = row["language"] in recipe.languages
+    yield Check("other_language", "language", row["language"], "one of", ", ".join(recipe.languages), not known)
+    if known:
+        yield least("other_language", "language_score", recipe.languages[row["language"]])
     yield least("gopher_too_short", "words", gopher.min_words)
     yield most("gopher_too_long", "words", gopher.max_words)
     yield least("gopher_short_words", "mean_word_length", gopher.min_mean_word_length)

@@ -17,7 +17,7 @@ def plain(data: dict, prefix: str = "") -> dict:
     """Dotted keys of nested data, as far as the recipe's sections go."""
     found = {}
     for key, value in data.items():
-        section = isinstance(value, dict) and not key.startswith("max_")
+        section = isinstance(value, dict) and not key.startswith(("max_", "languages"))
         found |= plain(value, f"{prefix}{key}.") if section else {f"{prefix}{key}": value}
     return found
 
@@ -42,7 +42,7 @@ def test_every_field_takes_its_own_value_of_the_demo_and_null():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("filter.min_english", 1.5),
+        ("filter.languages", {"en": 1.5}),
         ("pretrain.steps", 0),
         ("pretrain.steps", "many"),
         ("tokenizer.source", "gpt9"),
@@ -59,9 +59,9 @@ def test_what_the_recipe_would_refuse_the_form_refuses(key, value):
 
 
 def test_ranges_choices_and_words_come_from_the_recipe():
-    assert PARAMS["filter.min_english"].schema["maximum"] == 1
-    assert PARAMS["filter.min_english"].description == "fastText lid.176 probability of English."
-    assert PARAMS["extract.extractor"].schema["enum"] == ["precision", "default", "fast", None]
+    assert PARAMS["extract.language_gate"].schema["maximum"] == 1
+    assert PARAMS["extract.language_gate"].description.startswith("Before extraction: a page is dropped when")
+    assert PARAMS["extract.extractor"].schema["enum"] == ["precision", "default", "fast", "resiliparse", None]
     assert PARAMS["pretrain.optimizer.lr"].schema["section"] == "pretrain · optimizer"
 
 

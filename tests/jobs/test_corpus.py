@@ -78,7 +78,7 @@ def test_what_was_planted_leaves_for_its_reason(road: dict[str, Published]) -> N
 
 def test_english_is_what_stays(road: dict[str, Published]) -> None:
     kept = by_url(road["redact"])
-    assert min(row["english"] for row in kept.values()) >= 0.65
+    assert min(row["language_score"] for row in kept.values()) >= 0.65
     languages = {line["url"]: line.get("language") for line in TRUTH}
     assert {languages[url] for url in kept} <= {"en", None}
 
@@ -171,10 +171,10 @@ def test_a_second_run_makes_nothing_again(road: dict[str, Published], root: Path
 
 
 def test_another_threshold_reruns_only_what_follows(road: dict[str, Published], root: Path, spark: Any) -> None:
-    other = {"filter.min_english": 0.9}
+    other = {"filter.languages": {"en": 0.9}}
     assert extract.run(job(root, other, "stricter")).folder == road["extract"].folder
     assert filter.run(job(root, other, "stricter")).folder != road["filter"].folder
-    with pytest.raises(RecipeError, match="min_english"):
+    with pytest.raises(RecipeError, match="languages"):
         deduplicate.run(job(root, run="stricter"))
 
 

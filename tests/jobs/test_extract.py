@@ -131,8 +131,10 @@ def test_filter_decides_for_what_extract_kept_in_its_order(extracted: tuple[sess
     counts = decided.content.counts
     assert counts is not None and counts.in_ == len(kept)
     assert counts.kept == sum(row["reason"] is None for row in rows) > 700
-    low = {row["id"] for row in rows_of(published) if row["english"] is not None and row["english"] < 0.65}
-    assert low and low == {row["id"] for row in rows if row["reason"] == "not_english"}
+    low = {
+        row["id"] for row in rows_of(published) if row["language_score"] is not None and row["language_score"] < 0.65
+    }
+    assert low and low == {row["id"] for row in rows if row["reason"] == "other_language"}
 
 
 def test_a_changed_threshold_leaves_extract_as_it_is(extracted: tuple[session.Job, Published]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.page import charset, language, minhash, pii, quality, urls, warc
+from jobs.page import charset, extraction, language, minhash, pii, quality, urls, warc
 from jobs.page.words import words
 from pipeline import recipe
 from pipeline.errors import InputError
@@ -44,21 +44,21 @@ def test_charset_never_fails(body: bytes, header: str) -> None:
 
 @given(st.text(max_size=400))
 def test_scores_never_fail_and_fractions_are_fractions(text: str) -> None:
-    found = quality.scores(text, words(text))
+    found = quality.scores(text, words(text), RECIPE.extract.languages["en"])
     assert set(found) == {*quality.INTEGERS, *quality.FRACTIONS, *quality.FLAGS}
     for name in quality.FRACTIONS:
         most = float("inf") if name in ("mean_word_length", "symbol_word_ratio", "newline_word_ratio") else 1.0
         assert 0 <= found[name] <= most, name
-    quality.decide(found | {"english": 1.0}, RECIPE.filter)
+    quality.decide(found | {"language": "en", "language_score": 1.0}, RECIPE.filter)
 
 
 def test_repetition_is_found() -> None:
     line = "This is the same sentence again and again.\n"
-    found = quality.scores(line * 20, words(line * 20))
+    found = quality.scores(line * 20, words(line * 20), RECIPE.extract.languages["en"])
     assert found["duplicate_lines"] == pytest.approx(19 / 20)
     assert found["duplicate_5gram_chars"] > 0.5
-    assert quality.decide(found | {"english": 1.0}, RECIPE.filter) == "gopher_duplicate_lines"
-    assert quality.decide(found | {"english": 0.64}, RECIPE.filter) == "not_english"
+    assert quality.decide(found | {"language": "en", "language_score": 1.0}, RECIPE.filter) == "gopher_duplicate_lines"
+    assert quality.decide(found | {"language": "en", "language_score": 0.64}, RECIPE.filter) == "other_language"
 
 
 def test_block_list(tmp_path: Path) -> None:
@@ -101,13 +101,13 @@ def test_hosts_never_fail(url: str) -> None:
 
 
 def test_language() -> None:
-    label, english = language.detect("This is an ordinary English sentence about a dog and a cat.")
-    assert label == "en"
-    assert english > 0.9
+    sentence = "This is an ordinary English sentence about a dog and a cat."
+    assert language.detect(sentence, ["en"])[:2] == ("en", "en")
+    assert language.detect(sentence, ["en"])[2] > 0.9
     german = "<p>" + "Das ist ein ganz gewöhnlicher deutscher Satz über Hund und Katze. " * 5 + "</p>"
-    assert language.gate(german, None) < 0.1
-    assert language.gate(german, {"languages": [{"code": "en", "text-covered": 0.7}]}) == 0.7
-    assert language.gate("<p>kurz</p>", None) == 1.0
+    assert language.gate(german, None, ["en"]) < 0.1
+    assert language.gate(german, {"languages": [{"code": "en", "text-covered": 0.7}]}, ["en"]) == 0.7
+    assert language.gate("<p>kurz</p>", None, ["en"]) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -168,3 +168,13 @@ def test_what_is_no_warc_says_so(tmp_path: Path) -> None:
     path.write_bytes(b"<html>this is no archive</html>" * 10)
     with path.open("rb") as stream, pytest.raises(warc.NotWarc):
         list(warc.captures(stream, 1000, Counter()))
+
+
+@pytest.mark.parametrize("mode", ["precision", "default", "fast", "resiliparse"])
+def test_every_extractor_keeps_the_text_and_leaves_the_frame(mode: extraction.Mode) -> None:
+    body = "".join(f"<p>The boats lay close to the wall, and number {n} was the last of them.</p>" for n in range(20))
+    frame = "<nav><ul><li><a href='/'>Home</a></li><li><a href='/x'>Shop</a></li></ul></nav>"
+    html = f"<html><head><title>Pier</title></head><body>{frame}<main><article>{body}</article></main></body></html>"
+    found = extraction.extract(html, "http://x.test/", mode)
+    assert found.title == "Pier" and found.text is not None
+    assert "number 19 was the last" in found.text and "Shop" not in found.text and "<" not in found.text

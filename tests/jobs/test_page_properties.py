@@ -71,6 +71,7 @@ def test_a_host_is_folded_without_port_and_in_punycode() -> None:
     assert urls.host_of("http://[::1") == ""
 
 
+STOP_WORDS = load(DEMO).extract.languages["en"]
 TERMS = {"words": [], "soft_words": ["a", "b"], "soft_least": 2, "sub_words": ["xyz"], "allow": []}
 
 
@@ -120,23 +121,24 @@ def test_words_keep_their_inner_marks() -> None:
 @settings(deadline=None)
 @given(st.one_of(st.text(max_size=1500), st.text("ab.!?\n -#{…•", max_size=1500)))
 def test_scores_of_any_text_are_finite_and_fractions_fractions(text: str) -> None:
-    found = quality.scores(text, words(text))
+    found = quality.scores(text, words(text), STOP_WORDS)
     assert set(found) == {*quality.INTEGERS, *quality.FRACTIONS, *quality.FLAGS}
     for name in quality.FRACTIONS:
         assert math.isfinite(found[name]) and found[name] >= 0
         if "ratio" not in name and name != "mean_word_length":
             assert found[name] <= 1
-    quality.decide(found | {"english": 1.0}, load(DEMO).filter)
+    quality.decide(found | {"language": "en", "language_score": 1.0}, load(DEMO).filter)
 
 
 def test_prose_passes_and_each_rule_names_what_it_drops() -> None:
     recipe = load(DEMO).filter
 
     def decided(text: str, english: float = 0.99) -> str | None:
-        return quality.decide(quality.scores(text, words(text)) | {"english": english}, recipe)
+        found = quality.scores(text, words(text), STOP_WORDS)
+        return quality.decide(found | {"language": "en", "language_score": english}, recipe)
 
     assert decided(PROSE) is None
-    assert decided(PROSE, english=0.64) == "not_english"
+    assert decided(PROSE, english=0.64) == "other_language"
     assert decided("Too short.") == "gopher_too_short"
     assert decided("\n".join([PROSE] * 5)) == "gopher_duplicate_lines"
     assert decided("\n".join(f"- {line}" for line in PROSE.split(". "))) == "gopher_bullets"
@@ -146,7 +148,7 @@ def test_prose_passes_and_each_rule_names_what_it_drops() -> None:
 
 
 def test_counts_of_a_small_text_are_those_by_hand() -> None:
-    found = quality.scores("one two.\none two.\n\nx", words("one two.\none two.\n\nx"))
+    found = quality.scores("one two.\none two.\n\nx", words("one two.\none two.\n\nx"), STOP_WORDS)
     assert (found["words"], found["sentences"], found["stop_words"]) == (5, 2, 0)
     assert found["duplicate_lines"] == pytest.approx(1 / 3)
     assert found["duplicate_line_chars"] == pytest.approx(8 / 20)
@@ -155,18 +157,24 @@ def test_counts_of_a_small_text_are_those_by_hand() -> None:
 
 
 def test_language_of_a_text_and_the_gate() -> None:
-    assert language.detect(PROSE)[0] == "en" and language.detect(PROSE)[1] > 0.65
-    assert language.detect("Der Hafen lag still, und niemand sprach vom Sturm der letzten Nacht.")[0] == "de"
-    assert language.gate("<p>x</p>", None) == 1.0  # near-empty text passes
-    assert language.gate(f"<script>{'var x;' * 50}</script><p>{PROSE}</p>", None) > 0.65
-    assert language.gate(PROSE, {"languages": [{"code": "de", "text-covered": 0.9}]}) == 0.0
-    assert language.gate(PROSE, {"languages": [{"code": "de"}, {"code": "en", "text-covered": 0.3}]}) == 0.3
+    assert language.detect(PROSE, ["en"])[:2] == ("en", "en") and language.detect(PROSE, ["en"])[2] > 0.65
+    german = "Der Hafen lag still, und niemand sprach vom Sturm der letzten Nacht."
+    assert language.detect(german, ["en"])[:2] == ("de", "en") and language.detect(german, ["en"])[2] < 0.1
+    assert language.detect(german, ["en", "de"])[1] == "de" and language.detect(german, ["en", "de"])[2] > 0.65
+    assert language.gate("<p>x</p>", None, ["en"]) == 1.0  # near-empty text passes
+    assert language.gate(f"<script>{'var x;' * 50}</script><p>{PROSE}</p>", None, ["en"]) > 0.65
+    assert language.gate(f"<p>{german}</p>", None, ["en", "de"]) > 0.65
+    cld2 = {"languages": [{"code": "de", "text-covered": 0.6}, {"code": "en", "text-covered": 0.3}]}
+    assert language.gate(PROSE, {"languages": cld2["languages"][:1]}, ["en"]) == 0.0
+    assert language.gate(PROSE, cld2, ["en"]) == 0.3
+    assert language.gate(PROSE, cld2, ["de", "en"]) == pytest.approx(0.9)
+    assert language.gate(PROSE, {"languages": [{"code": "zh-Hant", "text-covered": 0.5}]}, ["zh"]) == 0.5
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.text(max_size=300))
 def test_no_text_breaks_the_language_model(text: str) -> None:
-    assert 0 <= language.detect(text.encode("utf-8", "replace").decode())[1] <= 1
+    assert 0 <= language.detect(text.encode("utf-8", "replace").decode(), ["en", "fr"])[2] <= 1
 
 
 def test_the_text_of_a_page_does_not_depend_on_the_pages_before_it() -> None:

@@ -35,7 +35,7 @@ def upstream(root: Path, stage: Stage, rows: list[list[dict[str, Any]]], schema:
 def test_what_stays_is_written_without_personal_data(spark: Any, tmp_path: Path) -> None:
     rows = [
         {"id": name, "url": f"https://a.org/{name}", "host": "a.org", "warc": "w", "offset": i, "date": "2024-01-01"}
-        | {"text": text, "english": 0.9, "reason": None}
+        | {"text": text, "language": "en", "language_score": 0.9, "reason": None}
         for i, (name, text) in enumerate(TEXTS.items())
     ]
     dropped = {"id": "x", "url": "https://a.org/x", "reason": "not_html"}
