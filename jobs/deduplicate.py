@@ -3,7 +3,9 @@
     spark-submit jobs/deduplicate.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
 For each part, rows (id, cluster, reason) of the documents that filter kept, in order: `cluster` is the id of the
-document that stays for it, the smallest of its connected component, so neither partitioning nor order decides.
+document that stays for it, the smallest of its connected component, so neither partitioning nor order decides. Beside
+them, in `.minhash`, the signatures of those that stay: what `deduplicate.against` of a later crawl reads, instead of
+text. A document of an earlier corpus always stays for its copies.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from jobs.filter import commit_decisions, totals
 from jobs.page import minhash
 from jobs.page.words import words
 from jobs.table import read_rows, write_table
-from pipeline import errors
+from pipeline import artifact, errors
 from pipeline.artifact import Building, Published, Stage
 from pipeline.recipe import Deduplicate
 from pipeline.storage import Storage
 
-STAGE = Stage("deduplicate", 2, ("xxhash", "numpy"))
+STAGE = Stage("deduplicate", 3, ("xxhash", "numpy"))
+MINHASH = ".minhash"
+OLD, NEW = "0", "1"  # before an id while clusters are found: the smallest of a cluster is then an earlier corpus's
 SCHEMA = pa.schema([("id", pa.string()), ("cluster", pa.string()), ("reason", pa.string())])
 _SIGNATURES = pa.schema(
     [("id", pa.string()), ("exact", pa.string()), ("bands", pa.list_(pa.int64())), ("signature", pa.binary())]
@@ -65,12 +69,17 @@ def sign(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def decide(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One part: who of the documents that filter kept stays, by the clusters found."""
+    """One part: who of the documents that filter kept stays, by the clusters found; and the signatures of those."""
     storage = Storage(payload["root"])
     clusters = {row["id"]: row for row in read_rows(storage, payload["clusters"])}
-    signed = read_rows(storage, payload["signatures"], ("id",))
+    signed = read_rows(storage, payload["signatures"])
+    stays = [row for row in signed if row["id"] not in clusters]
+    file = f"part-{name}{MINHASH}"
+    write_table(storage, f"{payload['folder']}/{file}", stays, _SIGNATURES)
+    described = artifact.describe(storage, payload["folder"], file, len(stays)).model_dump()
     rows = [{"id": row["id"], "cluster": row["id"], "reason": None} | clusters.get(row["id"], {}) for row in signed]
-    yield from commit_decisions(storage, payload["folder"], name, rows, SCHEMA)
+    for state in commit_decisions(storage, payload["folder"], name, rows, SCHEMA):
+        yield {"commit": state["commit"] | {"minhash": described}}
 
 
 def pairs(documents: DataFrame, recipe: Deduplicate) -> tuple[DataFrame, DataFrame]:
@@ -145,19 +154,23 @@ def components(spark: SparkSession, edges: DataFrame) -> DataFrame:
         signature = state
 
 
-def clusters(spark: SparkSession, building: Building, recipe: Deduplicate, files: list[str]) -> dict[str, Any]:
-    """Find all clusters, write them to the work folder, and return the numbers that say what was found."""
+def clusters(
+    spark: SparkSession, building: Building, recipe: Deduplicate, files: list[str], earlier: list[str]
+) -> dict[str, Any]:
+    """Find all clusters, write them to the work folder, and return the numbers that say what was found.
+
+    `files`: signatures of this corpus; `earlier`: of others, whose documents stay.
+    """
     root = building.storage.root
+    sources = [*((NEW, file) for file in files), *((OLD, file) for file in earlier)]
 
     def load(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for row in batch.to_pylist():
-                signed = read_rows(Storage(root), row["file"])
+                signed = [found | {"id": row["age"] + found["id"]} for found in read_rows(Storage(root), row["file"])]
                 yield from pa.Table.from_pylist(signed, schema=_SIGNATURES).to_batches(max_chunksize=10_000)
 
-    listed = spark.createDataFrame(
-        spark.sparkContext.parallelize([(file,) for file in files], len(files)), "file string"
-    )
+    listed = spark.createDataFrame(spark.sparkContext.parallelize(sources, len(sources)), "age string, file string")
     schema = "id string, exact string, bands array<bigint>, signature binary"
     documents = listed.mapInArrow(load, schema).persist()  # read three times: exact groups, bands, verification
     exact = documents.groupBy("exact").agg(F.min("id").alias("first")).join(documents.select("id", "exact"), "exact")
@@ -175,6 +188,9 @@ def clusters(spark: SparkSession, building: Building, recipe: Deduplicate, files
         *({"id": r.id, "cluster": r.root or r.cluster, "reason": "exact_copy"} for r in followed.collect()),
         *({"id": r.id, "cluster": r.cluster, "reason": "near_copy"} for r in near.collect()),
     ]
+    rows = [row for row in rows if row["id"].startswith(NEW)]
+    known = sum(row["cluster"].startswith(OLD) for row in rows)
+    rows = [row | {"id": row["id"][1:], "cluster": row["cluster"][1:]} for row in rows]
     write_table(building.storage, f"{building.work}/clusters.parquet", sorted(rows, key=lambda r: r["id"]), SCHEMA)
     sizes: dict[str, int] = {}
     for row in rows:
@@ -184,14 +200,31 @@ def clusters(spark: SparkSession, building: Building, recipe: Deduplicate, files
         "verified_pairs": edges.count(),
         "large_buckets": large.count(),
         "clusters": len(sizes),
+        "known_before": known,
         "largest_cluster": max(sizes.values(), default=1),
     }
+
+
+def comparable(job: session.Job, other: Published) -> None:
+    """Raise `RecipeError` where the signatures of an earlier corpus were made by other hash functions."""
+    settings = job.recipe.section("deduplicate") | {"seed": job.recipe.seed}
+    theirs = other.content.recipe | {"seed": other.content.seed}
+    for name in ("ngram_words", "bands", "rows", "seed"):
+        if other.content.stage != STAGE.name or theirs[name] != settings[name]:
+            raise errors.RecipeError(
+                f"deduplicate.against: {other.folder} was made by stage {other.content.stage} with {name} "
+                f"{theirs.get(name)}, not {settings[name]}",
+                "name artifacts of deduplicate that were made with the same settings and seed",
+            )
 
 
 def run(job: session.Job) -> Published:
     """The stage."""
     extracted, filtered = session.upstream(job, "extract"), session.upstream(job, "filter")
-    building = session.open_stage(job, STAGE, [extracted, filtered])
+    earlier = [artifact.read(job.storage, folder) for folder in job.recipe.deduplicate.against]
+    for other in earlier:
+        comparable(job, other)
+    building = session.open_stage(job, STAGE, [extracted, filtered, *earlier])
     if isinstance(building, Published):
         return building
     payload = {
@@ -210,12 +243,19 @@ def run(job: session.Job) -> Published:
     signed = parts.run_parts(spark, building, todo, sign, "sign")
     numbers = building.commits().get("clusters")
     if numbers is None:
-        numbers = clusters(spark, building, job.recipe.deduplicate, signatures)
+        numbers = clusters(
+            spark,
+            building,
+            job.recipe.deduplicate,
+            signatures,
+            [file for other in earlier for file in other.files(MINHASH)],
+        )
         building.commit("clusters", numbers)
     todo = [(name, payload | {"signatures": file}) for name, file in zip(names, signatures, strict=True)]
     decided_parts = parts.run_parts(spark, building, todo, decide, "part")
     manifest_files, counts = totals(decided_parts)
     seconds = parts.cpu_seconds(signed, spark) + parts.cpu_seconds(decided_parts, None)
+    manifest_files += [artifact.File(**record["minhash"]) for record in decided_parts.values()]
     published = building.publish(manifest_files, counts, numbers, cpu_seconds=seconds)
     spark.stop()
     return published

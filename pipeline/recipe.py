@@ -145,6 +145,10 @@ class Deduplicate(Section):
     verify: bool = Field(description="Keep a pair only if its estimated Jaccard reaches `min_jaccard`.")
     min_jaccard: Fraction
     max_bucket: PositiveInt = Field(description="Buckets up to this size give all pairs; larger ones a star.")
+    against: list[str] = Field(
+        description="Folders, below the root, of deduplicate artifacts of earlier corpora: what they hold already is "
+        "dropped here, by their signatures alone."
+    )
 
 
 PiiKind = Literal["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE", "STREET_ADDRESS"]

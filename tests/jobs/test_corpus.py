@@ -178,6 +178,20 @@ def test_another_threshold_reruns_only_what_follows(road: dict[str, Published], 
         deduplicate.run(job(root, run="stricter"))
 
 
+def test_the_same_crawl_again_adds_nothing(road: dict[str, Published], root: Path, spark: Any) -> None:
+    """Against its own corpus every document is known, by signatures alone: no other stage is read again."""
+    before = road["deduplicate"]
+    overrides = {"deduplicate.against": [before.folder]}
+    for stage in (extract, filter):
+        stage.run(job(root, overrides, "later"))
+    made = deduplicate.run(job(root, overrides, "later"))
+    assert made.content.counts is not None and before.content.counts is not None
+    assert (made.content.counts.in_, made.content.counts.kept) == (before.content.counts.in_, 0)
+    assert made.content.numbers["known_before"] == made.content.counts.in_
+    with pytest.raises(RecipeError, match="rows 8, not 4"):
+        deduplicate.run(job(root, overrides | {"deduplicate.rows": 4}, "later"))
+
+
 def test_shards_do_not_depend_on_how_pages_lie_in_files(road: dict[str, Published], tmp_path: Path, spark: Any) -> None:
     """The same documents spread over other parts give the same shards: here, tokenized and assembled once more."""
     again = [stage.run(job(tmp_path)) for stage in ROAD][-1]

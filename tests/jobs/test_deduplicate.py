@@ -78,7 +78,12 @@ def plain(documents: list[dict[str, Any]], settings: Deduplicate) -> dict[str, t
 
 
 def found(
-    spark: Any, root: Path, documents: list[dict[str, Any]], settings: Deduplicate, parts: int
+    spark: Any,
+    root: Path,
+    documents: list[dict[str, Any]],
+    settings: Deduplicate,
+    parts: int,
+    earlier: list[dict[str, Any]] | None = None,
 ) -> tuple[Any, Any]:
     storage = Storage(root)
     building = artifact.open_stage(storage, "test", deduplicate.STAGE, settings.model_dump(), 1, [], force=True)
@@ -87,7 +92,8 @@ def found(
     for i in range(parts):
         files.append(f"signatures-{i}.parquet")
         write_table(storage, files[-1], documents[i::parts], deduplicate._SIGNATURES)
-    numbers = deduplicate.clusters(spark, building, settings, files)
+    write_table(storage, "earlier.parquet", earlier or [], deduplicate._SIGNATURES)
+    numbers = deduplicate.clusters(spark, building, settings, files, ["earlier.parquet"] if earlier else [])
     rows = read_rows(storage, f"{building.work}/clusters.parquet")
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: (row["cluster"], row["reason"]) for row in rows}, numbers
@@ -134,6 +140,21 @@ def test_large_buckets_are_starred_again_for_what_verification_rejects(spark: An
     assert numbers["large_buckets"] == 1
     assert numbers["candidate_pairs"] == 14 + 9 + 4
     assert numbers["verified_pairs"] == 12
+
+
+def test_what_an_earlier_corpus_holds_is_dropped_for_it(spark: Any, tmp_path: Path) -> None:
+    """As if both were one corpus, but that the earlier one's documents stay, whatever their ids."""
+    documents = corpus(8)
+    random.Random(3).shuffle(documents)
+    earlier, new = documents[: len(documents) // 2], documents[len(documents) // 2 :]
+    stays = {row["id"] for row in earlier} - plain(earlier, RECIPE).keys()
+    earlier = [row for row in earlier if row["id"] in stays]  # it was deduplicated then
+    gone, numbers = found(spark, tmp_path, new, RECIPE, 3, earlier)
+    # The same in plain Python: ids of the earlier corpus are made the smallest.
+    marked = [row | {"id": ("0" if row["id"] in stays else "1") + row["id"]} for row in (*earlier, *new)]
+    expected = {key: value for key, value in plain(marked, RECIPE).items() if key.startswith("1")}
+    assert gone == {key[1:]: (cluster[1:], reason) for key, (cluster, reason) in expected.items()}
+    assert numbers["known_before"] == sum(cluster in stays for cluster, _ in gone.values()) > 0
 
 
 def test_nothing_alike(spark: Any, tmp_path: Path) -> None:
