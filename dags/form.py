@@ -46,7 +46,8 @@ def _inline(schema: Any, definitions: dict[str, Any]) -> Any:
 
 def optional(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema with null allowed, in the words that Airflow's form understands (`type` a list, `enum` with null)."""
-    found = {key: value for key, value in schema.items() if key not in ("title", "default")}
+    found = {key: value for key, value in schema.items() if key not in ("title", "default", "anyOf")}
+    found |= next((kind for kind in schema.get("anyOf", []) if kind["type"] != "null"), {})  # was optional already
     if "const" in found:
         found["enum"] = [found.pop("const")]
     if "enum" in found:

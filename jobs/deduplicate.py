@@ -101,7 +101,7 @@ def pairs(documents: DataFrame, recipe: Deduplicate) -> tuple[DataFrame, DataFra
 
 def verified(candidates: DataFrame, documents: DataFrame, least: float) -> DataFrame:
     """The candidate pairs whose estimated Jaccard similarity reaches `least`. `documents`: (id, signature)."""
-    similar = F.udf(minhash.similarity, DoubleType())
+    similar = F.udf(lambda left, right: minhash.similarity(left, right), DoubleType())  # hints would mean pandas
     left = documents.select(F.col("id").alias("low"), F.col("signature").alias("left"))
     right = documents.select(F.col("id").alias("high"), F.col("signature").alias("right"))
     scored = candidates.join(left, "low").join(right, "high").withColumn("similar", similar("left", "right"))

@@ -25,7 +25,7 @@ import pyarrow as pa
 import xxhash
 
 from jobs import parts, session, sources
-from jobs.page import charset, extraction, guard, language, quality, urls, warc
+from jobs.page import charset, classifier, extraction, guard, language, quality, urls, warc
 from jobs.page.words import words
 from jobs.table import write_table
 from pipeline import artifact, errors
@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         ("status", pa.int16()),
         *((name, pa.string()) for name in ("mime", "charset", "languages", "title", "text", "detected", "language")),
         ("language_score", pa.float32()),
+        ("quality", pa.float32()),
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("html_bytes", pa.int64()),
@@ -93,8 +94,8 @@ def page(
     return row | read(capture)
 
 
-def read_page(recipe: Extract, capture: warc.Capture) -> dict[str, Any]:
-    """The columns that the body of a page decides."""
+def read_page(recipe: Extract, model: Any, capture: warc.Capture) -> dict[str, Any]:
+    """The columns that the body of a page decides. `model`: of `classifier.load`, or None."""
     html, name = charset.decode(capture.payload or b"", capture.content_type)
     row: dict[str, Any] = {"charset": name}
     html = html.replace("\0", " ")
@@ -108,33 +109,35 @@ def read_page(recipe: Extract, capture: warc.Capture) -> dict[str, Any]:
         return row | {"reason": "no_main_text"}
     row["title"], row["text"] = found.title, found.text
     row["detected"], row["language"], row["language_score"] = language.detect(found.text, recipe.languages)
+    if model is not None:
+        row["quality"] = classifier.score(found.text, model)
     return row | quality.scores(found.text, words(found.text), recipe.languages[row["language"]])
 
 
-def _blocked_table(storage: Storage, name: str) -> npt.NDArray[np.uint64]:
-    """The block list's hashes, mapped: from the root itself, or from one copy a machine where the root is remote."""
+def _here(storage: Storage, name: str) -> Path:
+    """A file of the work folder, to be mapped: in the root itself, or one copy a machine where the root is remote."""
     if storage.local:
-        path = storage.local_path(name)
-    else:
-        path = Path(tempfile.gettempdir()) / f"crawl2chat-{hashlib.sha256(storage.path(name).encode()).hexdigest()}.npy"
-        if not path.exists():
-            own = path.with_suffix(f".{os.getpid()}")
-            own.write_bytes(storage.read(name))
-            own.replace(path)
-    table: npt.NDArray[np.uint64] = np.load(path, mmap_mode="r")
-    return table
+        return storage.local_path(name)
+    path = Path(tempfile.gettempdir()) / f"crawl2chat-{hashlib.sha256(storage.path(name).encode()).hexdigest()}"
+    if not path.exists():
+        own = path.with_suffix(f".{os.getpid()}")
+        own.write_bytes(storage.read(name))
+        own.replace(path)
+    return path
 
 
 def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One WARC: read it, write its part, say what it holds."""
     recipe = Extract.model_validate(payload["recipe"])
     storage = Storage(payload["root"])
-    blocked = urls.BlockList(_blocked_table(storage, payload["blocked"]), payload["terms"])
+    table: npt.NDArray[np.uint64] = np.load(_here(storage, payload["blocked"]), mmap_mode="r")
+    blocked = urls.BlockList(table, payload["terms"])
+    model = classifier.load(str(_here(storage, payload["model"]))) if payload["model"] else None
     rows: list[dict[str, Any]] = []
     skipped: Counter[str] = Counter()
     unreadable = None
     tick = monotonic()
-    guarded = guard.Guard(functools.partial(read_page, recipe), recipe.page_seconds)
+    guarded = guard.Guard(functools.partial(read_page, recipe, model), recipe.page_seconds)
     with tempfile.TemporaryDirectory() as scratch, guarded as read:
         try:
             for _ in sources.fetch(payload["warc"], Path(scratch)):
@@ -178,6 +181,10 @@ def run(job: session.Job) -> Published:
     found = sources.find(job.recipe.input)
     table = urls.hashed(urls.listed(recipe.block_list.source, recipe.block_list.categories))
     terms = urls.terms(recipe.block_list)
+    assets = {"block_list": urls.checksum(table), "terms": artifact.digest(terms)}
+    if recipe.quality_model:
+        classifier.load(recipe.quality_model)
+        assets["quality_model"] = hashlib.sha256(Path(recipe.quality_model).read_bytes()).hexdigest()
     building = artifact.open_stage(
         job.storage,
         job.run,
@@ -185,7 +192,7 @@ def run(job: session.Job) -> Published:
         job.recipe.section("extract"),
         job.recipe.seed,
         [source.as_input() for source in found],
-        assets={"block_list": urls.checksum(table), "terms": artifact.digest(terms)},
+        assets=assets,
         force=job.force,
     )
     if isinstance(building, Published):
@@ -194,7 +201,11 @@ def run(job: session.Job) -> Published:
     shared = f"{building.work}/blocked.npy"  # below the root: executors on other machines must reach it
     with job.storage.writing(shared) as stream:
         np.save(stream, table)
+    model = f"{building.work}/quality.bin" if recipe.quality_model else None
+    if recipe.quality_model and model:
+        job.storage.write(model, Path(recipe.quality_model).read_bytes())
     payload = {
+        "model": model,
         "recipe": recipe.model_dump(mode="json"),
         "root": job.storage.root,
         "folder": building.pointer.folder,

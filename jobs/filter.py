@@ -22,9 +22,9 @@ from pipeline.artifact import Counts, Published, Stage
 from pipeline.recipe import Filter
 from pipeline.storage import Storage
 
-STAGE = Stage("filter", 1)
+STAGE = Stage("filter", 2)
 SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
-_COLUMNS = ("id", "reason", "language", "language_score", *quality.INTEGERS, *quality.FRACTIONS, *quality.FLAGS)
+_COLUMNS = ("id", "reason", "language", "language_score", "quality", *quality.COLUMNS)
 
 
 def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:

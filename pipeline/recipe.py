@@ -84,6 +84,9 @@ class Extract(Section):
     extractor: Literal["precision", "default", "fast", "resiliparse"] = Field(
         description="How the main text is found: three ways of trafilatura, or resiliparse, which costs least."
     )
+    quality_model: str | None = Field(
+        description="A model of jobs/train_quality.py, whose score becomes a column; null for none."
+    )
 
 
 class Gopher(Section):
@@ -131,6 +134,7 @@ class Filter(Section):
         min_length=1,
         description="Languages that stay, of those of extract, each with the least probability that fastText gives it.",
     )
+    min_quality: Fraction | None = Field(description="Least score of `extract.quality_model`; null for none.")
     gopher: Gopher
     c4: C4
     fineweb: FineWeb
@@ -301,6 +305,12 @@ class Recipe(Section):
     sft: Sft
     rl: Rl
     evaluation: Evaluation
+
+    @model_validator(mode="after")
+    def _quality_fits(self) -> Recipe:
+        if self.filter.min_quality is not None and self.extract.quality_model is None:
+            raise ValueError("filter.min_quality needs extract.quality_model")
+        return self
 
     @model_validator(mode="after")
     def _languages_fit(self) -> Recipe:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jobs import extract, sources
-from jobs.page import guard, quality, urls, warc
+from jobs.page import classifier, guard, quality, urls, warc
 from jobs.table import read_rows
 from pipeline import artifact, errors
 from pipeline.artifact import Published
@@ -48,7 +48,8 @@ def replayed(row: dict[str, Any], extracted: Published) -> dict[str, Any]:
     recipe = Extract.model_validate(extracted.content.recipe)
     names = urls.listed(recipe.block_list.source, recipe.block_list.categories)
     blocked = urls.BlockList(urls.hashed(names), urls.terms(recipe.block_list))
-    with guard.Guard(functools.partial(extract.read_page, recipe), recipe.page_seconds) as read:
+    model = classifier.load(recipe.quality_model) if recipe.quality_model else None
+    with guard.Guard(functools.partial(extract.read_page, recipe, model), recipe.page_seconds) as read:
         return extract.page(capture_of(row, extracted, recipe), blocked, recipe, read)
 
 
@@ -64,7 +65,7 @@ def explained(storage: Storage, run: str, row: dict[str, Any]) -> Iterator[str]:
     yield f"{row['url']}\n  {row['warc']} at {row['offset']}, captured {row['date']}, document {row['id']}"
     yield "extract"
     columns = ("status", "mime", "html_bytes", "charset", "languages", "title")
-    for name in (*columns, "detected", "language", "language_score"):
+    for name in (*columns, "detected", "language", "language_score", "quality"):
         if now.get(name) is not None:
             yield f"  {name:<34}{shown(now[name])}"
     differs = [name for name in ("reason", "text") if now.get(name) != row[name]]

@@ -41,6 +41,7 @@ FRACTIONS = (
     "newline_word_ratio",
 )
 FLAGS = ("lorem_ipsum", "curly_brace")
+COLUMNS = (*INTEGERS, *FRACTIONS, *FLAGS)
 
 
 def scores(text: str, words: Sequence[str], stop_words: Collection[str]) -> dict[str, Any]:
@@ -107,6 +108,8 @@ def checks(row: Mapping[str, Any], recipe: Filter) -> Iterator[Check]:
     yield Check("other_language", "language", row["language"], "one of", ", ".join(recipe.languages), not known)
     if known:
         yield least("other_language", "language_score", recipe.languages[row["language"]])
+    if recipe.min_quality is not None:
+        yield least("low_quality", "quality", recipe.min_quality)
     yield least("gopher_too_short", "words", gopher.min_words)
     yield most("gopher_too_long", "words", gopher.max_words)
     yield least("gopher_short_words", "mean_word_length", gopher.min_mean_word_length)

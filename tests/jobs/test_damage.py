@@ -116,7 +116,9 @@ def test_scores_of_a_run_of_marks_take_linear_time() -> None:
 def test_any_page_is_one_row(body: bytes, content_type: str) -> None:
     blocked, recipe = urls.BlockList(urls.hashed([]), urls.terms(load(DEMO).extract.block_list)), load(DEMO).extract
     capture = warc.Capture(0, "http://x.test/", "", 200, "text/html; " + content_type, body, len(body), None)
-    row = extract.page(capture, blocked, recipe, lambda page: guard.timed(lambda: extract.read_page(recipe, page), 10))
+    row = extract.page(
+        capture, blocked, recipe, lambda page: guard.timed(lambda: extract.read_page(recipe, None, page), 10)
+    )
     assert row.get("reason") != "extraction_error"
     assert (row.get("text") is None) == (row.get("reason") is not None)
 

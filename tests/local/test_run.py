@@ -144,7 +144,7 @@ def command(root, *more):
     return [sys.executable, "-m", "local.run", "--root", str(root), "--port", "8197", *more, "--set", *small]
 
 
-@pytest.mark.unproven
+@pytest.mark.slow
 def test_a_whole_run_then_one_that_finds_it_made_then_one_that_is_interrupted(tmp_path):
     root = tmp_path / "data"
     first = subprocess.run(command(root), capture_output=True, text=True, timeout=1800)

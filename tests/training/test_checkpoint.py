@@ -136,7 +136,7 @@ def test_an_export_is_what_transformers_loads(tied: bool, tmp_path: Path) -> Non
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == first
 
 
-@pytest.mark.unproven
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_another_number_of_ranks_goes_on(kind: str, tmp_path: Path) -> None:
     """Two ranks to step 3, then one to step 5, then two to step 8: as one rank all the way, but for rounding."""
@@ -144,7 +144,7 @@ def test_another_number_of_ranks_goes_on(kind: str, tmp_path: Path) -> None:
     assert losses == pytest.approx(train(engine(kind), 8), rel=1e-3)
 
 
-@pytest.mark.unproven
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_two_ranks_go_on_bit_identically(kind: str, tmp_path: Path) -> None:
     whole = ranked(tmp_path / "whole", 2, kind, 8)

@@ -212,7 +212,8 @@ def test_a_batch_that_ranks_cannot_share_is_refused_before_anything_is_spent() -
         rows_a_rank(8, World(0, 0, 3, 3, torch.device("cpu")))
 
 
-@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.unproven)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
 def test_killed_at_any_step_it_ends_with_the_same_bytes(size: int, tmp_path: Path) -> None:
     # Long enough that the events, written once a second, show the steps to kill at before the last.
     path = small(tmp_path, steps=400, evaluate_every=100, checkpoint_every=7)
@@ -239,7 +240,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(size: int, tmp_path: Pat
     assert made(tmp_path / "killed").manifest.run.attempts == 4
 
 
-@pytest.mark.unproven
+@pytest.mark.slow
 def test_asked_to_stop_it_saves_and_goes_on(tmp_path: Path) -> None:
     path = small(tmp_path, steps=600, evaluate_every=300, checkpoint_every=1000)
     publish(tmp_path / "root", path)

@@ -1,0 +1,128 @@
+"""Near-duplicates among millions of synthetic signatures: `make bench-deduplicate`.
+
+    python -m bench.deduplicate [--documents 5000000] [--root .crawl2chat/bench-deduplicate]
+
+Plants clusters of documents that share all but a few of their hashes, runs the stage's own search over them, and says
+whether exactly the planted clusters were found, in what time and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import deduplicate, session
+from jobs.page import minhash
+from pipeline import artifact
+from pipeline.artifact import Building
+from pipeline.recipe import Deduplicate, load
+from pipeline.storage import Storage
+
+HOME = Path(__file__).resolve().parents[1]
+PART = 100_000
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+CHANGED = 2  # hashes of a copy that differ: a Jaccard similarity of about 0.98, which LSH misses once in 10**12
+
+
+def truth(documents: int, seed: int) -> Numbers:
+    """First member of each document's cluster: nine in ten are alone, the others in clusters of 2 to 50."""
+    rng = np.random.default_rng(seed)
+    clusters = np.arange(documents)
+    members = rng.permutation(documents)[: documents // 10]
+    at = 0
+    while at < len(members):
+        group = members[at : at + int(rng.integers(2, 51))]
+        clusters[group] = group.min()
+        at += len(group)
+    return clusters
+
+
+def parts(clusters: Numbers, recipe: Deduplicate, seed: int) -> Iterator[pa.Table]:
+    """The signatures, `PART` documents at a time."""
+    hashes, copied = recipe.bands * recipe.rows, np.bincount(clusters, minlength=len(clusters)) > 1
+    for start in range(0, len(clusters), PART):
+        numbers = range(start, min(start + PART, len(clusters)))
+        values = np.random.default_rng([seed, start]).integers(0, 2**63, (len(numbers), hashes))
+        for row, number in zip(values, numbers, strict=True):
+            if copied[clusters[number]]:
+                row[:] = np.random.default_rng([seed, 1, int(clusters[number])]).integers(0, 2**63, hashes)
+            if clusters[number] != number:
+                own = np.random.default_rng([seed, 2, number])
+                row[own.choice(hashes, CHANGED, replace=False)] = own.integers(0, 2**63, CHANGED)
+        signatures = values.astype(np.uint64)
+        yield pa.table(
+            {
+                "id": [f"{number:032x}" for number in numbers],
+                "exact": [f"{number:x}" for number in numbers],
+                "bands": [minhash.band_hashes(signature, recipe.bands) for signature in signatures],
+                "signature": [signature.tobytes() for signature in signatures],
+            },
+            schema=deduplicate._SIGNATURES,
+        )
+
+
+class Memory:
+    """The largest resident size of this process and all below it, GiB."""
+
+    def __init__(self) -> None:
+        self.most = 0.0
+        self._done = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._done.wait(1.0):
+            sizes = 0
+            for process in (me, *me.children(recursive=True)):
+                try:
+                    sizes += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self.most = max(self.most, sizes / 2**30)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=5_000_000)
+    parser.add_argument("--root", type=Path, default=HOME / ".crawl2chat/bench-deduplicate")
+    given = parser.parse_args()
+    recipe = load(HOME / "recipes/fineweb.yaml")
+    storage, clusters = Storage(given.root), truth(given.documents, recipe.seed)
+    shutil.rmtree(given.root, ignore_errors=True)
+    (given.root / "signatures").mkdir(parents=True)
+    files = []
+    for number, table in enumerate(parts(clusters, recipe.deduplicate, recipe.seed)):
+        files.append(f"signatures/part-{number:05d}.parquet")
+        pq.write_table(table, given.root / files[-1])
+    building = artifact.open_stage(storage, "bench", deduplicate.STAGE, recipe.section("deduplicate"), recipe.seed, [])
+    assert isinstance(building, Building)
+    memory, spark, began = Memory(), session.spark("bench"), time.monotonic()
+    numbers = deduplicate.clusters(spark, building, recipe.deduplicate, files, [])
+    seconds = time.monotonic() - began
+    spark.stop()
+    found = pq.read_table(given.root / building.work / "clusters.parquet", columns=["id", "cluster"])
+    made = np.arange(given.documents)
+    made[[int(i, 16) for i in found["id"].to_pylist()]] = [int(i, 16) for i in found["cluster"].to_pylist()]
+    size = sum((given.root / file).stat().st_size for file in files) / 1e9
+    differ = int((made != clusters).sum())
+    print("| documents | signatures, GB | seconds | peak memory, GiB | pairs tried | clusters | not as planted |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    told = [f"{given.documents:,}", f"{size:.1f}", f"{seconds:.0f}", f"{memory.most:.1f}"]
+    told += [f"{numbers[name]:,}" for name in ("candidate_pairs", "clusters")]
+    print(f"| {' | '.join([*told, f'{differ:,}'])} |")
+    shutil.rmtree(given.root)
+
+
+if __name__ == "__main__":
+    main()

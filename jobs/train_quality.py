@@ -1,0 +1,92 @@
+"""Learn what a good document is, from texts one wants more of and texts one does not.
+
+    python jobs/train_quality.py --good good.jsonl --other crawl.jsonl --output quality.bin
+
+Files are JSON lines with a `text`, or plain text with a document a line, gzipped or not. One document in ten is held
+out, by a hash of its text; what the model makes of those is printed. Then set `extract.quality_model` to the output and
+`filter.min_quality` to a threshold. Deciding again with another threshold costs seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import xxhash
+
+from jobs.page import classifier
+from pipeline import errors
+from pipeline.errors import InputError
+
+HELD_OUT = 10
+THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def texts(file: str) -> Iterator[str]:
+    """The texts of a file. Raises `InputError` with file and line."""
+    try:
+        data = Path(file).read_bytes()
+        lines = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode().split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}", "name a JSON-lines or a text file") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if ".jsonl" in Path(file).name:
+            try:
+                yield str(json.loads(line)["text"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{file}:{number}: no JSON object with a text", 'a line is {"text": "…"}') from error
+        else:
+            yield line
+
+
+def held_out(text: str) -> bool:
+    """Whether a document is not trained on."""
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "replace")) % HELD_OUT == 0
+
+
+def quality(scores: Sequence[tuple[float, bool]]) -> float:
+    """Area under the ROC curve: how often a good document scores above another one (ties count half)."""
+    good, other = ([score for score, is_good in scores if is_good is wanted] for wanted in (True, False))
+    above = sum((a > b) + 0.5 * (a == b) for a in good for b in other)
+    return above / max(1, len(good) * len(other))
+
+
+def run(good: Sequence[str], other: Sequence[str], output: Path) -> list[tuple[float, bool]]:
+    """Train, write the model; (score, whether it is good) of what was held out."""
+    labelled = [(text, wanted) for files, wanted in ((good, True), (other, False)) for f in files for text in texts(f)]
+    labelled = sorted(dict(labelled).items())  # the order of files does not matter, and a text counts once
+    random.Random(1).shuffle(labelled)
+    learned = [pair for pair in labelled if not held_out(pair[0])]
+    if len({wanted for _, wanted in learned}) < 2:
+        raise InputError("nothing to tell apart: one side is empty", "name texts of both kinds")
+    with tempfile.TemporaryDirectory() as scratch:
+        model = classifier.train(learned, Path(scratch))
+    model.save_model(str(output))
+    return [(classifier.score(text, model), wanted) for text, wanted in labelled if held_out(text)]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--good", nargs="+", required=True, metavar="FILE")
+    parser.add_argument("--other", nargs="+", required=True, metavar="FILE")
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    scores = run(given.good, given.other, given.output)
+    print(f"{given.output}: {given.output.stat().st_size:,} bytes")
+    print(f"held out: {len(scores)} documents, area under the curve {quality(scores):.3f}")
+    for least in THRESHOLDS:
+        kept = [wanted for score, wanted in scores if score >= least]
+        good = sum(wanted for _, wanted in scores)
+        print(f"  at {least:<5} {len(kept):>6} stay, of them {sum(kept)} of {good} good ones")
+
+
+if __name__ == "__main__":
+    errors.run(main)
