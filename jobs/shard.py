@@ -11,22 +11,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import xxhash
+from pyspark.sql import SparkSession
 
 from jobs import parts, session
 from jobs.decontaminate import aligned, stays
 from jobs.table import read_rows, write_table
 from pipeline import artifact, errors
-from pipeline.artifact import Counts, Published, Stage
+from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.storage import Storage
 from tokenizer import bpe, shards
 
-STAGE = Stage("shard", 2, ("tiktoken",))
+STAGE = Stage("shard", 3, ("tiktoken",))
 SPLITS = ("train", "validation")
+MOST_EPOCHS = (
+    4  # more of the same is worth little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
+)
 SIDECAR = pa.schema(
     [
         ("document", pa.int64()),
@@ -41,15 +48,20 @@ _TOKENIZED = pa.schema(
     [
         *((name, pa.string()) for name in ("key", "split", "id", "url", "warc")),
         ("offset", pa.int64()),
+        ("size", pa.int64()),
         ("bytes", pa.int64()),
         ("ids", pa.binary()),
     ]
 )
 
 
-def place(seed: int, document: str, validation: float) -> tuple[str, str]:
-    """(key, split) of a document: 128-bit hash in hex, whose leading bits are its shard, and the split by another."""
-    key = xxhash.xxh3_128_hexdigest(f"{seed}:shard:{document}".encode())
+def place(seed: int, document: str, validation: float, copy: int = 0) -> tuple[str, str]:
+    """(key, split) of a document: 128-bit hash in hex, whose leading bits are its shard, and the split by another.
+
+    Another `copy` of it has another key.
+    """
+    again = f":{copy}" if copy else ""
+    key = xxhash.xxh3_128_hexdigest(f"{seed}:shard:{document}{again}".encode())
     draw = xxhash.xxh3_64_intdigest(f"{seed}:split:{document}".encode()) / 2**64
     return key, "validation" if draw < validation else "train"
 
@@ -65,13 +77,42 @@ def tokenize_part(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]
         text = row.pop("text")
         ids = np.array([*encoder.encode(text), encoder.end_of_text], dtype=dtype)
         row["key"], row["split"] = place(payload["seed"], row["id"], payload["validation"])
-        row["ids"], row["bytes"] = ids.tobytes(), len(text.encode())
+        row["ids"], row["size"], row["bytes"] = ids.tobytes(), len(ids), len(text.encode())
         tokens[row["split"]] += len(ids)
         if number % 1000 == 999:
             yield {"done": number}
     rows.sort(key=lambda row: row["key"])
     write_table(storage, f"{payload['work']}/tokens/part-{name}.parquet", rows, _TOKENIZED)
-    yield {"commit": {"documents": len(rows), "tokens": tokens}}
+    train = sum(row["split"] == "train" for row in rows)
+    yield {"commit": {"documents": len(rows), "train_documents": train, "tokens": tokens}}
+
+
+def copy_part(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Another copy of a part's training documents, each in another place."""
+    storage = Storage(payload["root"])
+    rows = read_rows(storage, payload["tokens"], where=[("split", "=", "train")])
+    for row in rows:
+        row["key"], _ = place(payload["seed"], row["id"], 0.0, payload["copy"])
+    rows.sort(key=lambda row: row["key"])
+    write_table(storage, f"{payload['work']}/tokens/part-{name}.parquet", rows, _TOKENIZED)
+    yield {"commit": {"documents": len(rows)}}
+
+
+def cut(storage: Storage, files: list[str], budget: int) -> tuple[str, int, int]:
+    """Where the training documents of these files, in the order of their keys, make up `budget` tokens.
+
+    Returns the key of the last document, how many of its tokens still count, and how many documents come before it.
+    """
+    columns = ["key", "split", "size"]
+    tables = []
+    for file in files:
+        with storage.reading(file) as stream:
+            tables.append(pq.read_table(stream, columns=columns, filters=[("split", "=", "train")]))
+    table = pa.concat_tables(tables).sort_by("key")
+    ends = pc.cumulative_sum(table["size"]).to_numpy()
+    last = int(np.searchsorted(ends, budget))
+    before = int(ends[last - 1]) if last else 0
+    return table["key"][last].as_py(), budget - before, last
 
 
 def shard_of(key: str, count: int) -> int:
@@ -92,8 +133,13 @@ def assemble(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     low, high = keys_of(payload["shard"], payload["count"])
     mine = [("split", "=", payload["split"]), ("key", ">=", low), ("key", "<=", high)]
-    for file in payload["parts"]:  # sorted by key: of each file, little more than the shard's rows is read
-        rows += read_rows(storage, file, where=mine)
+    for part in payload["parts"]:  # sorted by key: of each file, little more than the shard's rows is read
+        until = part["until"] if payload["split"] == "train" else None
+        for row in read_rows(storage, part["file"], where=[*mine, ("key", "<=", until)] if until else mine):
+            if row["key"] == until:  # cut, and its bytes in proportion
+                row["ids"] = row["ids"][: part["last"] * dtype.itemsize]
+                row["bytes"] = row["bytes"] * part["last"] // row["size"]
+            rows.append(row)
         yield {"done": len(rows)}
     rows.sort(key=lambda row: row["key"])
     sizes = [len(row["ids"]) // dtype.itemsize for row in rows]
@@ -112,50 +158,141 @@ def assemble(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"commit": {"files": files, "bytes": sum(row["bytes"] for row in rows), "documents": len(rows)}}
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """Documents that are to be sharded: the artifacts, and their share of the training tokens."""
+
+    name: str
+    redacted: Published
+    decided: Published
+    share: float
+
+
+def corpora(job: session.Job) -> list[Corpus]:
+    """This run's corpus, and those that the recipe mixes in."""
+    mix = job.recipe.shard.mix
+    redacted, decided = session.upstream(job, "redact"), session.upstream(job, "decontaminate")
+    found = [Corpus("own", redacted, decided, 1 - sum(mix.values()))]
+    for folder, share in mix.items():
+        decided = artifact.read(job.storage, folder)
+        if decided.content.stage != "decontaminate":
+            raise errors.RecipeError(
+                f"shard.mix: {folder} was made by {decided.content.stage}", "name artifacts of decontaminate"
+            )
+        found.append(Corpus(folder, artifact.read(job.storage, decided.content.inputs[0].location), decided, share))
+    return found
+
+
+def budgets(given: list[Corpus], tokens: list[int], total: int) -> list[int]:
+    """Training tokens of each corpus: its share of `total`, and together exactly that.
+
+    Raises `RecipeError` for a corpus that would have to be repeated more than `MOST_EPOCHS` times.
+    """
+    others = [round(corpus.share * total) for corpus in given[1:]]
+    found = [total - sum(others), *others]
+    for corpus, held, budget in zip(given, tokens, found, strict=True):
+        if budget > MOST_EPOCHS * held:
+            raise errors.RecipeError(
+                f"shard.train_tokens: {budget:,} tokens of {corpus.name} are asked for, and it holds {held:,}",
+                f"ask for at most {MOST_EPOCHS} times what is there, or add WARCs",
+            )
+    return found
+
+
+def select(
+    spark: SparkSession,
+    building: Building,
+    given: list[Corpus],
+    tokenized: dict[str, dict[str, Any]],
+    payload: dict[str, Any],
+    total: int | None,
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], int]:
+    """Which files of tokens the shards are made of, and up to where.
+
+    Returns pieces (file, key of the last document that counts or None for all, how many of its tokens count), tokens
+    and epochs of each corpus, and how many documents the budget leaves out. Of a corpus that is repeated, each further
+    copy is written with other keys.
+    """
+    of_corpus = [[name for name in tokenized if name.startswith(f"{number:03d}-")] for number in range(len(given))]
+    held = [sum(tokenized[name]["tokens"]["train"] for name in names) for names in of_corpus]
+    wanted = budgets(given, held, total) if total else held
+    pieces: list[dict[str, Any]] = []
+    mixed: dict[str, dict[str, Any]] = {}
+    beyond = 0
+    for names, corpus, has, budget in zip(of_corpus, given, held, wanted, strict=True):
+        whole, rest = divmod(budget, has) if has else (0, 0)
+        for copy in range(max(1, whole + (rest > 0))):
+            files = [f"{building.work}/tokens/part-{name}{f'-{copy}' if copy else ''}.parquet" for name in names]
+            if copy:
+                again = [
+                    (
+                        f"{name}-{copy}",
+                        payload | {"tokens": f"{building.work}/tokens/part-{name}.parquet", "copy": copy},
+                    )
+                    for name in names
+                ]
+                parts.run_parts(spark, building, again, copy_part, "copy")
+            until, last, before = cut(building.storage, files, rest) if rest and copy == whole else (None, 0, 0)
+            if until and not copy:
+                beyond += sum(tokenized[name]["train_documents"] for name in names) - before - 1
+            pieces += [{"file": file, "until": until, "last": last} for file in files]
+        mixed[corpus.name] = {"tokens": budget, "epochs": round(budget / has, 4) if has else 0.0}
+    return pieces, mixed, beyond
+
+
 def run(job: session.Job) -> Published:
     """The stage."""
-    recipe = job.recipe.shard
-    redacted, decided = session.upstream(job, "redact"), session.upstream(job, "decontaminate")
-    tokenizer = session.upstream(job, "tokenizer")
-    building = session.open_stage(job, STAGE, [redacted, decided, tokenizer])
+    recipe, storage = job.recipe.shard, job.storage
+    tokenizer, given = session.upstream(job, "tokenizer"), corpora(job)
+    sources = [source for corpus in given for source in (corpus.redacted, corpus.decided)]
+    building = session.open_stage(job, STAGE, [*sources, tokenizer])
     if isinstance(building, Published):
         return building
-    payload = {"seed": job.recipe.seed, "root": job.storage.root, "work": building.work}
+    payload = {"seed": job.recipe.seed, "root": storage.root, "work": building.work}
     tokenize = payload | {"tokenizer": tokenizer.file(bpe.FILE), "validation": recipe.validation}
-    todo = [(name, tokenize | files) for name, files in aligned(redacted, decided)]
+    todo = [
+        (f"{number:03d}-{name}", tokenize | files)
+        for number, corpus in enumerate(given)
+        for name, files in aligned(corpus.redacted, corpus.decided)
+    ]
     spark = session.spark("shard")
     tokenized = parts.run_parts(spark, building, todo, tokenize_part, "tokenize")
-    tokens = {split: sum(record["tokens"][split] for record in tokenized.values()) for split in SPLITS}
+    seconds = parts.cpu_seconds(tokenized, spark)
+    pieces, mixed, beyond = select(spark, building, given, tokenized, payload, recipe.train_tokens)
+    tokens = {
+        "train": sum(corpus["tokens"] for corpus in mixed.values()),
+        "validation": sum(record["tokens"]["validation"] for record in tokenized.values()),
+    }
     if not tokens["train"] or not tokens["validation"]:
         raise errors.InputError(
             f"too little is left for both splits: {tokens}", "loosen the filters, add WARCs, or raise shard.validation"
         )
     dtype = shards.dtype_for(tokenizer.content.numbers["vocabulary"])
-    payload |= {"folder": building.pointer.folder, "dtype": dtype.name}
-    payload |= {"parts": [f"{building.work}/tokens/part-{name}.parquet" for name in tokenized]}
-    pieces: list[tuple[str, dict[str, Any]]] = []
+    payload |= {"folder": building.pointer.folder, "dtype": dtype.name, "parts": pieces}
+    made: list[tuple[str, dict[str, Any]]] = []
     for split in SPLITS:
         count = 1 << max(0, math.ceil(math.log2(tokens[split] / recipe.shard_tokens)))
-        pieces += [(f"{split}-{i:05d}", payload | {"split": split, "shard": i, "count": count}) for i in range(count)]
-    assembled = parts.run_parts(spark, building, pieces, assemble, "shard")
+        made += [(f"{split}-{i:05d}", payload | {"split": split, "shard": i, "count": count}) for i in range(count)]
+    assembled = parts.run_parts(spark, building, made, assemble, "shard")
     numbers: dict[str, Any] = {
         "dtype": dtype.name,
         "vocabulary": tokenizer.content.numbers["vocabulary"],
         "tokenizer": tokenizer.content.numbers["sha256"],
         "shards": len(assembled),
+        "corpora": mixed,
     }
     for split in SPLITS:
         of_split = [record for name, record in assembled.items() if name.startswith(split)]
         numbers[f"{split}_tokens"] = tokens[split]
         numbers[f"{split}_bytes"] = sum(record["bytes"] for record in of_split)
         numbers[f"{split}_documents"] = sum(record["documents"] for record in of_split)
-    documents = sum(record["documents"] for record in assembled.values())
-    came = decided.content.counts.kept if decided.content.counts else 0
+    came = sum(corpus.decided.content.counts.kept for corpus in given if corpus.decided.content.counts)
+    documents = sum(record["documents"] for record in tokenized.values())
     published = building.publish(
         [artifact.File(**file) for record in assembled.values() for file in record["files"]],
-        Counts(in_=came, kept=documents, dropped={}),
+        Counts(in_=came, kept=documents - beyond, dropped={"beyond_budget": beyond} if beyond else {}),
         numbers,
-        cpu_seconds=parts.cpu_seconds(tokenized, spark) + parts.cpu_seconds(assembled, None),
+        cpu_seconds=seconds + parts.cpu_seconds(assembled, None),
     )
     spark.stop()
     return published

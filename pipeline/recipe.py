@@ -188,6 +188,21 @@ class Shard(Section):
 
     shard_tokens: PositiveInt = Field(description="Tokens a shard is meant to hold; their count is a power of two.")
     validation: Fraction = Field(description="Share of the documents held out, by hash of their id.")
+    train_tokens: PositiveInt | None = Field(
+        description="Exactly so many tokens to train on, the last document cut; null: every document once."
+    )
+    mix: dict[str, Fraction] = Field(
+        description="Folders, below the root, of decontaminate artifacts of other corpora, each with its share of "
+        "`train_tokens`; the rest is this run's. A corpus that is too small is repeated, up to four times."
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Shard:
+        if self.mix and self.train_tokens is None:
+            raise ValueError("mix needs train_tokens: shares are shares of it")
+        if sum(self.mix.values()) > 1:
+            raise ValueError(f"the shares of mix exceed 1 ({sum(self.mix.values()):g})")
+        return self
 
 
 class Model(Section):

@@ -16,6 +16,7 @@ from jobs import decontaminate, redact, shard, train_tokenizer
 from jobs.table import read_rows, write_table
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, Published
+from pipeline.errors import RecipeError
 from pipeline.storage import Storage
 from tests.jobs.conftest import job
 from tokenizer import bpe
@@ -57,9 +58,20 @@ def corpus(root: Path, rows: list[dict[str, Any]], parts: int) -> None:
     train_tokenizer.publish(building, SOURCE, 512, {}, {}, 0.0)
 
 
-def sharded(root: Path, rows: list[dict[str, Any]], parts: int) -> Published:
+def sharded(root: Path, rows: list[dict[str, Any]], parts: int, **changed: Any) -> Published:
     corpus(root, rows, parts)
-    return shard.run(job(root, OVERRIDES))
+    return shard.run(job(root, OVERRIDES | {f"shard.{name}": value for name, value in changed.items()}))
+
+
+def contents(made: Published, split: str = "train") -> list[tuple[str, list[int]]]:
+    """(document id, tokens) of a split, shard after shard."""
+    found = []
+    for file in made.files(".bin"):
+        if f"/{split}-" in file:
+            tokens = Shard(Path(made.storage.path(file))).tokens
+            for row in read_rows(made.storage, file.replace(".bin", ".documents.parquet")):
+                found.append((row["id"], tokens[row["start"] : row["start"] + row["tokens"]].tolist()))
+    return found
 
 
 def test_every_document_is_in_one_shard_and_reads_back(spark: Any, tmp_path: Path) -> None:
@@ -104,6 +116,58 @@ def test_neither_parts_nor_order_change_a_byte(spark: Any, tmp_path: Path) -> No
     again = sharded(tmp_path / "b", rows, 7)
     assert [(f.path, f.sha256) for f in first.content.files] == [(f.path, f.sha256) for f in again.content.files]
     assert first.content.numbers == again.content.numbers
+
+
+@pytest.mark.parametrize("budget", [1, 5_000, 12_345])
+def test_a_budget_is_met_to_the_token_by_the_first_documents(spark: Any, tmp_path: Path, budget: int) -> None:
+    all_of_it = sharded(tmp_path / "whole", documents(), 2)
+    whole = contents(all_of_it)
+    made = sharded(tmp_path / "cut", documents(), 3, train_tokens=budget)
+    found = contents(made)
+    assert made.content.numbers["train_tokens"] == sum(len(ids) for _, ids in found) == budget
+    order = sorted(whole, key=lambda pair: shard.place(1, pair[0], 0.1)[0])
+    assert found[:-1] == order[: len(found) - 1]
+    assert found[-1][1] == order[len(found) - 1][1][: len(found[-1][1])]
+    counts = made.content.counts
+    assert counts is not None and counts.dropped["beyond_budget"] == len(whole) - len(found)
+    assert contents(made, "validation") == contents(all_of_it, "validation")
+
+
+def test_a_corpus_too_small_is_repeated_in_another_order(spark: Any, tmp_path: Path) -> None:
+    once = sharded(tmp_path / "once", documents(), 2)
+    held = once.content.numbers["train_tokens"]
+    made = sharded(tmp_path / "more", documents(), 3, train_tokens=held * 5 // 2)
+    found, times = contents(made), Counter(name for name, _ in contents(made))
+    assert sum(len(ids) for _, ids in found) == held * 5 // 2
+    assert set(times.values()) == {2, 3} and set(times) == {name for name, _ in contents(once)}
+    assert made.content.numbers["corpora"] == {"own": {"tokens": held * 5 // 2, "epochs": 2.5}}
+    again = sharded(tmp_path / "again", documents(), 1, train_tokens=held * 5 // 2)
+    assert [f.sha256 for f in again.content.files] == [f.sha256 for f in made.content.files]
+    with pytest.raises(RecipeError, match="asked for, and it holds"):
+        sharded(tmp_path / "most", documents(), 1, train_tokens=held * 5)
+
+
+def test_corpora_are_mixed_by_their_shares(spark: Any, tmp_path: Path) -> None:
+    other = [row | {"id": f"f{row['id'][1:]}", "url": f"{row['url']}/other"} for row in documents()[:200]]
+    made = job(tmp_path, OVERRIDES, "other")
+    building = published(artifact.open_stage(made.storage, "other", redact.STAGE, made.recipe.section("redact"), 2, []))
+    write_table(made.storage, building.file("part-00000.parquet"), other, redact.SCHEMA)
+    building.publish(
+        [artifact.describe(made.storage, building.pointer.folder, "part-00000.parquet", len(other))],
+        Counts(in_=len(other), kept=len(other), dropped={}),
+    )
+    theirs = decontaminate.run(made)
+    mixed = sharded(tmp_path, documents(), 2, train_tokens=10_001, mix={theirs.folder: 0.3})
+    tokens = Counter[bool]()
+    for name, ids in contents(mixed):
+        tokens[name.startswith("f")] += len(ids)
+    assert tokens == {True: 3_000, False: 7_001}
+    assert mixed.content.numbers["corpora"][theirs.folder]["tokens"] == 3_000
+    wrong = OVERRIDES | {"shard.mix": {building.pointer.folder: 0.3}}
+    with pytest.raises(RecipeError, match=r"shard\.mix: redact/"):
+        shard.run(job(tmp_path, wrong | {"shard.train_tokens": 10_001}))
+    with pytest.raises(RecipeError, match="mix needs train_tokens"):
+        job(tmp_path, wrong)
 
 
 def test_a_kill_costs_one_part(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
