@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all bench-demo lint format lock clean
+.PHONY: help run ui test test-all bench-demo bench-corpus lint format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -39,6 +39,9 @@ test-all: $(READY) ## the slow tests too: whole runs, kills
 
 bench-demo: $(READY) ## what the demo's model learns, with three seeds (about 25 minutes)
 	@python -m bench.demo $(ARGS)
+
+bench-corpus: $(READY) ## the corpus road beside datatrove's, CPU seconds and agreement
+	@python -m bench.corpus $(ARGS)
 
 lint: $(READY) ## ruff, mypy --strict
 	@ruff check . && ruff format --check . && mypy
