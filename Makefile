@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all bench-demo bench-pii bench-deduplicate lint format lock clean
+.PHONY: help run ui test test-all bench-demo bench-pii bench-corpus bench-deduplicate lint format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -45,6 +45,8 @@ bench-pii: $(READY) ## recall and precision of redaction on labelled texts
 
 bench-deduplicate: $(READY) ## near-duplicates among five million synthetic signatures
 	@python -m bench.deduplicate $(ARGS)
+bench-corpus: $(READY) ## the corpus road beside datatrove's, CPU seconds and agreement
+	@python -m bench.corpus $(ARGS)
 
 lint: $(READY) ## ruff, mypy --strict
 	@ruff check . && ruff format --check . && mypy

