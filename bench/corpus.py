@@ -324,7 +324,9 @@ def identical_text(bench: Bench, rows: Mapping[str, Mapping[str, Any]], limit: f
         bench.datatrove("verdicts", bench.root / "texts.jsonl", bench.root / "verdicts.jsonl", threshold)
         found = [json.loads(line)["reason"] for line in (bench.root / "verdicts.jsonl").read_text().splitlines()]
         pairs = list(zip(found, texts, strict=True))
-        english = [one for one in pairs if one[1]["reason"] != "not_english" or not (one[0] or "").startswith("Lang")]
+        english = [
+            one for one in pairs if one[1]["reason"] != "other_language" or not (one[0] or "").startswith("Lang")
+        ]
         same = [[(t is None) == (row["reason"] is None) for t, row in some] for some in (english, pairs)]
         agree.append([f"duplicate lines at most {threshold:g}", *(percent(sum(one), len(one)) for one in same)])
         if threshold == limit:
@@ -341,8 +343,8 @@ def identical_text(bench: Bench, rows: Mapping[str, Mapping[str, Any]], limit: f
 
 def gate(bench: Bench, variants: Sequence[Variant], rows: Mapping[str, Mapping[str, Any]]) -> str:
     """How many pages that are English after extraction the language gate lets by."""
-    least = load(RECIPE).filter.min_english
-    english = {url for url, row in rows.items() if row["text"] and row["english"] >= least}
+    least = load(RECIPE).filter.languages["en"]
+    english = {url for url, row in rows.items() if row["text"] and row["language_score"] >= least}
     kept = {url for url, row in rows.items() if row["reason"] is None}
     found = []
     for variant in variants:

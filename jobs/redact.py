@@ -22,7 +22,7 @@ from pipeline import artifact, errors
 from pipeline.artifact import Counts, Published, Stage
 from pipeline.storage import Storage
 
-STAGE = Stage("redact", 3, ("presidio-analyzer", "phonenumbers", "tldextract"))
+STAGE = Stage("redact", 4, ("presidio-analyzer", "phonenumbers", "tldextract"))
 _COLUMNS = ("url", "warc", "offset", "date", "language", "language_score", "text")
 SCHEMA = pa.schema(
     [
@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("date", pa.string()),
         ("language", pa.string()),
-        ("language_score", pa.float32()),
+        ("language_score", pa.float64()),
         ("text", pa.string()),
         ("redactions", pa.string()),  # JSON object: kind -> count
     ]

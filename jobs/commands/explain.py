@@ -46,8 +46,9 @@ def capture_of(row: dict[str, Any], extracted: Published, recipe: Extract) -> wa
 def replayed(row: dict[str, Any], extracted: Published) -> dict[str, Any]:
     """The row that extract makes of the same capture now."""
     recipe = Extract.model_validate(extracted.content.recipe)
-    names = urls.listed(recipe.block_list.source, recipe.block_list.categories)
-    blocked = urls.BlockList(urls.hashed(names), urls.terms(recipe.block_list))
+    lists = recipe.block_list
+    name = extract.block_list(extracted.storage, recipe, urls.identity(lists.source, lists.categories))
+    blocked = extract.opened(extracted.storage, name, urls.terms(lists))
     model = classifier.load(recipe.quality_model) if recipe.quality_model else None
     with guard.Guard(functools.partial(extract.read_page, recipe, model), recipe.page_seconds) as read:
         return extract.page(capture_of(row, extracted, recipe), blocked, recipe, read)

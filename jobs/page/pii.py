@@ -9,20 +9,14 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tldextract
-from presidio_analyzer import EntityRecognizer, Pattern, PatternRecognizer, RecognizerResult
-from presidio_analyzer.predefined_recognizers import (
-    CreditCardRecognizer,
-    EmailRecognizer,
-    IbanRecognizer,
-    IpRecognizer,
-    PhoneRecognizer,
-    UsSsnRecognizer,
-)
+if TYPE_CHECKING:
+    from presidio_analyzer import EntityRecognizer, RecognizerResult
 
 # presidio's entity names behind the recipe's kinds, in order of precedence where spans overlap.
 ENTITIES = {
@@ -72,15 +66,15 @@ _CANDIDATE = re.compile(
 # What presidio's recognizers leave: Mastercard's 2-series (ISO/IEC 7812, 222100-272099; Luhn is checked as for all
 # cards), and North American numbers by their form alone, whatever the area code, for phonenumbers knows assigned ones;
 # and, beside a word for it, any groups of digits.
-_SERIES_2 = Pattern("Mastercard 2-series", r"\b2[2-7]\d{2}[- ]?\d{4}[- ]?\d{4}[- ]?\d{4}\b", 0.3)
+_SERIES_2 = ("Mastercard 2-series", r"\b2[2-7]\d{2}[- ]?\d{4}[- ]?\d{4}[- ]?\d{4}\b", 0.3)
 _PHONES = (
-    Pattern(
+    (
         "North American",
         r"(?<![\w.+-])(?:(?:\+|00)?1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?: ?x\d{1,6})?(?!\w|[.-]\d)",
         0.5,
     ),
-    Pattern("+1", r"(?<![\w.-])\+1[ .-]?\d{3}[ .-]?\d{3}[ .-]?\d{4}(?: ?x\d{1,6})?\b", 0.5),
-    Pattern("groups of digits", r"(?<![\w.+/-])(?:\(\d{1,4}\) ?)?\d{2,5}(?:[ .-]\d{2,8}){1,5}(?![\w/]|[.-]\d)", 0.3),
+    ("+1", r"(?<![\w.-])\+1[ .-]?\d{3}[ .-]?\d{3}[ .-]?\d{4}(?: ?x\d{1,6})?\b", 0.5),
+    ("groups of digits", r"(?<![\w.+/-])(?:\(\d{1,4}\) ?)?\d{2,5}(?:[ .-]\d{2,8}){1,5}(?![\w/]|[.-]\d)", 0.3),
 )
 _CAPITALS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _YEAR = re.compile(r"(?:1[89]|20)\d\d")
@@ -88,20 +82,48 @@ _VERSION = re.compile(r"(?:version|release|v|openssl|kernel|isbn|[a-z]+[-_])\s*:
 _DATE = re.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}")
 
 
+@contextmanager
+def _without(*modules: str) -> Iterator[None]:
+    """Imports within find none of these."""
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules |= dict.fromkeys(modules)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
 @cache
 def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
+    # presidio takes torch and transformers where they are installed; the pattern recognizers use neither, and every
+    # worker would pay 3.5 CPU seconds for them.
+    with _without("torch", "transformers"):
+        import tldextract
+        from presidio_analyzer import Pattern, PatternRecognizer
+        from presidio_analyzer.predefined_recognizers import (
+            CreditCardRecognizer,
+            EmailRecognizer,
+            IbanRecognizer,
+            IpRecognizer,
+            PhoneRecognizer,
+            UsSsnRecognizer,
+        )
     # The e-mail recognizer checks the domain by the public-suffix list: the snapshot inside the package, no download.
     tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
     tldextract.extract = tldextract.tldextract.TLD_EXTRACTOR
     return {
         "EMAIL": (EmailRecognizer(),),
         "IBAN": (IbanRecognizer(),),
-        "CREDIT_CARD": (CreditCardRecognizer(patterns=[*CreditCardRecognizer.PATTERNS, _SERIES_2]),),
+        "CREDIT_CARD": (CreditCardRecognizer(patterns=[*CreditCardRecognizer.PATTERNS, Pattern(*_SERIES_2)]),),
         "US_SSN": (UsSsnRecognizer(),),
         "IP": (IpRecognizer(),),
         "PHONE": (
             PhoneRecognizer(supported_regions=REGIONS, leniency=1),
-            PatternRecognizer(supported_entity=ENTITIES["PHONE"], patterns=list(_PHONES)),
+            PatternRecognizer(supported_entity=ENTITIES["PHONE"], patterns=[Pattern(*one) for one in _PHONES]),
         ),
         "STREET_ADDRESS": (
             PatternRecognizer(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jobs.page.words import words as split
 from pipeline.recipe import Filter
 
 TERMINAL = (".", "!", "?", '"', "'", "”", "’", "。", "！", "？", "…")  # ends of a sentence or of a quotation
@@ -19,8 +20,14 @@ DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
 SHORT_LINE_CHARS = (10, 20, 30, 40, 50, 60)  # the limits for which a column is kept
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
-# A run of marks is tried once, from its start, and never given back: else "....x" costs the square of its length.
-_SENTENCE_END = re.compile(r"(?<![.!?。！？])[.!?。！？]++[\"'”’)]*+(?=\s|$)")
+_LINE_BREAKS = re.compile(r"\n+")
+# Between two sentences of a line. A run of marks is tried once, from its start, and never given back: else "....x"
+# costs the square of its length.
+_SENTENCE_END = re.compile(r"(?<![.!?。！？])[.!?。！？]++[\"'”’)\]]*+(?=\s+\S)")
+# C4's lines (section 2.2 and its code): marks of Wikipedia that are taken out, and what drops a line.
+_CITATIONS = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
+_POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+_LINE_WORDS, _WORD_CHARS = 3, 1000
 
 # Columns of `scores` and their types, for the artifact's schema.
 INTEGERS = ("words", "stop_words", "sentences")
@@ -32,6 +39,7 @@ FRACTIONS = (
     "alpha_words",
     "duplicate_lines",
     "duplicate_line_chars",
+    "c4_duplicate_line_chars",
     "duplicate_paragraphs",
     "duplicate_paragraph_chars",
     *(f"top_{n}gram_chars" for n in TOP_NGRAMS),
@@ -52,24 +60,29 @@ def scores(text: str, words: Sequence[str], stop_words: Collection[str]) -> dict
     chars = max(1, len(text))
     real = [word for word in words if any(letter.isalnum() for letter in word)]
     lines = [line for line in text.split("\n") if line.strip()]
+    long = [line for line in map(str.strip, text.splitlines()) if _long(line)]
+    unscripted = [line for line in long if "javascript" not in line.lower()]
+    left = [line for line in map(_c4_line, unscripted) if line]
     paragraphs = [part for part in _PARAGRAPHS.split(text.strip()) if part]
     found: dict[str, Any] = {
         "words": len(real),
         "stop_words": len(set(stop_words).intersection(word.lower() for word in real)),
-        "sentences": len(_SENTENCE_END.findall(text)),
+        "sentences": sum(1 + len(_SENTENCE_END.findall(line)) for line in left),
         "mean_word_length": sum(map(len, real)) / max(1, len(real)),
         "symbol_word_ratio": max(text.count("#"), text.count("...") + text.count("…")) / max(1, len(words)),
         "bullet_lines": _share(lines, lambda line: line.lstrip().startswith(("•", "-", "*"))),
         "ellipsis_lines": _share(lines, lambda line: line.rstrip().endswith(("...", "…"))),
         "alpha_words": _share(words, lambda word: any(letter.isalpha() for letter in word)),
-        "line_punctuation": _share(lines, lambda line: line.rstrip().endswith(TERMINAL)),
-        "newline_word_ratio": text.count("\n") / max(1, len(words)),
-        "lorem_ipsum": "lorem ipsum" in text.lower(),
-        "curly_brace": "{" in text,
+        # FineWeb's rules read what C4's leave.
+        "line_punctuation": _share(left, lambda line: line.endswith(TERMINAL)),
+        "newline_word_ratio": min(1.0, max(0, len(left) - 1) / max(1, sum(len(split(line)) for line in left))),
+        "c4_duplicate_line_chars": _duplicates(left)[1] / max(1, sum(map(len, left))),
+        "lorem_ipsum": any("lorem ipsum" in line.lower() for line in long),
+        "curly_brace": any("{" in line for line in unscripted),
     }
     for limit in SHORT_LINE_CHARS:
-        found[f"short_lines_{limit}"] = _share(lines, lambda line, limit=limit: len(line) <= limit)
-    for name, parts in (("line", lines), ("paragraph", paragraphs)):
+        found[f"short_lines_{limit}"] = _share(left, lambda line, limit=limit: len(line) <= limit)
+    for name, parts in (("line", _LINE_BREAKS.split(text.strip("\n"))), ("paragraph", paragraphs)):
         again, repeated = _duplicates(parts)
         found[f"duplicate_{name}s"] = again / max(1, len(parts))
         found[f"duplicate_{name}_chars"] = min(1.0, repeated / chars)
@@ -134,13 +147,25 @@ def checks(row: Mapping[str, Any], recipe: Filter) -> Iterator[Check]:
         yield absent("c4_curly_brace", "curly_brace")
     yield least("fineweb_line_punctuation", "line_punctuation", fineweb.min_line_punctuation)
     yield most("fineweb_short_lines", f"short_lines_{fineweb.short_line_chars}", fineweb.max_short_lines)
-    yield most("fineweb_duplicate_line_chars", "duplicate_line_chars", fineweb.max_duplicate_line_chars)
+    yield most("fineweb_duplicate_line_chars", "c4_duplicate_line_chars", fineweb.max_duplicate_line_chars)
     yield most("fineweb_newlines", "newline_word_ratio", fineweb.max_newline_word_ratio)
 
 
 def decide(row: Mapping[str, Any], recipe: Filter) -> str | None:
     """The reason of the first rule that a row breaks, or None where it stays."""
     return next((check.reason for check in checks(row, recipe) if check.broken), None)
+
+
+def _long(line: str) -> bool:
+    """Whether C4 keeps a line of so many words, none of them endless."""
+    found = line.split()
+    return len(found) >= _LINE_WORDS and max(map(len, found)) <= _WORD_CHARS
+
+
+def _c4_line(line: str) -> str | None:
+    """The line without citations; None where it speaks of cookies or terms."""
+    line = _CITATIONS.sub("", line)
+    return None if any(policy in line.lower() for policy in _POLICIES) else line
 
 
 def _share(parts: Sequence[str], holds: Any) -> float:

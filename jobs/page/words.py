@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import re
 
-# A word is a run of letters and digits with inner marks (don't, e-mail, 3.14), or one other visible character.
-_WORD = re.compile(r"\w+(?:[.'’_-]\w+)*|[^\w\s]")
+# As spaCy's English splits, with which FineWeb counts: do|n't, it|'s, e|-|mail, 7|-|14; but COVID-19, 3.14, U.S.
+_CONTRACTION = r"['’](?:s|ll|re|ve|d|m)\b"
+_WORD = re.compile(
+    rf"https?://\S+|[^\W\d_]+?(?=n['’]t\b)|n['’]t\b|{_CONTRACTION}"
+    r"|[^\W_]+(?:(?:(?<=\d)[.,:/]+(?=\d)|(?<=[^\W\d_])[.&-](?=\d)|(?<=[^\W\d_])[.&](?=[^\W\d_])|_+"
+    rf"|(?!{_CONTRACTION})['’])[^\W_]+)*"
+    r"|\.{2,}|-{2,}|@\w+|_|[^\w\s]",
+    re.IGNORECASE,
+)
 
 
 def words(text: str) -> list[str]:

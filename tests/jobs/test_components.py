@@ -6,6 +6,8 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs import deduplicate
 
@@ -37,3 +39,24 @@ def test_components_equal_union_find(spark: Any, shape: str) -> None:
     frame = spark.createDataFrame(spark.sparkContext.parallelize(edges), "low string, high string")
     found = {row.id: row.cluster for row in deduplicate.components(spark, frame).collect()}
     assert found == union_find(edges)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)).filter(lambda pair: pair[0] < pair[1]), max_size=60))
+def test_a_few_edges_are_united_without_spark(edges: list[tuple[int, int]]) -> None:
+    """Every id with the smallest it is connected to, by a plain search."""
+    near: dict[str, set[str]] = {}
+    for low, high in edges:
+        near.setdefault(f"{low:02d}", set()).add(f"{high:02d}")
+        near.setdefault(f"{high:02d}", set()).add(f"{low:02d}")
+
+    def reached(start: str) -> set[str]:
+        seen, todo = set(), [start]
+        while todo:
+            at = todo.pop()
+            if at not in seen:
+                seen.add(at)
+                todo += near[at]
+        return seen
+
+    found = deduplicate.united((f"{low:02d}", f"{high:02d}") for low, high in edges)
+    assert found == {id_: min(reached(id_)) for id_ in near}
