@@ -9,9 +9,11 @@ whether exactly the planted clusters were found, in what time and memory.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyspark.sql import SparkSession
 
 from jobs import deduplicate, session
 from jobs.page import minhash
@@ -91,6 +94,14 @@ class Memory:
             self.most = max(self.most, sizes / 2**30)
 
 
+def shuffle_bytes(spark: SparkSession) -> int:
+    """What all stages so far wrote for others to read, as the session's own status page says."""
+    context = spark.sparkContext
+    address = f"{context.uiWebUrl}/api/v1/applications/{context.applicationId}/stages"
+    with urllib.request.urlopen(address) as answer:
+        return sum(stage["shuffleWriteBytes"] for stage in json.load(answer))
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,16 +120,17 @@ def main() -> None:
     assert isinstance(building, Building)
     memory, spark, began = Memory(), session.spark("bench"), time.monotonic()
     numbers = deduplicate.clusters(spark, building, recipe.deduplicate, files, [])
-    seconds = time.monotonic() - began
+    seconds, shuffled = time.monotonic() - began, shuffle_bytes(spark) / 1e9
     spark.stop()
     found = pq.read_table(given.root / building.work / "clusters.parquet", columns=["id", "cluster"])
     made = np.arange(given.documents)
     made[[int(i, 16) for i in found["id"].to_pylist()]] = [int(i, 16) for i in found["cluster"].to_pylist()]
     size = sum((given.root / file).stat().st_size for file in files) / 1e9
     differ = int((made != clusters).sum())
-    print("| documents | signatures, GB | seconds | peak memory, GiB | pairs tried | clusters | not as planted |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
-    told = [f"{given.documents:,}", f"{size:.1f}", f"{seconds:.0f}", f"{memory.most:.1f}"]
+    heads = ("documents", "signatures, GB", "shuffled, GB", "seconds", "peak GiB", "pairs tried", "clusters", "wrong")
+    print(f"| {' | '.join(heads)} |
+|{'---:|' * len(heads)}")
+    told = [f"{given.documents:,}", f"{size:.2f}", f"{shuffled:.2f}", f"{seconds:.0f}", f"{memory.most:.1f}"]
     told += [f"{numbers[name]:,}" for name in ("candidate_pairs", "clusters")]
     print(f"| {' | '.join([*told, f'{differ:,}'])} |")
     shutil.rmtree(given.root)
