@@ -128,8 +128,8 @@ def main() -> None:
     size = sum((given.root / file).stat().st_size for file in files) / 1e9
     differ = int((made != clusters).sum())
     heads = ("documents", "signatures, GB", "shuffled, GB", "seconds", "peak GiB", "pairs tried", "clusters", "wrong")
-    print(f"| {' | '.join(heads)} |
-|{'---:|' * len(heads)}")
+    print(f"| {' | '.join(heads)} |")
+    print(f"|{'---:|' * len(heads)}")
     told = [f"{given.documents:,}", f"{size:.2f}", f"{shuffled:.2f}", f"{seconds:.0f}", f"{memory.most:.1f}"]
     told += [f"{numbers[name]:,}" for name in ("candidate_pairs", "clusters")]
     print(f"| {' | '.join([*told, f'{differ:,}'])} |")
