@@ -19,7 +19,7 @@ DATA = Path(__file__).parent / "data"
 HELD_OUT = DATA / "identity_held_out.jsonl"
 BUILTIN = "builtin:"
 NAME = "crawl2chat"  # what the assistant of the bundled conversations calls itself
-_REPEATS = {"identity": 5, "smalltalk": 8}  # few sentences, seen several times beside thousands of sums
+_REPEATS = {"identity": 5, "smalltalk": 6}  # few sentences, seen several times beside thousands of sums
 
 
 class _Part(BaseModel):
