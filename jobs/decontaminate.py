@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,6 @@ def listed(row: dict[str, Any], down: frozenset[str]) -> str | None:
     return next((name for name in names if name in down), None)
 
 
-@cache
 def _table(storage: Storage, name: str) -> tuple[npt.NDArray[np.uint64], list[str]]:
     rows = read_rows(storage, name)
     return np.array([row["hash"] for row in rows], dtype=np.uint64), [row["set"] for row in rows]
