@@ -1,7 +1,7 @@
 """Stage `pretrain`: token shards to a base model.
 
     deepspeed --num_gpus 2 training/pretrain.py --recipe recipes/demo.yaml --root .crawl2chat/data
-    torchrun --nproc_per_node 2 training/pretrain.py --recipe recipes/demo.yaml --root .crawl2chat/data
+    torchrun --nproc_per_node 2 -- training/pretrain.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
 Killed at any moment and started again it goes on from its last checkpoint and makes the same bytes; asked to stop by
 SIGTERM it saves first and exits with 85. `metrics.jsonl` and `samples.jsonl` of the artifact hold what it went through.

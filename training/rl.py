@@ -1,7 +1,7 @@
 """Stage `rl`: GRPO on tasks with a verifier: sample many answers, score them, learn from the difference.
 
     deepspeed --num_gpus 2 training/rl.py --recipe recipes/demo.yaml --root .crawl2chat/data
-    torchrun --nproc_per_node 2 training/rl.py --recipe recipes/demo.yaml --root .crawl2chat/data
+    torchrun --nproc_per_node 2 -- training/rl.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
 Each step samples anew from the model it then moves (on-policy: the ratio of GRPO's objective is 1). A group whose
 answers all score alike says nothing: it leaves the mean, not the step. The reward is the verifier's and nothing else:

@@ -1,7 +1,7 @@
 """Stage `sft`: a base model becomes an assistant, on conversations, with loss on the assistant's tokens only.
 
     deepspeed --num_gpus 2 training/sft.py --recipe recipes/demo.yaml --root .crawl2chat/data
-    torchrun --nproc_per_node 2 training/sft.py --recipe recipes/demo.yaml --root .crawl2chat/data
+    torchrun --nproc_per_node 2 -- training/sft.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
 One conversation in fifty, chosen by a hash of its ids, is never learned: its loss is `validation_loss`.
 """
