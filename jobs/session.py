@@ -104,7 +104,9 @@ def spark(name: str) -> SparkSession:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName(f"crawl2chat {name}")
     if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets it; then the master is its business
-        builder = builder.master("local[*]").config("spark.driver.extraJavaOptions", SMALL_JVM)
+        builder = builder.master("local[*]")
+        if "SPARK_DRIVER_MEMORY" not in os.environ:  # who gives it more has more to do
+            builder = builder.config("spark.driver.extraJavaOptions", SMALL_JVM)
     for key, value in SETTINGS.items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()
