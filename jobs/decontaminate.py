@@ -9,9 +9,7 @@ For each part of redact, rows (id, reason, detail) in the same order. `contamina
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,14 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from jobs import parts, session
+from jobs import lines, parts, session
 from jobs.filter import commit_decisions, totals
 from jobs.page.urls import host_of
 from jobs.page.words import words
 from jobs.table import read_rows, write_table
 from pipeline import errors
 from pipeline.artifact import Published, Stage
-from pipeline.errors import InputError
 from pipeline.recipe import Decontaminate
 from pipeline.storage import Storage
 
@@ -43,19 +40,8 @@ def texts(file: str) -> Iterator[str]:
 
     Raises `InputError` with file and line.
     """
-    try:
-        data = Path(file).read_bytes()
-        lines = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"evaluation set {file} cannot be read: {error}", "check decontaminate.sets") from error
-    for number, line in enumerate(lines, 1):
-        if ".jsonl" not in Path(file).name:
-            yield line
-        elif line.strip():
-            try:
-                yield from _strings(json.loads(line))
-            except ValueError as error:
-                raise InputError(f"{file}:{number}: no JSON: {error}", "name a JSON-lines or a text file") from error
+    for number, line in lines.read(file, "check decontaminate.sets"):
+        yield from _strings(lines.parsed(file, number, line)) if lines.is_json(file) else [line]
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -74,11 +60,8 @@ def ngrams(text: str, n: int) -> list[int]:
 
 def entries(file: str) -> Iterator[str]:
     """The entries of a take-down list: URLs, hosts or document ids, one a line, `#` begins a comment."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"take-down list {file} cannot be read: {error}", "check decontaminate.take_down") from error
-    yield from (line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    found = lines.read(file, "check decontaminate.take_down")
+    yield from (line.strip() for _, line in found if not line.startswith("#"))
 
 
 def listed(row: dict[str, Any], down: frozenset[str]) -> str | None:

@@ -153,7 +153,7 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     if monotonic() - tick > _TICK_SECONDS:
                         tick = monotonic()
                         yield {"done": len(rows)}
-        except errors.InputError as error:
+        except errors.InputError as error:  # of fetch
             unreadable = {"reason": "not_fetched", "detail": error.what}
         except warc.NotWarc as error:
             unreadable = {"reason": "not_a_warc", "detail": str(error)}
@@ -182,7 +182,7 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def block_list(storage: Storage, recipe: Extract, identity: str) -> str:
     """File of the hashed block list below the root, where executors on other machines reach it; made once."""
-    name = f"_work/block_list/{identity}.npy"
+    name = f"_work/block_list/{STAGE.version}-{identity}.npy"
     if not storage.exists(name):
         table = urls.hashed(urls.listed(recipe.block_list.source, recipe.block_list.categories))
         with storage.writing(name) as stream:

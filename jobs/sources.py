@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import gzip
 import http.client
 import io
 import os
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from jobs import lines
 from pipeline.artifact import Input as ArtifactInput
 from pipeline.errors import InputError
 from pipeline.recipe import Input
@@ -57,8 +57,7 @@ def find(recipe: Input) -> list[Source]:
     if recipe.crawl:
         base = os.environ.get(BASE_VARIABLE, COMMON_CRAWL).rstrip("/")
         index = f"{base}/crawl-data/{recipe.crawl}/warc.paths.gz"
-        listed = gzip.decompress(_get(index)).decode().split()
-        locations = [f"{base}/{path}" for path in listed]
+        locations = [f"{base}/{path}" for path in _lines(_get(index))]
     else:
         locations = [location for given in recipe.warcs for location in _expand(given)]
     unique = sorted(set(locations))[: recipe.max_warcs]
@@ -96,8 +95,7 @@ def _expand(given: str) -> list[str]:
 
 def _lines(data: bytes) -> list[str]:
     """The entries of a list, gzipped or plain."""
-    text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [line.strip() for line in lines.unpacked(data).splitlines() if line.strip() and not line.startswith("#")]
 
 
 def _beside(file: str, line: str) -> str:

@@ -10,8 +10,6 @@ out, by a hash of its text; what the model makes of those is printed. Then set `
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import xxhash
 
+from jobs import lines
 from jobs.page import classifier
 from pipeline import errors
 from pipeline.errors import InputError
@@ -29,21 +28,14 @@ THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 def texts(file: str) -> Iterator[str]:
     """The texts of a file. Raises `InputError` with file and line."""
-    try:
-        data = Path(file).read_bytes()
-        lines = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}", "name a JSON-lines or a text file") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if ".jsonl" in Path(file).name:
-            try:
-                yield str(json.loads(line)["text"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{file}:{number}: no JSON object with a text", 'a line is {"text": "…"}') from error
-        else:
+    for number, line in lines.read(file, "name a JSON-lines or a text file"):
+        if not lines.is_json(file):
             yield line
+            continue
+        row = lines.parsed(file, number, line)
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise InputError(f"{file}:{number}: no JSON object with a text", 'a line is {"text": "…"}')
+        yield row["text"]
 
 
 def held_out(text: str) -> bool:

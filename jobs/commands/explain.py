@@ -62,6 +62,9 @@ def shown(value: Any) -> str:
 def explained(storage: Storage, run: str, row: dict[str, Any]) -> Iterator[str]:
     """The lines about one row of extract."""
     extracted = artifact.of_run(storage, run, "extract")
+    if row["offset"] < 0:  # the row of an archive that could not be read to its end
+        yield f"{row['url']}\n  -> {row['reason']}: {row['detail']}"
+        return
     now = replayed(row, extracted)
     yield f"{row['url']}\n  {row['warc']} at {row['offset']}, captured {row['date']}, document {row['id']}"
     yield "extract"

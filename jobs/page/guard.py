@@ -89,10 +89,12 @@ class Guard:
         try:
             self._pipe.send(arguments)
             while not self._pipe.poll(_LOOK_SECONDS):
-                hangs = _cpu_seconds(self._child) - self._spent > self._seconds + _GRACE_SECONDS
-                if hangs or time.monotonic() - began > _WALL_SECONDS:
+                if _cpu_seconds(self._child) - self._spent > self._seconds + _GRACE_SECONDS:
                     self.close()
                     return _too_slow(self._seconds)
+                if time.monotonic() - began > _WALL_SECONDS:
+                    self.close()
+                    return {"reason": "page_timeout", "detail": f"more than {_WALL_SECONDS:g} seconds"}
             row, self._spent, peak = self._pipe.recv()
         except (EOFError, OSError):
             return {"reason": "page_crash", "detail": f"the process ended with {_described(self.close())}"}

@@ -145,6 +145,8 @@ def test_any_page_is_explained(road: dict[str, Published], root: Path) -> None:
         )
         ends[lines[-1].split(":")[0].strip()] += 1
     assert ends["-> left"] >= 9
+    cut = rows[0] | {"url": "cut.warc.gz", "offset": -1, "reason": "truncated", "detail": "the file ends"}
+    assert list(explain.explained(storage, "test", cut)) == ["cut.warc.gz\n  -> truncated: the file ends"]
     assert artifact.newest_run(storage, "shard") in ("test", "again")
 
 

@@ -79,6 +79,12 @@ def test_one_child_serves_all_pages_until_one_of_them_made_it_large(monkeypatch:
         assert guarded() != first
 
 
+def test_a_page_that_waits_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_WALL_SECONDS", 0.6)
+    with Guard(lambda: time.sleep(60), 50) as guarded:  # type: ignore[arg-type, return-value]
+        assert guarded() == {"reason": "page_timeout", "detail": "more than 0.6 seconds"}
+
+
 def test_large_rows_cross_the_pipe() -> None:
     with Guard(lambda text: {"text": text}, 5) as guarded:
         assert guarded("x" * 20_000_000)["text"] == "x" * 20_000_000

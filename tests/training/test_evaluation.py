@@ -5,49 +5,33 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pipeline import artifact, progress, recipe
-from pipeline.artifact import Building, Published, Stage, describe
+from pipeline.artifact import Published
 from pipeline.storage import Storage
+from tests.training import support
+from tests.training.support import REPOSITORY
 from tokenizer import bpe
-from tokenizer.chat import PAD
-from training import checkpoint, conversations, evaluation, model
+from training import conversations, evaluation
 from training.calculator import calculator
 from training.evaluation import Measurement
 from training.sampler import Sample, Sampler
 
-REPOSITORY = Path(__file__).parents[2]
 TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["What is it? Please tell me your name."], 300, "qwen2"))
 
 
 def small(folder: Path) -> Path:
-    data = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
-    data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
-    data["model"]["window"] = data["pretrain"]["window"] = data["sft"]["window"] = 128
+    data = support.demo(128)
     data["evaluation"] |= {"arithmetic": 12, "samples": 4, "max_new_tokens": 6, "prompts": ["The", ""], "chats": ["Hi"]}
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(data, allow_unicode=True))
-    return path
+    return support.write(data, folder)
 
 
 def publish(root: Path, path: Path) -> Published:
-    chosen, storage = recipe.load(path), Storage(root)
-    section = {"sft": chosen.section("sft")}
-    opened = artifact.open_stage(storage, chosen.name, Stage("sft", 1), section, chosen.seed, [], force=True)
-    assert isinstance(opened, Building)
-    net = model.build(chosen.model, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
-    with tempfile.TemporaryDirectory() as name:
-        checkpoint.export(net, TOKENIZER, Path(name))
-        names = sorted(file.name for file in Path(name).iterdir())
-        for file in names:
-            storage.write(opened.file(file), (Path(name) / file).read_bytes())
-    return opened.publish([describe(storage, opened.pointer.folder, file, 1) for file in names])
+    return support.publish(root, path, "sft", TOKENIZER)
 
 
 class Oracle(Sampler):

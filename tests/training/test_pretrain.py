@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import artifact, errors, progress, recipe
 from pipeline.artifact import Published, Stage, describe
 from pipeline.storage import Storage
+from tests.training import support
+from tests.training.support import REPOSITORY, finish, wait_for_step
 from tokenizer import bpe, shards
 from training import launch, loader, pretrain
 from training.engine import rows_a_rank
 from training.launch import World
 from training.ngrams import Tables, bits_per_byte
 
-REPOSITORY = Path(__file__).parents[2]
 WORDS = [
     "the", "a", "cat", "dog", "bird", "sees", "likes", "hears", "small", "big",
     "red", "old", "and", "then", "while", "near", "house", "tree", "river", "road",
@@ -51,17 +50,13 @@ def documents(count: int) -> list[str]:
 
 def small(folder: Path, **pretraining: Any) -> Path:
     """The demo recipe with a model of a thousandth and `steps` of a second."""
-    data = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
+    data = support.demo(64)
     data["tokenizer"]["vocabulary"] = 512
-    data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
-    data["model"] |= {"window": 64}
     data["sft"]["window"] = 32
     data["pretrain"] |= {"window": 32, "batch": 8, "steps": 60, "evaluate_every": 20, "checkpoint_every": 5}
     data["pretrain"]["optimizer"] |= {"lr": 0.02, "muon_lr": 0.05}
     data["pretrain"] |= {"prompts": ["the cat"]} | pretraining
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(data))
-    return path
+    return support.write(data, folder)
 
 
 def publish(root: Path, path: Path, vocabulary: int | None = None) -> Published:
@@ -105,14 +100,8 @@ def start(root: Path, path: Path, rank: int = 0, size: int = 1, port: int = 2951
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(running: list[subprocess.Popen[str]], code: int = 0) -> str:
-    said = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [code] * len(running), "\n".join(said)
-    return said[0]
-
-
 def made(root: Path) -> Published:
-    return artifact.of_run(Storage(root), "demo", "pretrain")
+    return support.made(root, "pretrain")
 
 
 def hashes(root: Path) -> dict[str, str]:
@@ -228,7 +217,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(size: int, tmp_path: Pat
     finish(ranks(tmp_path / "whole"))
     for after in (20, 130, 260):
         running = ranks(tmp_path / "killed")
-        wait_for_step(tmp_path / "killed", after, running)
+        wait_for_step(tmp_path / "killed", "pretrain", after, running)
         for process in running:
             process.kill()
         for process in running:
@@ -245,23 +234,10 @@ def test_asked_to_stop_it_saves_and_goes_on(tmp_path: Path) -> None:
     path = small(tmp_path, steps=600, evaluate_every=300, checkpoint_every=1000)
     publish(tmp_path / "root", path)
     running = [start(tmp_path / "root", path, rank, 2, 29733) for rank in range(2)]
-    wait_for_step(tmp_path / "root", 5, running)
+    wait_for_step(tmp_path / "root", "pretrain", 5, running)
     running[1].send_signal(signal.SIGTERM)  # one of them is enough
     said = finish(running, errors.EXIT_RESUME)
     assert "asked to stop and saved step" in said
     said = finish([start(tmp_path / "root", path, rank, 2, 29734) for rank in range(2)])
     assert "goes on from step" in said
     assert made(tmp_path / "root").content.numbers["tokens_seen"] == 600 * 8 * 32
-
-
-def wait_for_step(root: Path, step: int, running: list[subprocess.Popen[str]]) -> None:
-    """Until the progress of these processes, not of earlier ones, speaks of this step."""
-    storage, now = Storage(root), time.time()
-    for _ in range(3000):
-        pointer = artifact.pointer(storage, "demo", "pretrain")
-        folder = f"{pointer.work}/progress" if pointer else "none"
-        if any(event.done >= step and event.time > now for event in progress.events(storage, folder)):
-            return
-        assert all(process.poll() is None for process in running), running[0].communicate()[0]
-        time.sleep(0.05)
-    raise AssertionError(f"step {step} was not reached")

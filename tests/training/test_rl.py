@@ -2,79 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from pipeline import artifact, errors, recipe
-from pipeline.artifact import Building, Published, Stage, describe
-from pipeline.storage import Storage
+from pipeline import artifact, errors
+from pipeline.artifact import Building, Published
+from tests.training import support
+from tests.training.support import REPOSITORY, rows
 from tokenizer import bpe
 from tokenizer.chat import PAD
-from training import checkpoint, launch, model, rl
+from training import checkpoint, launch, rl
 from training.engine import supervised
 from training.sampler import Sample
 from training.tasks import Arithmetic
 
-REPOSITORY = Path(__file__).parents[2]
 TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["What is 1 + 2? Calculate it, please. How much"] * 2, 300, "qwen2"))
 
 
 def small(folder: Path, **changes: Any) -> Path:
     """The demo recipe with a tiny model and short answers."""
-    data = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
-    data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
-    data["model"] |= {"window": 96}
-    data["pretrain"]["window"] = data["sft"]["window"] = 96
+    data = support.demo(96)
     data["rl"] |= {"prompts": 8, "samples": 6, "steps": 12, "max_new_tokens": 4, "temperature": 1.0}
     data["rl"] |= {"evaluate_every": 6, "checkpoint_every": 5} | changes
     data["rl"]["optimizer"] |= {"kind": "adamw", "lr": 0.02}
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(data, allow_unicode=True))
-    return path
+    return support.write(data, folder)
 
 
 def publish(root: Path, path: Path) -> Published:
-    """An untrained model, as sft leaves one."""
-    chosen, storage = recipe.load(path), Storage(root)
-    section = {"sft": chosen.section("sft")}
-    opened = artifact.open_stage(storage, chosen.name, Stage("sft", 1), section, chosen.seed, [], force=True)
-    assert isinstance(opened, Building)
-    net = model.build(chosen.model, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
-    with tempfile.TemporaryDirectory() as name:
-        checkpoint.export(net, TOKENIZER, Path(name))
-        names = sorted(file.name for file in Path(name).iterdir())
-        for file in names:
-            storage.write(opened.file(file), (Path(name) / file).read_bytes())
-    return opened.publish([describe(storage, opened.pointer.folder, file, 1) for file in names])
+    return support.publish(root, path, "sft", TOKENIZER)
 
 
 def run(root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["rl.py", "--recipe", str(path), "--root", str(root)])
-    monkeypatch.setattr(launch, "stop", lambda: None)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        rl.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    support.run(rl, root, path, monkeypatch)
 
 
 def made(root: Path) -> Published:
-    return artifact.of_run(Storage(root), "demo", "rl")
-
-
-def rows(published: Published) -> list[dict[str, Any]]:
-    return [json.loads(x) for x in published.storage.read(published.file("metrics.jsonl")).splitlines()]
+    return support.made(root, "rl")
 
 
 def even_first(self: rl.Reinforcement, questions: Any, found: list[Sample]) -> list[float]:

@@ -7,74 +7,43 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline import artifact, errors, progress, recipe
-from pipeline.artifact import Building, Published, Stage, describe
-from pipeline.storage import Storage
+from pipeline import errors
+from pipeline.artifact import Published
+from tests.training import support
+from tests.training.support import REPOSITORY, finish, rows, wait_for_step
 from tokenizer import bpe
 from tokenizer.chat import PAD, render
-from training import checkpoint, conversations, launch, model, sft
-
-REPOSITORY = Path(__file__).parents[2]
+from training import checkpoint, conversations, launch, sft
 
 
 def small(folder: Path, **changes: Any) -> Path:
     """The demo recipe with a tiny model and few conversations."""
-    data = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
-    data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
-    data["model"] |= {"window": 96}
-    data["pretrain"]["window"] = 96
+    data = support.demo(96)
     data["sft"] |= {"conversations": ["builtin:smalltalk", "builtin:arithmetic"], "arithmetic": 300, "window": 64}
     data["sft"] |= {"batch": 8, "epochs": 0.4, "evaluate_every": 10, "checkpoint_every": 7} | changes
     data["sft"]["optimizer"] |= {"lr": 0.01, "muon_lr": 0.02}
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(data, allow_unicode=True))
-    return path
+    return support.write(data, folder)
 
 
 def publish(root: Path, path: Path) -> Published:
-    """A model as the stage before leaves it."""
-    chosen, storage = recipe.load(path), Storage(root)
-    section = {name: chosen.section(name) for name in ("model", "pretrain")}
-    opened = artifact.open_stage(storage, chosen.name, Stage("pretrain", 1), section, chosen.seed, [], force=True)
-    assert isinstance(opened, Building)
+    """A model as pretrain leaves it, whose tokenizer knows the conversations' words."""
     texts = [json.dumps(messages) for messages in conversations.load(["builtin:smalltalk"], 0, 1)]
-    tokenizer = bpe.Tokenizer.from_bytes(bpe.train(texts, 400, "qwen2"))
-    net = model.build(chosen.model, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
-    with tempfile.TemporaryDirectory() as name:
-        checkpoint.export(net, tokenizer, Path(name))
-        names = sorted(file.name for file in Path(name).iterdir())
-        for file in names:
-            storage.write(opened.file(file), (Path(name) / file).read_bytes())
-    files = [describe(storage, opened.pointer.folder, file, 1) for file in names]
-    return opened.publish(files)
+    return support.publish(root, path, "pretrain", bpe.Tokenizer.from_bytes(bpe.train(texts, 400, "qwen2")))
 
 
 def run(root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["sft.py", "--recipe", str(path), "--root", str(root)])
-    monkeypatch.setattr(launch, "stop", lambda: None)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        sft.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    support.run(sft, root, path, monkeypatch)
 
 
 def made(root: Path) -> Published:
-    return artifact.of_run(Storage(root), "demo", "sft")
-
-
-def rows(published: Published) -> list[dict[str, Any]]:
-    return [json.loads(x) for x in published.storage.read(published.file("metrics.jsonl")).splitlines()]
+    return support.made(root, "sft")
 
 
 def test_it_learns_publishes_and_is_not_made_twice(
@@ -187,7 +156,7 @@ def test_two_ranks_killed_and_asked_to_stop_make_the_same_bytes(tmp_path: Path) 
     finish(start(tmp_path / "whole", path))
     for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, errors.EXIT_RESUME)):
         running = start(tmp_path / "killed", path)
-        wait_for_step(tmp_path / "killed", 20, running)
+        wait_for_step(tmp_path / "killed", "sft", 20, running)
         for process in running if number == signal.SIGKILL else running[1:]:
             process.send_signal(number)
         finish(running, code)
@@ -205,21 +174,3 @@ def start(root: Path, path: Path) -> list[subprocess.Popen[str]]:
         command = [sys.executable, str(REPOSITORY / "training" / "sft.py"), "--recipe", str(path), "--root", str(root)]
         found.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return found
-
-
-def finish(running: list[subprocess.Popen[str]], code: int = 0) -> str:
-    said = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [code] * len(running), "\n".join(said)
-    return said[0]
-
-
-def wait_for_step(root: Path, step: int, running: list[subprocess.Popen[str]]) -> None:
-    storage, now = Storage(root), time.time()
-    for _ in range(3000):
-        pointer = artifact.pointer(storage, "demo", "sft")
-        folder = f"{pointer.work}/progress" if pointer else "none"
-        if any(event.done >= step and event.time > now for event in progress.events(storage, folder)):
-            return
-        assert all(process.poll() is None for process in running), running[0].communicate()[0]
-        time.sleep(0.05)
-    raise AssertionError(f"step {step} was not reached")

@@ -1,0 +1,39 @@
+"""Text files that a user names: lists, evaluation sets, labelled texts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+
+
+def unpacked(data: bytes) -> str:
+    """The text of a file, gzipped or plain."""
+    return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
+
+
+def read(file: str, remedy: str) -> Iterator[tuple[int, str]]:
+    """(number, line) of a file, empty ones left out. Raises `InputError` where it cannot be read."""
+    try:
+        text = unpacked(Path(file).read_bytes())
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}", remedy) from error
+    # `splitlines` would cut at U+2028 inside a text.
+    yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def is_json(file: str) -> bool:
+    """Whether a file holds JSON lines, by its name."""
+    return ".jsonl" in Path(file).name
+
+
+def parsed(file: str, number: int, line: str) -> Any:
+    """A JSON line. Raises `InputError` with file and line."""
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{file}:{number}: no JSON: {error}", "name a JSON-lines or a text file") from error

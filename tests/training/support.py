@@ -1,0 +1,96 @@
+"""Shared by the tests of the training stages: a tiny recipe, untrained models as artifacts, ranks as processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import artifact, progress, recipe
+from pipeline.artifact import Building, Published, Stage, describe
+from pipeline.storage import Storage
+from tokenizer.bpe import Tokenizer
+from tokenizer.chat import PAD
+from training import checkpoint, launch, model
+from training.loop import SECTIONS
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def demo(window: int) -> dict[str, Any]:
+    """The demo recipe with a model of a thousandth, to be changed further."""
+    data: dict[str, Any] = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
+    data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
+    data["model"]["window"] = data["pretrain"]["window"] = data["sft"]["window"] = window
+    return data
+
+
+def write(data: dict[str, Any], folder: Path) -> Path:
+    """The recipe as a file."""
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data, allow_unicode=True))
+    return path
+
+
+def publish(root: Path, path: Path, stage: str, tokenizer: Tokenizer) -> Published:
+    """An untrained model, as `stage` leaves one."""
+    chosen, storage = recipe.load(path), Storage(root)
+    section = {name: chosen.section(name) for name in SECTIONS[stage]}
+    opened = artifact.open_stage(storage, chosen.name, Stage(stage, 1), section, chosen.seed, [], force=True)
+    assert isinstance(opened, Building)
+    net = model.build(chosen.model, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint.export(net, tokenizer, Path(name))
+        names = sorted(file.name for file in Path(name).iterdir())
+        for file in names:
+            storage.write(opened.file(file), (Path(name) / file).read_bytes())
+    return opened.publish([describe(storage, opened.pointer.folder, file, 1) for file in names])
+
+
+def run(stage: ModuleType, root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage's `main` in this process, which keeps its process group and its own SIGTERM."""
+    monkeypatch.setattr(sys, "argv", [f"{stage.STAGE.name}.py", "--recipe", str(path), "--root", str(root)])
+    monkeypatch.setattr(launch, "stop", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        stage.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def made(root: Path, stage: str) -> Published:
+    return artifact.of_run(Storage(root), "demo", stage)
+
+
+def rows(published: Published) -> list[dict[str, Any]]:
+    """The metrics of a published stage."""
+    return [json.loads(line) for line in published.storage.read(published.file("metrics.jsonl")).splitlines()]
+
+
+def finish(running: list[subprocess.Popen[str]], code: int = 0) -> str:
+    """Until all ranks ended, each with `code`; what rank 0 said."""
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [code] * len(running), "\n".join(said)
+    return said[0]
+
+
+def wait_for_step(root: Path, stage: str, step: int, running: list[subprocess.Popen[str]]) -> None:
+    """Until the progress of these processes, not of earlier ones, speaks of this step."""
+    storage, now = Storage(root), time.time()
+    for _ in range(3000):
+        pointer = artifact.pointer(storage, "demo", stage)
+        folder = f"{pointer.work}/progress" if pointer else "none"
+        if any(event.done >= step and event.time > now for event in progress.events(storage, folder)):
+            return
+        assert all(process.poll() is None for process in running), running[0].communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached")
