@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all bench-demo bench-pii bench-corpus bench-deduplicate lint format lock clean
+.PHONY: help run ui test test-all bench-demo bench-pii bench-corpus bench-deduplicate bench-scale bench-tokenizer bench-loader bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -45,16 +45,63 @@ bench-pii: $(READY) ## recall and precision of redaction on labelled texts
 
 bench-deduplicate: $(READY) ## near-duplicates among five million synthetic signatures
 	@python -m bench.deduplicate $(ARGS)
+
+bench-scale: $(READY) ## CPU seconds a page from 2,400 to 40,000 pages, and the JVM's share
+	@python -m bench.scale $(ARGS)
+
+bench-train: $(READY) ## a training step beside HF Trainer and bare PyTorch
+	@python -m bench.train $(ARGS)
+
+bench-gpu: $(READY) ## tokens/s and MFU of three models on a GPU
+	@python -m bench.gpu $(ARGS)
+
+bench-backfill: $(READY) ## twenty small crawls through Airflow, twice (about 25 minutes)
+	@python -m bench.backfill $(ARGS)
+
 bench-corpus: $(READY) ## the corpus road beside datatrove's, CPU seconds and agreement
 	@python -m bench.corpus $(ARGS)
+
+bench-loader: $(READY) ## the loader from a million to ten billion tokens
+	@python -m bench.loader $(ARGS)
+
+bench-tokenizer: $(READY) ## compression and speed of tokenizers (TIKTOKEN_CACHE_DIR for GPT-2's and GPT-4's)
+	@python -m bench.tokenizer $(ARGS)
+
+chart: $(READY) ## lint the Helm chart, and render it for every size
+	@for values in helm/crawl2chat/values*.yaml; do \
+	  helm lint --strict helm/crawl2chat --values $$values && \
+	  helm template crawl2chat helm/crawl2chat --values $$values >/dev/null || exit 1; done
+
+TAG ?= 0.1.0
+TORCH ?= --torch-backend cpu
+images: ## build the images crawl2chat-spark, -training, -airflow and -s3 (TAG=…, TORCH="--torch-backend cu128" for GPUs); needs a container engine
+	@for target in spark training airflow s3; do \
+	  DOCKER_BUILDKIT=1 docker build --file docker/Dockerfile --target $$target --build-arg TORCH="$(TORCH)" \
+	    --tag crawl2chat-$$target:$(TAG) . || exit 1; done
+
+docker/.env: docker/.env.example
+	@umask 077; awk 'function made(command, value) { command | getline value; close(command); return value } \
+	  /^AIRFLOW_FERNET_KEY=$$/ { print $$0 made("openssl rand -base64 32 | tr +/ -_"); next } \
+	  /^[A-Z0-9_]+=$$/ { print $$0 made("openssl rand -hex 24"); next } { print }' $< >$@.new
+	@! grep -qE '^[A-Z0-9_]+=$$' $@.new || { rm $@.new; echo "$@ needs openssl: apt-get install openssl" >&2; exit 6; }
+	@[ ! -e $@ ] || { rm $@.new; echo "$@ is older than $<: add what it lacks, then touch it" >&2; exit 2; }
+	@mv $@.new $@
+
+smoke: $(READY) ## start those images with Compose, run the sample, kill every service (needs a container engine)
+	@docker version >/dev/null || { echo "make smoke needs a docker engine (DOCKER_HOST says which)" >&2; exit 6; }
+	@docker image inspect crawl2chat-airflow:$(TAG) >/dev/null || { echo "make smoke needs images: make images" >&2; exit 6; }
+	@TAG=$(TAG) python -m pytest -m slow -s tests/docker/test_compose.py $(ARGS)
 
 lint: $(READY) ## ruff, mypy --strict
 	@ruff check . && ruff format --check . && mypy
 
+audit: $(READY) ## known vulnerabilities of what is pinned; needs an index with advisories, as PyPI is
+	@python -m local.audit $(ARGS)
+
 format: $(READY) ## format the code
 	@ruff check --fix . ; ruff format .
 
-lock: ## make requirements.lock anew from pyproject.toml
+lock: ## make requirements.lock anew from pyproject.toml; needs the Internet
 	@bash local/setup.sh lock
 
 clean: ## remove .venv, artifacts and Airflow's state

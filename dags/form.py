@@ -1,18 +1,27 @@
 """The trigger form: every value of a recipe as one `Param`, so that Airflow checks it before anything runs.
 
-A field is named as on the command line (`pretrain.optimizer.lr`); empty means "as the recipe says".
+A field is named as on the command line (`pretrain.optimizer.lr`); empty means "as the recipe says", and below it stands
+what that is. Yes and no are words to choose from: Airflow draws a switch, which cannot be empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import json
+import operator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Param
 
-from pipeline.recipe import Recipe
+from pipeline.errors import CrawlToChatError
+from pipeline.recipe import CRAWL_ID, Recipe, load
 
 DAG_SECTION = "Run"
+_FILES = ("warcs", "crawl", "max_warcs")
+_RUN = ("recipe", "root", *_FILES, "force", "corpus_run")  # fields that are no recipe's
+_WORDS = {True: "yes", False: "no"}
 _NOT_HERE = ("name", "input")  # the run is named by Airflow; the input has fields of its own
 
 
@@ -50,8 +59,10 @@ def optional(schema: dict[str, Any]) -> dict[str, Any]:
     found |= next((kind for kind in schema.get("anyOf", []) if kind["type"] != "null"), {})  # was optional already
     if "const" in found:
         found["enum"] = [found.pop("const")]
+    if found["type"] == "boolean":
+        found |= {"type": "string", "enum": [*_WORDS.values()]}
     if "enum" in found:
-        found["enum"] = [*found["enum"], None]
+        found |= {"enum": [*found["enum"], None], "values_display": {"null": "as the recipe says"}}
     if "prefixItems" in found:  # the form draws lists of one kind only; the recipe checks the rest
         found["items"] = found.pop("prefixItems")[0]
     found["type"] = [found["type"], "null"]
@@ -63,12 +74,16 @@ def title(key: str) -> str:
     return " · ".join(key.split(".")[:-1]) or DAG_SECTION
 
 
-def recipe_params() -> dict[str, Param]:
-    """A `Param` for every value of a recipe but its name and input, each null: as the recipe says."""
+def recipe_params(sections: Sequence[str] | None = None, shown: str | None = None) -> dict[str, Param]:
+    """A `Param` for every value of a recipe, or of these sections, but its name and input; null: as the recipe says.
+
+    `shown`: the recipe whose values stand in the help, where it can be read.
+    """
+    data = _values(shown) if shown else {}
     return {
-        key: Param(None, description=schema.get("description"), title=key, section=title(key), **_kept(schema))
+        key: Param(None, description=_help(key, schema, shown, data), title=key, section=title(key), **_kept(schema))
         for key, schema in leaves(Recipe.model_json_schema())
-        if key.split(".")[0] not in _NOT_HERE
+        if key.split(".")[0] not in _NOT_HERE and (sections is None or key.split(".")[0] in sections)
     }
 
 
@@ -76,11 +91,41 @@ def _kept(schema: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in optional(schema).items() if key != "description"}
 
 
-def params(root: str) -> dict[str, Param]:
-    """The whole form. `root`: where artifacts go unless the form says otherwise."""
-    return {
-        "recipe": Param("recipes/demo.yaml", type="string", minLength=1, description="Recipe file."),
-        "root": Param(root, type="string", minLength=1, description="Folder or URI below which artifacts lie."),
+def _range(schema: dict[str, Any]) -> str:
+    found = optional(schema)
+    least = f"above {found['exclusiveMinimum']:g}" if "exclusiveMinimum" in found else None
+    least = f"from {found['minimum']:g}" if "minimum" in found else least
+    said = " ".join(filter(None, (least, f"to {found['maximum']:g}" if "maximum" in found else None)))
+    return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
+def _help(key: str, schema: dict[str, Any], recipe: str | None, data: dict[str, Any]) -> str | None:
+    said = [schema.get("description"), _range(schema)]
+    if data:
+        value = functools.reduce(operator.getitem, key.split("."), data)
+        value = _WORDS[value] if isinstance(value, bool) else value
+        said.append(f"{recipe}: {value if isinstance(value, str) else json.dumps(value)}")
+    return " ".join(filter(None, said)) or None
+
+
+def _values(recipe: str) -> dict[str, Any]:
+    """What a recipe says; nothing where it cannot be read: the run will say why."""
+    if "://" in recipe:  # nothing is fetched to draw a form
+        return {}
+    try:
+        return load(Path(__file__).parents[1] / recipe).model_dump(mode="json")
+    except CrawlToChatError:
+        return {}
+
+
+def params(
+    root: str, recipe: str, sections: Sequence[str] | None = None, files: Sequence[str] = _FILES
+) -> dict[str, Param]:
+    """The form over these sections, or all. `root`, `recipe`: what is taken unless the form says otherwise.
+
+    `files`: the fields of the input that it asks for, where extract is among the sections.
+    """
+    given = {
         "warcs": Param(
             None,
             type=["array", "null"],
@@ -88,19 +133,40 @@ def params(root: str) -> dict[str, Param]:
             description="WARC files, globs, URLs or lists of them, one a line, instead of the recipe's.",
         ),
         "crawl": Param(
-            None, type=["string", "null"], description="A Common Crawl id instead of files: CC-MAIN-2025-05."
+            None,
+            type=["string", "null"],
+            pattern=CRAWL_ID,
+            examples=["CC-MAIN-2025-05"],
+            description="A Common Crawl id instead of files.",
         ),
         "max_warcs": Param(None, type=["integer", "null"], minimum=1, description="Read the first so many files only."),
-        "force": Param(False, type="boolean", description="Make again what was made already."),
-        **recipe_params(),
     }
+    return {
+        "recipe": Param(
+            recipe, type="string", minLength=1, examples=recipes(recipe), description="Recipe file, or another's path."
+        ),
+        "root": Param(root, type="string", minLength=1, description="Folder or URI below which artifacts lie."),
+        **({name: given[name] for name in files} if sections is None or "extract" in sections else {}),
+        "force": Param(False, type="boolean", description="Make again what was made already."),
+        **recipe_params(sections, recipe),
+    }
+
+
+def recipes(first: str) -> list[str]:
+    """The recipes that come with the project, to choose from; `first` before them."""
+    found = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
+    return list(dict.fromkeys([first, *(f"recipes/{file.name}" for file in found)]))
 
 
 def overrides(form: dict[str, Any]) -> dict[str, Any]:
     """What a filled form changes in the recipe, by dotted key: for `pipeline.recipe.load`."""
     given = {key: value for key, value in form.items() if value is not None}
-    changed = {key: value for key, value in given.items() if key not in params("")} | {
-        key: given[key] for key in recipe_params() if key in given
+    known = dict(leaves(Recipe.model_json_schema()))
+    meant = {word: value for value, word in _WORDS.items()}
+    changed = {
+        key: meant.get(str(value), value) if known.get(key, {}).get("type") == "boolean" else value
+        for key, value in given.items()
+        if key not in _RUN
     }
     if "warcs" in given or "crawl" in given:
         changed["input.warcs"] = given.get("warcs", [])

@@ -10,35 +10,49 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from airflow.exceptions import AirflowNotFoundException
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from dags.child import Child
+from dags import links
+from dags.child import Child, die_with_parent
+from dags.jobset import JobSet
+from dags.place import Place, place
+from dags.retries import failed
 from pipeline import artifact
+from pipeline.artifact import Published
 from pipeline.errors import EXIT_RESUME, CrawlToChatError
-from pipeline.storage import Storage
 
 HOME = os.environ.get("CRAWL2CHAT_HOME") or str(Path(__file__).resolve().parents[1])
 TRAINING_CONNECTION = "deepspeed_default"
+MOST_BATCHES = 20
+FILES_A_BATCH = int(os.environ.get("CRAWL2CHAT_BATCH_FILES", "100"))  # WARC files: about a core hour
 MAX_STARTS = 100  # of one attempt of a training stage; each start goes on where the last one saved
 STOP_SECONDS = 60.0  # a rank that was asked to stop may take so long to save
 
 
-def place(*keys: str) -> list[str]:
-    """Templates of the command line arguments that say where a run lies: `--recipe`, `--root`, `--run`."""
-    return [part for key in keys for part in (f"--{key}", f"{{{{ ti.xcom_pull(task_ids='resolve')['{key}'] }}}}")]
+class Launch(Protocol):
+    """A stage that was started, here or elsewhere."""
+
+    def wait(self, log: Callable[[str], None]) -> int:
+        """Pass every line on until it ends; its exit code."""
+
+    def ask_to_stop(self) -> None:
+        """Let it save what it has, and end."""
+
+    def stop(self, seconds: float) -> None:
+        """Ask, wait so long, then end it; nothing where it has ended."""
 
 
 PLACE = place("recipe", "root", "run")
 # Once only: a task that is tried again is to use what its first try made.
 FORCE = "{{ '--force' if params.force and ti.try_number == 1 else '' }}"
-FINAL = (2, 3, 4, 6, 7)  # exit codes of our errors that trying again cannot mend (5: a storage may come back)
 
 
 def given(arguments: Sequence[str]) -> list[str]:
@@ -46,81 +60,130 @@ def given(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if argument]
 
 
-def check_published(arguments: Sequence[str], stage: str) -> str:
-    """One line on what a stage published. Raises `AirflowException` where its run points to nothing published.
+def published(arguments: Sequence[str], stage: str) -> Published:
+    """What a stage published. Raises `AirflowException` where its run points to nothing published.
 
     A driver that vanished ends like one that finished, so only the manifest counts as success.
     """
-    root, run = (arguments[arguments.index(flag) + 1] for flag in ("--root", "--run"))
-    storage = Storage(root)
+    at = Place.of(arguments)
     try:
-        made = artifact.of_run(storage, run, stage)
+        return artifact.of_run(at.storage, at.run, stage)
     except CrawlToChatError as error:
         raise AirflowException(f"{stage} ended without an error, and published nothing: {error}") from error
-    told = f"{stage}: {made.folder}, {len(made.content.files)} files"
+
+
+def told(stage: str, made: Published) -> str:
+    """One line on what a stage published."""
+    line = f"{stage}: {made.folder}, {len(made.content.files)} files"
     if counts := made.content.counts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items())) or "none"
-        told += f"; {counts.in_} in = {counts.kept} kept + {sum(counts.dropped.values())} dropped ({reasons})"
-    return told
-
-
-def failed(stage: str, code: int | None) -> AirflowException:
-    """What an exit code means: most errors of ours will not go away by trying again."""
-    if code in FINAL:
-        return AirflowFailException(f"{stage} cannot be built, see the error above (exit code {code})")
-    return AirflowException(f"{stage} ended with exit code {code}")
+        line += f"; {counts.in_} in = {counts.kept} kept + {sum(counts.dropped.values())} dropped ({reasons})"
+    return line
 
 
 class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
     """`spark-submit jobs/<script>` on the connection `spark_default`, then the check that it published `stage`."""
 
-    def __init__(self, *, script: str, stage: str, **kwargs: Any) -> None:
+    operator_extra_links = links.SPARK
+
+    def __init__(self, *, script: str, stage: str, arguments: Sequence[str] = (FORCE,), **kwargs: Any) -> None:
         super().__init__(
             application=f"{HOME}/jobs/{script}",
             name=f"crawl2chat {stage}",
             **kwargs,
         )
-        self.application_args: list[str] = [*PLACE, FORCE]
+        self.application_args: list[str] = [*PLACE, *arguments]
         self.stage = stage
 
-    def execute(self, context: Any) -> None:
-        """Submit, wait, check."""
+    def execute(self, context: Any) -> Any:
+        """Submit, wait, check. Where Airflow's worker is killed, all of it ends, or a retry would meet what is left."""
+        die_with_parent()
+        links.show(self, context)
         arguments = self.application_args = given(self.application_args)
-        os.chdir(HOME)  # paths in a recipe are relative to it; the provider takes no folder
+        hook = self._hook = self._get_hook()
+        hook.submit = partial(hook.submit, cwd=HOME, preexec_fn=die_with_parent)  # paths in a recipe are relative to it
         try:
             super().execute(context)
         except AirflowException as error:
-            process = self._hook._submit_sp if self._hook else None
+            process = hook._submit_sp
             raise failed(self.stage, process.returncode if process else None) from error
-        self.log.info("%s", check_published(arguments, self.stage))
+        return self.check(arguments)
+
+    def check(self, arguments: Sequence[str]) -> Any:
+        """Believe the manifest."""
+        self.log.info("%s", told(self.stage, published(arguments, self.stage)))
+
+
+class Canary(SparkStage):
+    """The canary; returns the batches in which the other files are to be extracted."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(script="canary.py", stage="canary", **kwargs)
+
+    def check(self, arguments: Sequence[str]) -> list[list[str]]:
+        """The batches: none where one application does it all, or has done."""
+        made = published(arguments, self.stage)
+        numbers = made.content.numbers
+        done = artifact.is_published(made.storage, numbers["extract"])
+        found = [] if done else batches(numbers["files"])
+        self.log.info("%s files, %s in the canary; %s batches", numbers["files"], numbers["canary_files"], len(found))
+        return found
+
+
+class ExtractBatch(SparkStage):
+    """A batch of the files of extract; `arguments` say which."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(script="extract.py", stage="extract", **kwargs)
+
+    def check(self, arguments: Sequence[str]) -> None:
+        """Believe the commit of the batch."""
+        at, batch = Place.of(arguments), arguments[arguments.index("--batch") + 1]
+        name = f"batch-{batch.replace('/', '-of-')}"
+        found = artifact.pointer(at.storage, at.run, self.stage)
+        if found is None or (found.state == "running" and not artifact.is_committed(at.storage, found.work, name)):
+            raise AirflowException(f"batch {batch} of extract ended without an error, and is not done")
+
+
+def batches(files: int) -> list[list[str]]:
+    """Arguments of each batch: so many that each has enough to do, and that Airflow can show them."""
+    count = min(MOST_BATCHES, files // FILES_A_BATCH)
+    return [["--batch", f"{i}/{count}"] for i in range(1, count + 1)] if count > 1 else []
 
 
 class ProcessStage(BaseOperator):  # type: ignore[misc]
     """`python -m <module>` as a child process, then the check that it published `stage`."""
 
     template_fields: Sequence[str] = ("arguments",)
+    operator_extra_links = links.PAGE
 
     def __init__(self, *, stage: str, arguments: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stage = stage
         self.arguments = [*arguments, FORCE]
-        self._child: Child | None = None
+        self._launch: Launch | None = None
         self._killed = False
 
     def command(self) -> list[str]:
         """The command line, once the arguments are rendered."""
         return [sys.executable, "-u", *given(self.arguments)]
 
+    def launch(self) -> Launch:
+        """Start it."""
+        command = self.command()
+        self.log.info("%s", " ".join(command))
+        return Child(command, HOME, {"PYTHONUNBUFFERED": "1"})
+
     def execute(self, context: Any) -> None:
         """Run until it is finished: again where it asks for it, having saved what it had."""
+        die_with_parent()
+        links.show(self, context)
         for _ in range(MAX_STARTS):
-            command = self.command()
-            self.log.info("%s", " ".join(command))
-            self._child = Child(command, HOME, {"PYTHONUNBUFFERED": "1"})
+            self._launch = self.launch()
             try:
-                code = self._child.wait(lambda line: self.log.info("%s", line))
+                code = self._launch.wait(lambda line: self.log.info("%s", line))
             finally:
-                self._child.stop(STOP_SECONDS)  # a timeout of the task arrives as an exception
+                self._launch.stop(STOP_SECONDS)  # a timeout of the task arrives as an exception
             if self._killed:
                 raise AirflowException(f"{self.stage} was stopped")
             if code != EXIT_RESUME:
@@ -129,20 +192,24 @@ class ProcessStage(BaseOperator):  # type: ignore[misc]
             self.arguments = [argument for argument in self.arguments if argument != "--force"]
         if code:
             raise failed(self.stage, code)
-        self.log.info("%s", check_published(given(self.arguments), self.stage))
+        self.log.info("%s", told(self.stage, published(given(self.arguments), self.stage)))
 
     def on_kill(self) -> None:
         """Airflow's SIGTERM: ask the child to save and stop; `execute` then ends."""
         self._killed = True
-        if self._child:
-            self._child.ask_to_stop()
+        if self._launch:
+            self._launch.ask_to_stop()
 
 
 class TrainingStage(ProcessStage):
-    """`training/<script>` under DeepSpeed's launcher, with as many ranks as the connection `deepspeed_default` says.
+    """`training/<script>` where and with as many ranks as the extra of the connection `deepspeed_default` says.
 
-    The connection's extra is `{"ranks": 2}`; without it, and where `ranks` is False, one process runs by itself.
+    `{"ranks": 2, "options": ["--zero-stage", "2"]}`: here, under DeepSpeed's launcher; without it, one process.
+    `{"backend": "jobset", "template": FILE, "namespace": NAME, "options": […]}`: a JobSet on Kubernetes.
+    Options shape the launch. Where `ranks` is False, one process runs by itself.
     """
+
+    operator_extra_links = links.TRAINING
 
     def __init__(self, *, script: str, stage: str, arguments: Sequence[str] = (), ranks: bool = True, **kwargs: Any):
         super().__init__(stage=stage, arguments=[f"{HOME}/training/{script}", *arguments, *PLACE], **kwargs)
@@ -153,20 +220,39 @@ class TrainingStage(ProcessStage):
 
         Unlike torchrun it passes on the exit code of a rank, and kills ranks that do not end within 30 s.
         """
-        ranks = ranks_of_connection() if self.ranks else 1
+        extra = extra_of_connection() if self.ranks else {}
+        ranks = int(extra.get("ranks", 1))
         if ranks == 1:
-            return super().command()
+            return [*super().command(), *options(extra)]
         world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
         launcher = ["-m", "deepspeed.launcher.launch", f"--world_info={world}", "--master_port", str(_free_port())]
-        return [sys.executable, "-u", *launcher, *given(self.arguments)]
+        return [sys.executable, "-u", *launcher, *given(self.arguments), *options(extra)]
+
+    def launch(self) -> Launch:
+        """On the back-end of the connection."""
+        extra = extra_of_connection()
+        backend = extra.get("backend", "local")
+        if backend == "local":
+            return super().launch()
+        if backend != "jobset":
+            raise AirflowFailException(f"connection {TRAINING_CONNECTION}: no back-end {backend!r}: local, jobset")
+        script, *arguments = given(self.arguments)
+        arguments = [os.path.relpath(script, HOME), *arguments, *(options(extra) if self.ranks else [])]
+        return JobSet(Path(extra["template"]), extra["namespace"], self.stage, arguments, single=not self.ranks)
 
 
-def ranks_of_connection() -> int:
-    """Ranks of a training stage, from the connection's extra."""
+def extra_of_connection() -> dict[str, Any]:
+    """Extra of the connection that says where training runs; nothing where there is none."""
     try:
-        return int(BaseHook.get_connection(TRAINING_CONNECTION).extra_dejson.get("ranks", 1))
+        extra: dict[str, Any] = BaseHook.get_connection(TRAINING_CONNECTION).extra_dejson
     except AirflowNotFoundException:
-        return 1
+        return {}
+    return extra
+
+
+def options(extra: dict[str, Any]) -> list[str]:
+    """Options of a training stage's command line that shape the launch."""
+    return [str(option) for option in extra.get("options", [])]
 
 
 def _free_port() -> int:

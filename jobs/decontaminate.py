@@ -20,12 +20,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from jobs import lines, parts, session
+from jobs import parts, session
 from jobs.filter import commit_decisions, totals
 from jobs.page.urls import host_of
 from jobs.page.words import words
 from jobs.table import read_rows, write_table
-from pipeline import errors
+from pipeline import errors, lines
 from pipeline.artifact import Published, Stage
 from pipeline.recipe import Decontaminate
 from pipeline.storage import Storage
@@ -41,15 +41,7 @@ def texts(file: str) -> Iterator[str]:
     Raises `InputError` with file and line.
     """
     for number, line in lines.read(file, "check decontaminate.sets"):
-        yield from _strings(lines.parsed(file, number, line)) if lines.is_json(file) else [line]
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+        yield from lines.strings(lines.parsed(file, number, line)) if lines.is_json(file) else [line]
 
 
 def ngrams(text: str, n: int) -> list[int]:

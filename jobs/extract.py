@@ -3,7 +3,8 @@
     spark-submit jobs/extract.py --recipe recipes/demo.yaml --root .crawl2chat/data [--input 'crawl/*.warc.gz']
 
 One WARC is one part. It is opened in the Python worker; HTML never crosses into the JVM. Rows: `SCHEMA`. The cheapest
-test comes first; a row that was dropped has no text and no scores.
+test comes first; a row that was dropped has no text and no scores. `--batch 2/20` does the second twentieth of the
+files and publishes nothing; a run without it does what is left, and publishes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -53,6 +55,7 @@ SCHEMA = pa.schema(
 )
 _HTML = ("text/html", "application/xhtml+xml")
 _TICK_SECONDS = 2.0
+_STEP = "warc"
 
 
 def document_id(warc_name: str, offset: int) -> str:
@@ -140,7 +143,7 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     model = classifier.load(str(_here(storage, payload["model"]))) if payload["model"] else None
     rows: list[dict[str, Any]] = []
     skipped: Counter[str] = Counter()
-    unreadable = None
+    unreadable, later = None, False
     tick = monotonic()
     guarded = guard.Guard(functools.partial(read_page, recipe, model), recipe.page_seconds)
     with tempfile.TemporaryDirectory() as scratch, guarded as read:
@@ -155,6 +158,7 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
                         yield {"done": len(rows)}
         except errors.InputError as error:  # of fetch
             unreadable = {"reason": "not_fetched", "detail": error.what}
+            later = isinstance(error, errors.ServerError)
         except warc.NotWarc as error:
             unreadable = {"reason": "not_a_warc", "detail": str(error)}
         except warc.Truncated as error:
@@ -176,6 +180,7 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "dropped": dict(sorted(reasons.items(), key=str)),
             "skipped": dict(sorted(skipped.items())),
             "unreadable": unreadable and {"warc": payload["warc"], **unreadable},
+            "later": later,
         }
     }
 
@@ -190,30 +195,46 @@ def block_list(storage: Storage, recipe: Extract, identity: str) -> str:
     return name
 
 
-def run(job: session.Job) -> Published:
-    """The stage: open, extract what is not yet committed, publish."""
+@dataclass(frozen=True)
+class Opened:
+    """The stage, begun: where it is built, and its parts, a WARC each."""
+
+    building: Building
+    parts: list[tuple[str, dict[str, Any]]]
+
+    def extract(
+        self, chosen: Sequence[tuple[str, dict[str, Any]]], stream: str = ""
+    ) -> tuple[dict[str, dict[str, Any]], float]:
+        """The records of these parts, and CPU seconds; Spark is started where some of them are not yet done."""
+        left = parts.waiting(self.building, chosen, _STEP)
+        spark = session.spark("extract") if left else None
+        records = parts.run_parts(spark, self.building, chosen, work, _STEP, stream)
+        seconds = parts.cpu_seconds(records, spark)  # without the JVMs of other batches: 0.5 % of a long one
+        if spark:
+            spark.stop()
+        return records, seconds
+
+
+def identity(job: session.Job, found: Sequence[sources.Source]) -> dict[str, Any]:
+    """All that decides what the stage makes of these files, as `artifact.fingerprint` takes it."""
     recipe = job.recipe.extract
-    found = sources.find(job.recipe.input)
-    terms = urls.terms(recipe.block_list)
     assets = {"block_list": urls.identity(recipe.block_list.source, recipe.block_list.categories)}
-    assets["terms"] = artifact.digest(terms)
+    assets["terms"] = artifact.digest(urls.terms(recipe.block_list))
     if recipe.quality_model:
         classifier.load(recipe.quality_model)
         assets["quality_model"] = hashlib.sha256(Path(recipe.quality_model).read_bytes()).hexdigest()
-    building = artifact.open_stage(
-        job.storage,
-        job.run,
-        STAGE,
-        job.recipe.section("extract"),
-        job.recipe.seed,
-        [source.as_input() for source in found],
-        assets=assets,
-        force=job.force,
-    )
+    inputs = [source.as_input() for source in found]
+    section = job.recipe.section("extract")
+    return {"recipe": section, "seed": job.recipe.seed, "inputs": inputs, "assets": assets}
+
+
+def begin(job: session.Job, found: Sequence[sources.Source]) -> Opened | Published:
+    """Open the stage on these files."""
+    recipe, given = job.recipe.extract, identity(job, found)
+    building = artifact.open_stage(job.storage, job.run, STAGE, **given, force=job.force)
     if isinstance(building, Published):
         return building
-    blocked = block_list(job.storage, recipe, assets["block_list"])
-    spark = session.spark("extract")
+    blocked = block_list(job.storage, recipe, given["assets"]["block_list"])
     model = f"{building.work}/quality.bin" if recipe.quality_model else None
     if recipe.quality_model and model:
         job.storage.write(model, Path(recipe.quality_model).read_bytes())
@@ -223,13 +244,27 @@ def run(job: session.Job) -> Published:
         "root": job.storage.root,
         "folder": building.pointer.folder,
         "blocked": blocked,
-        "terms": terms,
+        "terms": urls.terms(recipe.block_list),
     }
     todo = [(f"{i:05d}", payload | {"warc": s.location, "name": s.name}) for i, s in enumerate(found)]
-    records = parts.run_parts(spark, building, todo, work, "warc")
-    published = publish(building, records, parts.cpu_seconds(records, spark))
-    spark.stop()
-    return published
+    return Opened(building, todo)
+
+
+def run(job: session.Job) -> Published | None:
+    """The stage: open, extract what is not yet committed, publish; of a batch, no more than its parts."""
+    opened = begin(job, sources.find(job.recipe.input))
+    if isinstance(opened, Published):
+        return opened
+    if job.batch:
+        number, count = job.batch
+        first, end = ((number + i - 1) * len(opened.parts) // count for i in (0, 1))
+        name = f"batch-{number}-of-{count}"
+        records, _ = opened.extract(opened.parts[first:end], name)
+        opened.building.commit(name, {"files": len(records)})
+        print(f"batch {number} of {count}: {len(records)} files, {sum(r['kept'] for r in records.values())} pages kept")
+        return None
+    records, seconds = opened.extract(opened.parts)
+    return publish(opened.building, records, seconds)
 
 
 def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds: float) -> Published:
@@ -245,7 +280,8 @@ def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds:
             building.storage.remove(f"{building.work}/commits/warc-{name}.json")
         named = "\n".join(f"{one['warc']}: {one['reason']}: {one['detail']}" for one in lost.values())
         many = "none" if len(lost) == len(records) else f"{len(lost)} of {len(records)}"
-        raise errors.InputError(
+        kind = errors.ServerError if any(records[name]["later"] for name in lost) else errors.InputError
+        raise kind(
             f"{many} of the files could be read as WARC:\n{named}"
             if many == "none"
             else f"{many} files could not be read, and extract.max_failed_warcs is {most:g}:\n{named}",
@@ -269,7 +305,7 @@ def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds:
 
 
 def main() -> None:
-    run(session.job(__doc__, warcs=True))
+    run(session.job(__doc__, warcs=True, batches=True))
 
 
 if __name__ == "__main__":

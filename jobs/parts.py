@@ -10,7 +10,9 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pyarrow as pa
@@ -25,32 +27,43 @@ from pipeline.progress import Progress
 # {"commit": record}, after its files are written.
 Work = Callable[[str, dict[str, Any]], Iterator[dict[str, Any]]]
 
-_SCHEMA = "part string, state string"
+SCHEMA = "part string, state string"
 _ARROW = pa.schema([("part", pa.string()), ("state", pa.string())])
 _POLL_SECONDS = 0.5
 
 
+def waiting(building: Building, parts: Sequence[tuple[str, dict[str, Any]]], step: str = "") -> list[tuple[str, str]]:
+    """The parts that are not yet committed, with their payload as JSON."""
+    prefix, done = f"{step}-" if step else "", set(building.committed())
+    return [(name, json.dumps(payload)) for name, payload in parts if prefix + name not in done]
+
+
 def run_parts(
-    spark: SparkSession, building: Building, parts: Sequence[tuple[str, dict[str, Any]]], work: Work, step: str = ""
+    spark: SparkSession | None,
+    building: Building,
+    parts: Sequence[tuple[str, dict[str, Any]]],
+    work: Work,
+    step: str = "",
+    stream: str = "",
 ) -> dict[str, dict[str, Any]]:
     """Do the parts that are not yet committed, one a Spark task; returns all records by part name, sorted.
 
-    `parts`: (name, payload as plain data). `step` separates the parts of one step of a stage from those of another.
+    `parts`: (name, payload as plain data). `step` separates the parts of one step of a stage from those of another,
+    `stream` the progress of one of several applications. `spark` may be None where nothing is `waiting`.
     """
     prefix = f"{step}-" if step else ""
-    done = building.commits()
-    waiting = [(name, json.dumps(payload)) for name, payload in parts if prefix + name not in done]
+    left = waiting(building, parts, step)
     storage, folder = building.storage, building.work
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for row in batch.to_pylist():
-                before = _cpu()
+                before = cpu()
                 failed = None
                 try:
                     for state in work(row["part"], json.loads(row["state"])):
                         if "commit" in state:
-                            record = state["commit"] | {"cpu_seconds": round(_cpu() - before, 3)}
+                            record = state["commit"] | {"cpu_seconds": round(cpu() - before, 3)}
                             commit(storage, folder, prefix + row["part"], record)
                         yield pa.RecordBatch.from_pylist([{"part": row["part"], "state": None}], _ARROW)
                 except CrawlToChatError as error:  # said to the driver as it is, not as a trace of the JVM
@@ -58,31 +71,43 @@ def run_parts(
                 if failed:
                     yield pa.RecordBatch.from_pylist([{"part": row["part"], "state": failed}], _ARROW)
 
-    progress = Progress(storage, building.progress_folder, building.content.stage, step or "part")
-    if waiting:
-        finished = threading.Event()
-
-        def follow() -> None:
-            while not finished.wait(_POLL_SECONDS):
-                committed = building.commits()  # once a look: it reads every record
-                progress(sum(prefix + name in committed for name, _ in parts), len(parts))
-
-        follower = threading.Thread(target=follow, daemon=True)
-        follower.start()
-        try:
+    with followed(building, [name for name, _ in parts], step, stream):
+        if left:
+            assert spark is not None
             # One partition a part: the smallest unit that can be lost.
-            rows = spark.sparkContext.parallelize(waiting, len(waiting))
-            states = spark.createDataFrame(rows, _SCHEMA).mapInArrow(run, _SCHEMA)
+            rows = spark.sparkContext.parallelize(left, len(left))
+            states = spark.createDataFrame(rows, SCHEMA).mapInArrow(run, SCHEMA)
             failures = states.where("state is not null").collect()
-        finally:
-            finished.set()
-            follower.join()
-        if failures:
-            kind, what, remedy = json.loads(failures[0]["state"])
-            raise getattr(errors, kind)(what, remedy)
-    progress(len(parts), len(parts))
+            if failures:
+                kind, what, remedy = json.loads(failures[0]["state"])
+                raise getattr(errors, kind)(what, remedy)
     done = building.commits()
     return {name: done[prefix + name] for name, _ in sorted(parts)}
+
+
+@contextmanager
+def followed(building: Building, names: Sequence[str], step: str, stream: str = "") -> Iterator[None]:
+    """Within the block the commits of these parts are told as progress; after it all are there."""
+    prefix = f"{step}-" if step else ""
+    progress = Progress(building.storage, building.progress_folder, building.content.stage, step or "part", stream)
+    finished = threading.Event()
+
+    def follow() -> None:
+        pause = _POLL_SECONDS
+        while not finished.wait(pause):
+            began = monotonic()
+            committed = set(building.committed())
+            progress(sum(prefix + name in committed for name in names), len(names))
+            pause = max(_POLL_SECONDS, 20 * (monotonic() - began))  # a bucket takes its time to list 90,000 names
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        follower.join()
+    progress(len(names), len(names))
 
 
 def cpu_seconds(records: dict[str, dict[str, Any]], spark: SparkSession | None) -> float:
@@ -98,6 +123,7 @@ def cpu_seconds(records: dict[str, dict[str, Any]], spark: SparkSession | None) 
     return seconds
 
 
-def _cpu() -> float:
+def cpu() -> float:
+    """CPU seconds of this process and its children so far."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

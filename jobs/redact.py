@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +24,8 @@ from pipeline import artifact, errors
 from pipeline.artifact import Counts, Published, Stage
 from pipeline.storage import Storage
 
-STAGE = Stage("redact", 4, ("presidio-analyzer", "phonenumbers", "tldextract"))
+STAGE = Stage("redact", 5, ("presidio-analyzer", "phonenumbers", "tldextract"))
+SAMPLES = 5  # masked strings of each kind that the manifest shows
 _COLUMNS = ("url", "warc", "offset", "date", "language", "language_score", "text")
 SCHEMA = pa.schema(
     [
@@ -41,27 +44,48 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One part: redact the documents that deduplicate kept."""
     storage = Storage(payload["root"])
     total: Counter[str] = Counter()
+    samples: dict[str, list[str]] = {}
     rows = kept(storage, payload["extract"], payload["decided"], _COLUMNS)
     for number, row in enumerate(rows):
-        row["text"], counts = pii.redact(row["text"], payload["kinds"])
+        row["text"], found = pii.redact(row["text"], payload["kinds"], payload["person_model"])
+        counts = Counter(kind for kind, _ in found)
         row["redactions"] = json.dumps(counts, sort_keys=True)
         total.update(counts)
+        add_samples(samples, found)
         if number % 200 == 199:
             yield {"done": number}
     file = f"part-{name}.parquet"
     write_table(storage, f"{payload['folder']}/{file}", rows, SCHEMA)
     described = artifact.describe(storage, payload["folder"], file, len(rows)).model_dump()
-    yield {"commit": {"file": described, "documents": len(rows), "redactions": dict(sorted(total.items()))}}
+    yield {"commit": {"file": described, "documents": len(rows), "redactions": total, "samples": samples}}
+
+
+def add_samples(samples: dict[str, list[str]], found: Iterable[tuple[str, str]]) -> None:
+    """Add masked strings of a kind to those known, up to `SAMPLES` different ones."""
+    for kind, masked in found:
+        known = samples.setdefault(kind, [])
+        if len(known) < SAMPLES and masked not in known:
+            known.append(masked)
+
+
+def digest(folder: Path) -> str:
+    """Hash of a spaCy pipeline's files. Raises `RecipeError` where it is none."""
+    pii.people("", str(folder))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return artifact.digest({str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files})
 
 
 def run(job: session.Job) -> Published:
     """The stage."""
     extracted, unique = session.upstream(job, "extract"), session.upstream(job, "deduplicate")
-    building = session.open_stage(job, STAGE, [extracted, unique])
+    section = job.recipe.redact
+    assets = {"person_model": digest(Path(section.person_model))} if section.person_model else {}
+    building = session.open_stage(job, STAGE, [extracted, unique], assets)
     if isinstance(building, Published):
         return building
     payload = {
-        "kinds": list(job.recipe.redact.kinds),
+        "kinds": list(section.kinds),
+        "person_model": section.person_model,
         "root": job.storage.root,
         "folder": building.pointer.folder,
     }
@@ -70,13 +94,15 @@ def run(job: session.Job) -> Published:
     spark = session.spark("redact")
     records = parts.run_parts(spark, building, todo, work)
     total: Counter[str] = Counter()
+    samples: dict[str, list[str]] = {}
     for record in records.values():
         total.update(record["redactions"])
+        add_samples(samples, ((kind, one) for kind, known in record["samples"].items() for one in known))
     documents = sum(record["documents"] for record in records.values())
     published = building.publish(
         [artifact.File(**record["file"]) for record in records.values()],
         Counts(in_=unique.content.counts.kept if unique.content.counts else 0, kept=documents, dropped={}),
-        {"redactions": dict(sorted(total.items()))},
+        {"redactions": dict(sorted(total.items())), "samples": dict(sorted(samples.items()))},
         cpu_seconds=parts.cpu_seconds(records, spark),
     )
     spark.stop()

@@ -26,6 +26,7 @@ SETTINGS = {
     "spark.python.worker.faulthandler.enabled": "true",
     "spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxBytesPerBatch": "16m",
     "spark.sql.session.timeZone": "UTC",
     "spark.ui.showConsoleProgress": "false",
 }
@@ -44,12 +45,20 @@ class Job:
     run: str
     input: list[str]  # folders of artifacts to read instead of the run's
     force: bool
+    batch: tuple[int, int] | None = None  # (2, 20): the second of twenty, where a stage is done in batches
 
 
-def job(description: str | None, warcs: bool = False) -> Job:
-    """Read the command line that all Spark stages share. `--input` names WARCs for the stage that reads `warcs`.
+def _batch(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no batch: write the second of twenty as 2/20")
+    return int(number), int(count)
 
-    For the others it names artifacts, by folder below the root.
+
+def job(description: str | None, warcs: bool = False, batches: bool = False) -> Job:
+    """Read the command line that all Spark stages share. `--input` names WARCs for the stages that read `warcs`.
+
+    For the others it names artifacts, by folder below the root. With `batches`, `--batch` asks for a part of the stage.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="recipe file")
@@ -60,11 +69,18 @@ def job(description: str | None, warcs: bool = False) -> Job:
     )
     parser.add_argument("--input", nargs="+", default=[], help=others)
     parser.add_argument("--force", action="store_true", help="make again what is published already")
+    if batches:
+        parser.add_argument(
+            "--batch", type=_batch, metavar="I/N", help="do the I-th of N parts of the input; publish nothing"
+        )
     options = parser.parse_args()
+    if batches and options.batch and options.force:
+        parser.error("--force with --batch would remove what other batches have done: run jobs/canary.py --force first")
     overrides = {"input.warcs": options.input, "input.crawl": None} if warcs and options.input else None
     recipe = load(options.recipe, overrides)
     artifacts = [] if warcs else options.input
-    return Job(recipe, Storage(options.root), artifact.run_name(options.run or recipe.name), artifacts, options.force)
+    run, batch = artifact.run_name(options.run or recipe.name), options.batch if batches else None
+    return Job(recipe, Storage(options.root), run, artifacts, options.force, batch)
 
 
 def upstream(job: Job, stage: str) -> Published:

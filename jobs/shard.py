@@ -2,9 +2,10 @@
 
     spark-submit jobs/shard.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
-A document's shard is the leading bits of a hash of (seed, id), so the shuffle is exact, free, and the same whatever the
-order and number of parts. Files: `<split>-<shard>.bin/.idx` (Megatron) and `<split>-<shard>.documents.parquet`, which
-says which tokens came from which document and URL.
+A document's shard is the leading bits of a hash of (seed, id), so the shuffle is exact, and the same whatever the order
+and number of parts. Spark moves the ids to their shards and sorts them there; each is written as it arrives.
+Files: `<split>-<shard>.bin/.idx` (Megatron) and `<split>-<shard>.documents.parquet`, which says which tokens came from
+which document and URL.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
+from pyspark import TaskContext
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from jobs import parts, session
 from jobs.decontaminate import aligned, stays
@@ -29,7 +33,7 @@ from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.storage import Storage
 from tokenizer import bpe, shards
 
-STAGE = Stage("shard", 3, ("tiktoken",))
+STAGE = Stage("shard", 3, ("fastokens", "tokenizers"))
 SPLITS = ("train", "validation")
 MOST_EPOCHS = (
     4  # more of the same is worth little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
@@ -53,6 +57,18 @@ _TOKENIZED = pa.schema(
         ("ids", pa.binary()),
     ]
 )
+
+
+_MOVED = pa.schema(
+    [
+        ("target", pa.int32()),
+        *((name, pa.string()) for name in ("key", "id", "url", "warc")),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("ids", pa.binary()),
+    ]
+)
+_BATCH = 1000  # documents of a batch on its way to the JVM: some megabytes
 
 
 def place(seed: int, document: str, validation: float, copy: int = 0) -> tuple[str, str]:
@@ -120,42 +136,74 @@ def shard_of(key: str, count: int) -> int:
     return int(key[:8], 16) * count >> 32
 
 
-def keys_of(shard: int, count: int) -> tuple[str, str]:
-    """First and last key of a shard, of a power of two of them."""
-    size = (1 << 128) // count
-    return f"{shard * size:032x}", f"{(shard + 1) * size - 1:032x}"
+@dataclass(frozen=True)
+class Shards:
+    """What `assemble` makes: how many shards each split has, of tokens of this type, below `folder`."""
+
+    counts: dict[str, int]
+    dtype: str
+    folder: str
+
+    def names(self) -> list[str]:
+        """`train-00000` and so on."""
+        return [f"{split}-{i:05d}" for split, count in self.counts.items() for i in range(count)]
+
+    def name_of(self, split: str, key: str) -> str:
+        """The shard of a document."""
+        return f"{split}-{shard_of(key, self.counts[split]):05d}"
 
 
-def assemble(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One shard: its documents from all parts, sorted by key."""
-    storage = Storage(payload["root"])
-    dtype = np.dtype(payload["dtype"])
-    rows: list[dict[str, Any]] = []
-    low, high = keys_of(payload["shard"], payload["count"])
-    mine = [("split", "=", payload["split"]), ("key", ">=", low), ("key", "<=", high)]
-    for part in payload["parts"]:  # sorted by key: of each file, little more than the shard's rows is read
-        until = part["until"] if payload["split"] == "train" else None
-        for row in read_rows(storage, part["file"], where=[*mine, ("key", "<=", until)] if until else mine):
-            if row["key"] == until:  # cut, and its bytes in proportion
-                row["ids"] = row["ids"][: part["last"] * dtype.itemsize]
-                row["bytes"] = row["bytes"] * part["last"] // row["size"]
-            rows.append(row)
-        yield {"done": len(rows)}
-    rows.sort(key=lambda row: row["key"])
-    sizes = [len(row["ids"]) // dtype.itemsize for row in rows]
-    start = 0
-    for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
-        row.update(document=number, start=start, tokens=size)
-        start += size
-    folder = payload["folder"]
-    with storage.writing(f"{folder}/{name}.bin") as stream:
-        for row in rows:
-            stream.write(row["ids"])
-    storage.write(f"{folder}/{name}.idx", shards.index(sizes, dtype))
-    write_table(storage, f"{folder}/{name}.documents.parquet", rows, SIDECAR)
-    counts = {".bin": start, ".idx": len(rows), ".documents.parquet": len(rows)}
-    files = [artifact.describe(storage, folder, name + end, held).model_dump() for end, held in counts.items()]
-    yield {"commit": {"files": files, "bytes": sum(row["bytes"] for row in rows), "documents": len(rows)}}
+def assemble(
+    spark: SparkSession, building: Building, pieces: list[tuple[str, str | None, int]], wanted: Shards
+) -> dict[str, dict[str, Any]]:
+    """Bring the documents of all pieces (see `select`) into their shards; the shards' records, by name."""
+    storage, work, names, itemsize = building.storage, building.work, wanted.names(), np.dtype(wanted.dtype).itemsize
+    done = building.commits()
+    targets = {name: i for i, name in enumerate(name for name in names if f"shard-{name}" not in done)}
+    waiting = list(targets)
+
+    def spread(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for file, until, last in (row.values() for batch in batches for row in batch.to_pylist()):
+            for split in SPLITS:
+                where = [("split", "=", split), *([("key", "<=", until)] if until and split == "train" else [])]
+                rows = read_rows(storage, file, [field.name for field in _MOVED if field.name != "target"], where)
+                for row in rows:
+                    row["target"] = targets.get(wanted.name_of(split, row["key"]))
+                    if row["key"] == until and split == "train":  # cut, and its bytes in proportion
+                        row["bytes"] = row["bytes"] * last * itemsize // len(row["ids"])
+                        row["ids"] = row["ids"][: last * itemsize]
+                moved = [row for row in rows if row["target"] is not None]
+                yield from pa.Table.from_pylist(moved, schema=_MOVED).to_batches(max_chunksize=_BATCH)
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        before, name = parts.cpu(), waiting[TaskContext.get().partitionId()]
+        rows: list[dict[str, Any]] = []
+        start = 0
+        with storage.writing(f"{wanted.folder}/{name}.bin") as stream:
+            for row in (row for batch in batches for row in batch.to_pylist()):
+                ids = row.pop("ids")
+                stream.write(ids)
+                size = len(ids) // itemsize
+                rows.append(row | {"document": len(rows), "start": start, "tokens": size})
+                start += size
+        index = shards.index([row["tokens"] for row in rows], np.dtype(wanted.dtype))
+        storage.write(f"{wanted.folder}/{name}.idx", index)
+        write_table(storage, f"{wanted.folder}/{name}.documents.parquet", rows, SIDECAR)
+        held = {".bin": start, ".idx": len(rows), ".documents.parquet": len(rows)}
+        files = [artifact.describe(storage, wanted.folder, name + end, n).model_dump() for end, n in held.items()]
+        record = {"files": files, "bytes": sum(row["bytes"] for row in rows), "documents": len(rows)}
+        artifact.commit(storage, work, f"shard-{name}", record | {"cpu_seconds": round(parts.cpu() - before, 3)})
+        yield pa.RecordBatch.from_pydict({"part": [name]})
+
+    with parts.followed(building, names, "shard"):
+        if waiting:
+            listed = spark.sparkContext.parallelize(pieces, len(pieces))
+            found = spark.createDataFrame(listed, "file string, until string, last bigint")
+            moved = found.mapInArrow(spread, from_arrow_schema(_MOVED))
+            sorted_ = moved.repartitionById(len(waiting), F.col("target")).sortWithinPartitions("key")
+            sorted_.mapInArrow(write, "part string").collect()
+    done = building.commits()
+    return {name: done[f"shard-{name}"] for name in sorted(names)}
 
 
 @dataclass(frozen=True)
@@ -206,7 +254,7 @@ def select(
     tokenized: dict[str, dict[str, Any]],
     payload: dict[str, Any],
     total: int | None,
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], int]:
+) -> tuple[list[tuple[str, str | None, int]], dict[str, dict[str, Any]], int]:
     """Which files of tokens the shards are made of, and up to where.
 
     Returns pieces (file, key of the last document that counts or None for all, how many of its tokens count), tokens
@@ -216,7 +264,7 @@ def select(
     of_corpus = [[name for name in tokenized if name.startswith(f"{number:03d}-")] for number in range(len(given))]
     held = [sum(tokenized[name]["tokens"]["train"] for name in names) for names in of_corpus]
     wanted = budgets(given, held, total) if total else held
-    pieces: list[dict[str, Any]] = []
+    pieces: list[tuple[str, str | None, int]] = []
     mixed: dict[str, dict[str, Any]] = {}
     beyond = 0
     for names, corpus, has, budget in zip(of_corpus, given, held, wanted, strict=True):
@@ -235,7 +283,7 @@ def select(
             until, last, before = cut(building.storage, files, rest) if rest and copy == whole else (None, 0, 0)
             if until and not copy:
                 beyond += sum(tokenized[name]["train_documents"] for name in names) - before - 1
-            pieces += [{"file": file, "until": until, "last": last} for file in files]
+            pieces += [(file, until, last) for file in files]
         mixed[corpus.name] = {"tokens": budget, "epochs": round(budget / has, 4) if has else 0.0}
     return pieces, mixed, beyond
 
@@ -268,12 +316,8 @@ def run(job: session.Job) -> Published:
             f"too little is left for both splits: {tokens}", "loosen the filters, add WARCs, or raise shard.validation"
         )
     dtype = shards.dtype_for(tokenizer.content.numbers["vocabulary"])
-    payload |= {"folder": building.pointer.folder, "dtype": dtype.name, "parts": pieces}
-    made: list[tuple[str, dict[str, Any]]] = []
-    for split in SPLITS:
-        count = 1 << max(0, math.ceil(math.log2(tokens[split] / recipe.shard_tokens)))
-        made += [(f"{split}-{i:05d}", payload | {"split": split, "shard": i, "count": count}) for i in range(count)]
-    assembled = parts.run_parts(spark, building, made, assemble, "shard")
+    counts = {split: 1 << max(0, math.ceil(math.log2(tokens[split] / recipe.shard_tokens))) for split in SPLITS}
+    assembled = assemble(spark, building, pieces, Shards(counts, dtype.name, building.pointer.folder))
     numbers: dict[str, Any] = {
         "dtype": dtype.name,
         "vocabulary": tokenizer.content.numbers["vocabulary"],

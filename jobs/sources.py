@@ -22,19 +22,21 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from jobs import lines
+from pipeline import lines
 from pipeline.artifact import Input as ArtifactInput
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ServerError
 from pipeline.recipe import Input
-from pipeline.storage import Storage
+from pipeline.storage import Storage, holds_password
 
 COMMON_CRAWL = "https://data.commoncrawl.org"
 BASE_VARIABLE = "CRAWL2CHAT_CC_BASE"  # another server of the same layout
+_SCHEMES = ("https", "http", "s3")
 _LISTS = (".paths", ".txt", ".paths.gz", ".txt.gz")
 _TRIES = 8
 _LONGEST_WAIT = 60.0  # seconds
 _STALL_SECONDS = 60.0  # without a byte, then the connection counts as lost
 _BLOCK = 1 << 20
+_LATER = "run again later: what is done is kept; check the URL or the crawl id where it stays so"
 _AT_ONCE = 8  # questions to a server; more are answered by 503
 _SLOW_DOWN = (403, 429, 500, 502, 503, 504)  # Common Crawl answers 403 and 503 to clients that are too fast
 
@@ -63,7 +65,7 @@ def find(recipe: Input) -> list[Source]:
     unique = sorted(set(locations))[: recipe.max_warcs]
     names: dict[str, str] = {}
     for location in unique:
-        name = location.rsplit("/", 1)[-1]
+        name = _name(location)
         if name in names:
             raise InputError(f"{names[name]} and {location} have the same file name", "rename one: ids need it unique")
         names[name] = location
@@ -72,8 +74,22 @@ def find(recipe: Input) -> list[Source]:
         return [Source(at, name, f"{name}:{told}") for (name, at), told in zip(names.items(), found, strict=True)]
 
 
+def _name(location: str) -> str:
+    """File name of an archive. Raises `InputError` for what a list of a stranger must not name."""
+    scheme, separator, rest = location.partition("://")
+    if separator and scheme.lower() not in _SCHEMES:  # urllib would read files of this machine
+        raise InputError(f"{location}: {scheme}:// is not read", f"name a file, or a URL of {', '.join(_SCHEMES)}")
+    if holds_password(location):
+        raise InputError(f"a URL at {rest.rpartition('@')[2]} holds a password", "every manifest would repeat it")
+    name = location.rsplit("/", 1)[-1]
+    if name in ("", ".", "..") or "\0" in location:
+        raise InputError(f"{location!r} names no file", "name WARC files")
+    return name
+
+
 def _expand(given: str) -> list[str]:
     """Locations behind a file, glob, URL or list."""
+    _name(given)
     if "://" not in given:
         found = [path for path in sorted(glob.glob(given, recursive=True)) if Path(path).is_file()]
         if not found:
@@ -169,7 +185,7 @@ def fetch(location: str, scratch: Path) -> Iterator[int]:
             _may_retry(error, location, attempt)
         yield have
         _wait(attempt)
-    raise InputError(f"{location} ended early {_TRIES} times", "run again later: what is done is kept")
+    raise ServerError(f"{location} ended early {_TRIES} times", _LATER)
 
 
 @contextmanager
@@ -225,9 +241,10 @@ def _get(url: str) -> bytes:
 
 
 def _may_retry(error: OSError | http.client.HTTPException, location: str, attempt: int) -> None:
-    refused = isinstance(error, urllib.error.HTTPError) and error.code not in _SLOW_DOWN
-    if refused or attempt == _TRIES - 1:
+    if isinstance(error, urllib.error.HTTPError) and error.code not in _SLOW_DOWN:
         raise InputError(f"{location} cannot be fetched: {error}", "check the URL or the crawl id") from error
+    if attempt == _TRIES - 1:
+        raise ServerError(f"{location} cannot be fetched: {error}", _LATER) from error
 
 
 def _wait(attempt: int) -> None:

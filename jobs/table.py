@@ -20,16 +20,23 @@ def write_table(storage: Storage, name: str, rows: Sequence[dict[str, Any]], sch
         pq.write_table(table, stream, compression="zstd", row_group_size=ROW_GROUP, store_schema=False)
 
 
+def read_table(
+    storage: Storage,
+    name: str,
+    columns: Sequence[str] | None = None,
+    where: Sequence[tuple[str, str, Any]] | None = None,
+) -> pa.Table:
+    """A file, these columns only; `where` as in pyarrow: row groups that cannot match are not read."""
+    with storage.reading(name) as stream:
+        return pq.read_table(stream, columns=list(columns) if columns else None, filters=list(where) if where else None)
+
+
 def read_rows(
     storage: Storage,
     name: str,
     columns: Sequence[str] | None = None,
     where: Sequence[tuple[str, str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of a file, these columns only; `where` as in pyarrow: row groups that cannot match are not read."""
-    with storage.reading(name) as stream:
-        found = pq.read_table(
-            stream, columns=list(columns) if columns else None, filters=list(where) if where else None
-        )
-    rows: list[dict[str, Any]] = found.to_pylist()
+    """The rows of a file, as `read_table`."""
+    rows: list[dict[str, Any]] = read_table(storage, name, columns, where).to_pylist()
     return rows

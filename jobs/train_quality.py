@@ -17,9 +17,8 @@ from pathlib import Path
 
 import xxhash
 
-from jobs import lines
 from jobs.page import classifier
-from pipeline import errors
+from pipeline import errors, lines
 from pipeline.errors import InputError
 
 HELD_OUT = 10

@@ -8,6 +8,7 @@ tells how well the tokenizer compresses, beside GPT-2's and GPT-4's where `TIKTO
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.artifact import Building, Published, Stage
 from pipeline.storage import Storage
 from tokenizer import bpe
 
-STAGE = Stage("tokenizer", 2, ("tokenizers", "tiktoken"))
+STAGE = Stage("tokenizer", 3, ("tokenizers", "tiktoken"))
 HELD_OUT = 10  # one document in so many is not trained on
 _SCHEMA = pa.schema([("order", pa.string()), ("bytes", pa.int64()), ("text", pa.string())])
 
@@ -112,8 +113,11 @@ def run(job: session.Job) -> Published:
     """The stage."""
     recipe = job.recipe.tokenizer
     redacted, decided = session.upstream(job, "redact"), session.upstream(job, "decontaminate")
-    # The window stands in the tokenizer's own configuration file.
-    building = session.open_stage(job, STAGE, [redacted, decided], {"window": str(job.recipe.model.window)})
+    assets = {"window": str(job.recipe.model.window)}  # it stands in the tokenizer's own configuration file
+    source = None if recipe.source == "train" else bpe.given(recipe.source)
+    if source:
+        assets[recipe.source] = hashlib.sha256(source).hexdigest()
+    building = session.open_stage(job, STAGE, [redacted, decided], assets)
     if isinstance(building, Published):
         return building
     payload = {
@@ -129,14 +133,12 @@ def run(job: session.Job) -> Published:
     spark.stop()
     samples = [f"{building.work}/sample/part-{name}.parquet" for name in records]
     training, others = texts(job.storage, samples, recipe.sample_bytes)
-    if recipe.source == "train":
+    numbers: dict[str, Any] = {"trained_bytes": 0, "held_out_documents": len(others)}
+    if source is None:
         if not training:
             raise errors.InputError("no document is left to learn a tokenizer from", "loosen the filters in the recipe")
         source = bpe.train(training, recipe.vocabulary, recipe.pattern)
-    else:
-        source = bpe.given(recipe.source)
-    size = sum(len(text.encode()) for text in training) if recipe.source == "train" else 0
-    numbers: dict[str, Any] = {"trained_bytes": size, "held_out_documents": len(others)}
+        numbers["trained_bytes"] = sum(len(text.encode()) for text in training)
     numbers |= compression(others, bpe.Tokenizer.from_bytes(source))
     # Not among the numbers of the content: whether a machine holds the others must not change what was made.
     return publish(building, source, job.recipe.model.window, numbers, comparison(others), seconds)

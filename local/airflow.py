@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,21 +25,26 @@ from pipeline.errors import MachineError
 
 START_SECONDS = 240.0  # a first start on two slow cores takes a minute
 STOP_SECONDS = 15.0
+EXTRACT_POOL = "crawl2chat_extract"
 _LOG_LINES = 30
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Where Airflow of this project lives: `home` is the project folder, `state` what Airflow writes."""
+    """Where Airflow of this project lives: `home` is the project folder, `state` what Airflow writes.
+
+    `folder`: for another state than the project's.
+    """
 
     home: Path
     root: str
     port: int
+    folder: Path | None = None
 
     @property
     def state(self) -> Path:
         """AIRFLOW_HOME."""
-        return self.home / ".crawl2chat" / "airflow"
+        return self.folder or self.home / ".crawl2chat" / "airflow"
 
     @property
     def log(self) -> Path:
@@ -55,6 +60,16 @@ class Installation:
     def url(self) -> str:
         """Where people open it."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def web_port(self) -> int:
+        """Of the pages of the runs."""
+        return self.port + 10
+
+    @property
+    def web_url(self) -> str:
+        """Where the pages of the runs are."""
+        return f"http://127.0.0.1:{self.web_port}"
 
     def environment(self) -> dict[str, str]:
         """The whole environment of Airflow and of its tasks.
@@ -79,6 +94,8 @@ class Installation:
             "TORCH_EXTENSIONS_DIR": str(self.home / ".crawl2chat" / "torch_extensions"),
             "CRAWL2CHAT_HOME": str(self.home),
             "CRAWL2CHAT_ROOT": self.root,
+            "CRAWL2CHAT_EXTRACT_POOL": EXTRACT_POOL,
+            "CRAWL2CHAT_WEB_URL": self.web_url,
             "DO_NOT_TRACK": "1",
             "SCARF_ANALYTICS": "false",
             "AIRFLOW_HOME": str(self.state),
@@ -93,6 +110,13 @@ class Installation:
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+            # Each file costs 3 CPU seconds; every half minute that is a third of a core that a model could learn on.
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+            # On a busy machine a file takes a minute. With the defaults it is then given up, and its DAG put out of
+            # use until it is read again, in the middle of a run.
+            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
+            "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "180",
+            "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD": "1800",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",  # a killed task is started again after that
         }
 
@@ -158,8 +182,10 @@ def check_alone(installation: Installation) -> None:
 
 
 @contextmanager
-def standalone(installation: Installation, say: Callable[[str], None]) -> Iterator[Airflow]:
-    """Airflow, ready to be triggered; stopped with all it started when the block ends, however it ends."""
+def standalone(
+    installation: Installation, say: Callable[[str], None], dags: Sequence[str] = (DAG,)
+) -> Iterator[Airflow]:
+    """Airflow, ready to trigger these DAGs; stopped with all it started when the block ends, however it ends."""
     check_alone(installation)
     checks.port(installation.port)
     installation.state.mkdir(parents=True, exist_ok=True)
@@ -178,7 +204,8 @@ def standalone(installation: Installation, say: Callable[[str], None]) -> Iterat
     try:
         installation.session_file.write_text(str(process.pid))
         client = Airflow(installation.url)
-        _wait(process, client, installation, began)
+        _wait(process, client, installation, began, dags)
+        client.pool(EXTRACT_POOL, 1)  # one application at a time: it uses all cores
         say(f"Airflow is ready after {time.time() - began:.0f} s: {installation.url}")
         yield client
     finally:
@@ -187,13 +214,15 @@ def standalone(installation: Installation, say: Callable[[str], None]) -> Iterat
         installation.session_file.unlink(missing_ok=True)
 
 
-def _wait(process: subprocess.Popen[bytes], client: Airflow, installation: Installation, began: float) -> None:
-    """Until the scheduler is up and the DAG was parsed by this start (the database may know an older one)."""
+def _wait(
+    process: subprocess.Popen[bytes], client: Airflow, installation: Installation, began: float, dags: Sequence[str]
+) -> None:
+    """Until the scheduler is up and the DAGs were parsed by this start (the database may know older ones)."""
     while process.poll() is None:
         if time.time() - began > START_SECONDS:
             raise MachineError(f"Airflow is not ready after {START_SECONDS:.0f} s{_tail(installation)}", _LOOK)
         try:
-            if client.ready(DAG, began):
+            if all(client.ready(dag, began) for dag in dags):
                 return
             client.check_imports()
         except httpx.TransportError:

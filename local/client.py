@@ -12,13 +12,18 @@ import httpx
 from pipeline.errors import MachineError, RecipeError
 
 DAG = "crawl_to_chat"
+DAGS = (DAG, "corpus", "model", "backfill")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a run: `state` is Airflow's, empty where it was not yet looked at."""
+    """A task of a run: `state` is Airflow's, empty where it was not yet looked at.
+
+    `index`: of a mapped task, -1 for others.
+    """
 
     name: str
+    index: int
     state: str
     tries: int
     started: float | None
@@ -26,9 +31,13 @@ class Task:
 
 
 class Airflow:
-    """A client of an Airflow whose users are all admins; it fetches its token by itself."""
+    """A client that fetches its token by itself: of an Airflow whose users are all admins, or with a `login`.
 
-    def __init__(self, url: str) -> None:
+    `login`: username and password.
+    """
+
+    def __init__(self, url: str, login: dict[str, str] | None = None) -> None:
+        self._login = login
         self._http = httpx.Client(base_url=url, timeout=30.0, trust_env=False)
         self._token = ""
 
@@ -36,7 +45,9 @@ class Airflow:
         """One call; a token that ran out is fetched anew."""
         for _ in range(2):
             if not self._token:
-                answer = self._http.get("/auth/token")
+                answer = (
+                    self._http.post("/auth/token", json=self._login) if self._login else self._http.get("/auth/token")
+                )
                 answer.raise_for_status()
                 self._token = answer.json()["access_token"]
             headers = {"Authorization": f"Bearer {self._token}", **options.pop("headers", {})}
@@ -67,6 +78,14 @@ class Airflow:
             and parsed is not None
             and datetime.fromisoformat(parsed).timestamp() > since
         )
+
+    def pool(self, name: str, slots: int) -> None:
+        """Make a pool, where there is none of this name."""
+        answer = self.call("POST", "pools", json={"name": name, "slots": slots})
+        if answer.is_error and answer.status_code != 409:
+            raise MachineError(
+                f"Airflow answers {answer.status_code} to pool {name}: {answer.text[:500]}", "see its log"
+            )
 
     def check_imports(self) -> None:
         """Raise `MachineError` where a DAG file does not load."""
@@ -104,6 +123,7 @@ class Airflow:
         return [
             Task(
                 one["task_id"],
+                one["map_index"],
                 one["state"] or "",
                 one["try_number"],
                 _seconds(one["start_date"]),
@@ -115,7 +135,9 @@ class Airflow:
     def log(self, dag: str, run: str, task: Task) -> list[str]:
         """Lines of the log of a task's last try."""
         path = f"dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task.name}/logs/{max(1, task.tries)}"
-        content = self._json(path, params={"full_content": True}, headers={"Accept": "application/json"})["content"]
+        content = self._json(
+            path, params={"full_content": True, "map_index": task.index}, headers={"Accept": "application/json"}
+        )["content"]
         lines: list[str] = []
         for part in content:
             if isinstance(part, str):

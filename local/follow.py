@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,12 +16,15 @@ from local.client import DAG, Airflow, Task
 from pipeline import artifact
 from pipeline.artifact import Pointer
 from pipeline.errors import MachineError
-from pipeline.progress import Event
+from pipeline.progress import Event, last_event
 from pipeline.storage import Storage
 
 # Tasks in their order, and the pointer that each leaves in the run's folder.
 POINTERS = {
     "resolve": "",
+    "corpus.canary": "canary",
+    "corpus.approve": "",
+    "corpus.extract_batch": "extract",
     "corpus.extract": "extract",
     "corpus.filter": "filter",
     "corpus.deduplicate": "deduplicate",
@@ -30,6 +32,7 @@ POINTERS = {
     "corpus.decontaminate": "decontaminate",
     "corpus.tokenizer": "tokenizer",
     "corpus.shard": "shard",
+    "model.approve": "",
     "model.pretrain": "pretrain",
     "model.evaluate_base": "evaluation-pretrain",
     "model.sft": "sft",
@@ -39,11 +42,13 @@ POINTERS = {
     "report": "report",
 }
 FAILED = ("failed", "upstream_failed")
-RUNNING = ("running", "deferred", "up_for_retry", "restarting")
+ASKING = "awaiting_input"
+RUNNING = ("running", "deferred", "up_for_retry", "restarting", ASKING)
 _LOOK_SECONDS = 1.0
 _MISSES = 30  # looks without an answer, until Airflow counts as gone
 _LOOK = "see .crawl2chat/airflow/standalone.log, and run again: what was made is kept"
 _LINE_SECONDS = 10.0  # between two plain lines of a stage
+_ASK_SECONDS = 300.0  # between two reminders that a task waits for a person
 
 
 @dataclass(frozen=True)
@@ -65,25 +70,19 @@ class View(Protocol):
         """Called for every task that has begun, at every look."""
 
 
-def last_event(storage: Storage, work: str) -> Event | None:
-    """The newest event of a stage, without reading those before."""
-    names = [name for name in storage.names(f"{work}/progress") if name.endswith(".jsonl")]
-    lines = storage.read(names[-1]).splitlines() if names else []
-    return Event(**json.loads(lines[-1])) if lines else None
-
-
 def look(storage: Storage, run: str, task: Task) -> Sight:
     """A task with its stage's pointer and progress; of an earlier attempt's pointer only what this one wrote."""
     name = POINTERS.get(task.name, "")
     pointer = artifact.pointer(storage, run, name) if name else None
-    event = last_event(storage, pointer.work) if pointer and pointer.state == "running" else None
+    event = last_event(storage, f"{pointer.work}/progress") if pointer and pointer.state == "running" else None
     seconds = (task.ended or time.time()) - task.started if task.started else 0.0
-    return Sight(task.name, task.state, task.tries, seconds, event, pointer)
+    name = f"{task.name} {task.index + 1}" if task.index >= 0 else task.name
+    return Sight(name, task.state, task.tries, seconds, event, pointer)
 
 
 def follow(airflow: Airflow, storage: Storage, run_id: str, run: str, view: View) -> list[Task]:
     """Show the run until it ends; its tasks then. A task that failed is in `FAILED` states."""
-    finished: set[str] = set()
+    finished: set[tuple[str, int]] = set()
     missed = 0
     while True:
         try:
@@ -96,12 +95,12 @@ def follow(airflow: Airflow, storage: Storage, run_id: str, run: str, view: View
             time.sleep(_LOOK_SECONDS)
             continue
         order = list(POINTERS)
-        tasks.sort(key=lambda task: order.index(task.name) if task.name in order else len(order))
+        tasks.sort(key=lambda task: (order.index(task.name) if task.name in order else len(order), task.index))
         for task in tasks:
-            if task.name in finished or task.state not in ("success", "failed", *RUNNING):
+            if (task.name, task.index) in finished or task.state not in ("success", "failed", *RUNNING):
                 continue
             if task.state in ("success", "failed"):
-                finished.add(task.name)
+                finished.add((task.name, task.index))
             view.show(look(storage, run, task))
         if state in ("success", "failed"):
             return tasks
@@ -117,7 +116,7 @@ def outcome(storage: Storage, sight: Sight) -> str:
     """What a finished task made, in a few words."""
     if sight.state == "failed":
         return "failed"
-    if sight.pointer is None:
+    if sight.pointer is None or sight.pointer.state == "running":  # a batch of a stage
         return "done"
     if sight.pointer.state == "reused":
         return "already made"
@@ -152,6 +151,9 @@ class Lines:
         elif sight.tries > tries and sight.state == "running":
             self._say(f"{name}: started" + (f", try {sight.tries}" if sight.tries > 1 else ""))
             self._said[sight.name] = (sight.tries, now)
+        elif sight.state == ASKING and now - when > _ASK_SECONDS:
+            self._say(f"{name}: waits for your answer in Airflow, on the page Required Actions")
+            self._said[sight.name] = (tries, now)
         elif sight.event and now - when > _LINE_SECONDS:
             line = f"{name}: {latest(sight.event)}"
             if line != self._last:
@@ -185,5 +187,7 @@ class Bars:
             self._progress.stop_task(bar)
         elif sight.event and sight.event.total:
             self._progress.update(bar, total=sight.event.total, completed=sight.event.done, told=latest(sight.event))
+        elif sight.state == ASKING:
+            self._progress.update(bar, told="waits for your answer in Airflow: Required Actions")
         elif sight.state == "up_for_retry":
             self._progress.update(bar, told="failed, waits to be tried again")

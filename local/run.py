@@ -24,7 +24,8 @@ from rich.console import Console
 
 from local import checks, follow, summary
 from local.airflow import Installation, standalone
-from local.client import DAG, Airflow
+from local.client import DAG, DAGS, Airflow
+from local.web import served
 from pipeline import artifact, errors
 from pipeline.errors import CrawlToChatError, RecipeError
 from pipeline.recipe import Recipe, load
@@ -50,7 +51,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="values that replace the recipe's: sft.epochs=2"
     )
     parser.add_argument("--force", action="store_true", help="make again what was made already")
-    parser.add_argument("--port", type=int, default=8080, help="of Airflow, on the loopback address")
+    parser.add_argument("--port", type=int, default=8080, help="of Airflow, on the loopback address; +10: the pages")
     parser.add_argument("--ui", action="store_true", help="start Airflow and stay, to trigger by hand")
     return parser.parse_args(arguments)
 
@@ -63,7 +64,8 @@ def form(given: argparse.Namespace, root: str) -> dict[str, Any]:
             filled[name] = getattr(given, name)
     if given.force:
         filled["force"] = True
-    return filled | settings(given.set)
+    words = {True: "yes", False: "no"}  # as the form asks for them
+    return filled | {k: words[v] if isinstance(v, bool) else v for k, v in settings(given.set).items()}
 
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -73,7 +75,10 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise RecipeError(f"--set {pair}: not KEY=VALUE", "write it as sft.epochs=2")
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {pair}: no YAML value: {getattr(error, 'problem', error)}", "quote it") from error
     return found
 
 
@@ -137,10 +142,13 @@ def main() -> None:
     storage.check_writable()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    installation = Installation(HOME, storage.root, given.port)
     try:
-        with standalone(Installation(HOME, storage.root, given.port), lambda line: print(line, flush=True)) as airflow:
+        dags = DAGS if given.ui else (DAG,)
+        with served(installation), standalone(installation, lambda line: print(line, flush=True), dags) as airflow:
+            print(f"the pages of all runs: {installation.web_url}", flush=True)
             if recipe is None:
-                stay(console, f"http://127.0.0.1:{given.port}")
+                stay(console, installation.url)
             run(airflow, given, recipe, storage, console)
     except KeyboardInterrupt:
         print("stopped; a next run goes on where this one was", file=sys.stderr, flush=True)

@@ -64,6 +64,14 @@ if [ "${1:-}" = lock ]; then
     sed 's/^\(torch==[0-9.]*\)+[a-z0-9]*$/\1/' "$made"
   } >requirements.lock.new
   mv requirements.lock.new requirements.lock
+  # Airflow's image holds some packages more.
+  .venv/bin/uv pip compile -q --python .venv/bin/python "${options[@]}" --override "$overrides" --no-annotate --no-header \
+    --no-emit-find-links --no-emit-index-url -c requirements.lock -o "$made" \
+    --extra airflow --extra jobs --extra training --extra web --extra cluster pyproject.toml >/dev/null
+  {
+    echo "# What the extra cluster of pyproject.toml adds to requirements.lock, for Airflow's image. Made by: make lock"
+    grep -v '^torch==' "$made" | grep -vxFf requirements.lock
+  } >docker/cluster.lock
   rm -f "$made"
   rm -f "$overrides"
   exit 0

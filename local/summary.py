@@ -54,7 +54,7 @@ def stages(made: Made) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "in", "out", "seconds", "CPU seconds", ""):
         table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
-    for task, name in POINTERS.items():
+    for name, task in {name: task for task, name in POINTERS.items()}.items():  # batches are no row
         if name not in made.artifacts:
             continue
         pointer, found = made.pointers[name], made.artifacts[name]

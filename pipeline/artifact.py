@@ -17,6 +17,7 @@ the next stage finds its input. Readers list files from the manifest, never from
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -25,16 +26,21 @@ import re
 import resource
 import socket
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
-from pipeline.errors import ArtifactError, RecipeError, StageError
+from pipeline.errors import ArtifactError, RecipeError, StageError, StorageError
 from pipeline.storage import Storage
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_DOWNLOADS = 8  # files at once: more connections only bring answers of "slow down"
+_BLOCK = 1 << 20
 
 
 class _Frozen(BaseModel):
@@ -48,6 +54,14 @@ class File(_Frozen):
     bytes: int
     sha256: str
     rows: int
+
+    @field_validator("path")
+    @classmethod
+    def _below(cls, path: str) -> str:
+        """A manifest from elsewhere must not lead out of the folder into which its files are copied."""
+        if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError(f"{path!r} is no path below an artifact")
+        return path
 
 
 class Input(_Frozen):
@@ -145,6 +159,10 @@ class Stage:
     version: int
     libraries: tuple[str, ...] = ()
 
+    def installed(self) -> dict[str, str]:
+        """The version of each library."""
+        return {library: importlib.metadata.version(library) for library in self.libraries}
+
 
 def digest(data: Any) -> str:
     """Sha256 of plain data, independent of key order."""
@@ -186,6 +204,42 @@ class Published:
             fingerprint=self.content.fingerprint,
             content=self.manifest.content_hash,
         )
+
+    def on_disk(self, *suffixes: str) -> Path:
+        """A folder of this machine with the files that end so (all, where no ending is given), to be mapped or opened.
+
+        Of a remote root they are copied, once a machine, into `CRAWL2CHAT_CACHE` (default `~/.cache/crawl2chat`) below
+        the content hash; what comes is checked against the manifest, or `ArtifactError`.
+        """
+        if self.storage.local:
+            return self.storage.local_path(self.folder)
+        cache = Path(os.environ.get("CRAWL2CHAT_CACHE") or Path.home() / ".cache" / "crawl2chat")
+        folder = cache / self.manifest.content_hash
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = [file for file in self.content.files if not suffixes or file.path.endswith(suffixes)]
+        with (folder / ".lock").open("w") as lock, ThreadPoolExecutor(_DOWNLOADS) as pool:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process of a machine copies, the others find it done
+            list(pool.map(lambda file: self._copy(file, folder / file.path), wanted))
+        return folder
+
+    def _copy(self, file: File, target: Path) -> None:
+        """A file from a remote root, whole or not at all."""
+        if target.exists() and target.stat().st_size == file.bytes:
+            return
+        digest, temporary = hashlib.sha256(), target.with_name(f"{target.name}.tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.storage.reading(self.file(file.path)) as source, temporary.open("wb") as stream:
+                while block := source.read(_BLOCK):
+                    digest.update(block)
+                    stream.write(block)
+            if digest.hexdigest() != file.sha256:
+                raise _changed(self.storage.path(self.file(file.path)), "is not the file that was published")
+            os.replace(temporary, target)
+        except OSError as error:
+            raise StorageError(f"{target} cannot be written: {error}", "make room, or set CRAWL2CHAT_CACHE") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def verify(self) -> None:
         """Raise `ArtifactError` where a file is missing or is not what the manifest says."""
@@ -240,11 +294,17 @@ class Building:
         """Name under which a file of the artifact is written."""
         return f"{self.pointer.folder}/{path}"
 
+    def committed(self) -> list[str]:
+        """The parts that are finished, by name; their records are not read."""
+        folder = f"{self.work}/commits"
+        return [name[len(folder) + 1 : -5] for name in self.storage.names(folder) if name.endswith(".json")]
+
     def commits(self) -> dict[str, dict[str, Any]]:
         """What earlier attempts finished, by part."""
-        folder = f"{self.work}/commits"
-        found = (name for name in self.storage.names(folder) if name.endswith(".json"))
-        return {name[len(folder) + 1 : -5]: json.loads(self.storage.read(name)) for name in found}
+        names = self.committed()
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:  # a crawl has 90,000, each a request where the root is remote
+            records = pool.map(lambda name: json.loads(self.storage.read(f"{self.work}/commits/{name}.json")), names)
+            return dict(zip(names, records, strict=True))
 
     def commit(self, part: str, record: dict[str, Any]) -> None:
         """Say that `part` is finished, after its files are written."""
@@ -286,6 +346,16 @@ class Building:
         return published
 
 
+def is_committed(storage: Storage, work: str, part: str) -> bool:
+    """Whether `part` is finished, for one who holds the folder only."""
+    return storage.exists(f"{work}/commits/{part}.json")
+
+
+def is_published(storage: Storage, folder: str) -> bool:
+    """Whether `folder` holds a published artifact, which is not looked at."""
+    return storage.exists(f"{folder}/{MANIFEST}")
+
+
 def commit(storage: Storage, work: str, part: str, record: dict[str, Any]) -> None:
     """As `Building.commit`, for a worker that holds the folder only."""
     storage.write(f"{work}/commits/{part}.json", json.dumps(record, sort_keys=True).encode())
@@ -298,6 +368,35 @@ def describe(storage: Storage, folder: str, path: str, rows: int) -> File:
     if size is None:
         raise StageError(f"{storage.path(name)} was not written", "this is a defect of the stage: report it")
     return File(path=path, bytes=size, sha256=storage.sha256(name), rows=rows)
+
+
+def fingerprint(
+    stage: Stage,
+    recipe: dict[str, Any],
+    seed: int,
+    inputs: list[Input],
+    partition: str = "all",
+    assets: dict[str, str] | None = None,
+) -> str:
+    """What identifies the artifact that `open_stage` opens for these; 16 hex digits."""
+    identity = {
+        "schema": SCHEMA_VERSION,
+        "stage": stage.name,
+        "version": stage.version,
+        "partition": partition,
+        "seed": seed,
+        "recipe": recipe,
+        "libraries": stage.installed(),
+        "assets": assets or {},
+        # Not `location`: the same bytes under another root are the same input. A raw file's content names its place.
+        "inputs": [(i.stage, i.content) for i in inputs],
+    }
+    return digest(identity)[:16]
+
+
+def folder_of(stage: Stage, fingerprint: str, partition: str = "all") -> str:
+    """Where the artifact of this fingerprint lies, below the root."""
+    return f"{stage.name}/{partition}/{fingerprint}"
 
 
 def open_stage(
@@ -319,21 +418,8 @@ def open_stage(
     models and the like. `name`: the pointer's, where a stage runs more than once in a run. With `force` what was
     published is made again from nothing.
     """
-    libraries = {library: importlib.metadata.version(library) for library in stage.libraries}
-    identity = {
-        "schema": SCHEMA_VERSION,
-        "stage": stage.name,
-        "version": stage.version,
-        "partition": partition,
-        "seed": seed,
-        "recipe": recipe,
-        "libraries": libraries,
-        "assets": assets or {},
-        # Not `location`: the same bytes under another root are the same input. A raw file's content names its place.
-        "inputs": [(i.stage, i.content) for i in inputs],
-    }
-    fingerprint = digest(identity)[:16]
-    folder, work = f"{stage.name}/{partition}/{fingerprint}", f"_work/{stage.name}/{fingerprint}"
+    found = fingerprint(stage, recipe, seed, inputs, partition, assets)
+    folder, work = folder_of(stage, found, partition), f"_work/{stage.name}/{found}"
     storage.check_writable()
     pointer = Pointer(
         name=name or stage.name,
@@ -341,7 +427,7 @@ def open_stage(
         state="running",
         folder=folder,
         work=work,
-        fingerprint=fingerprint,
+        fingerprint=found,
         content_hash="",
         started=time.time(),
         seconds=0.0,
@@ -358,16 +444,17 @@ def open_stage(
     _point(storage, run, pointer)
     attempt = len(storage.names(f"{work}/attempts"))
     begun = {"started": pointer.started, "inputs": [source.location for source in inputs if source.fingerprint]}
-    storage.write(f"{work}/attempts/{attempt:04d}.json", json.dumps(begun).encode())
+    unique = os.urandom(3).hex()  # batches of a stage begin at the same time
+    storage.write(f"{work}/attempts/{attempt:04d}-{unique}.json", json.dumps(begun).encode())
     content = Content(
         schema_version=SCHEMA_VERSION,
         stage=stage.name,
         stage_version=stage.version,
         partition=partition,
-        fingerprint=fingerprint,
+        fingerprint=found,
         seed=seed,
         recipe=recipe,
-        libraries=libraries,
+        libraries=stage.installed(),
         assets=assets or {},
         inputs=inputs,
         files=[],
@@ -383,14 +470,27 @@ def pointer(storage: Storage, run: str, name: str) -> Pointer | None:
     return Pointer.model_validate_json(storage.read(path)) if storage.exists(path) else None
 
 
-def newest_run(storage: Storage, name: str) -> str:
-    """The run that began its stage `name` last, of those that have published it."""
+def adopt(storage: Storage, source: str, run: str, names: Sequence[str]) -> None:
+    """Make what the stages `names` of run `source` published the base of `run`."""
+    for name in names:
+        of_run(storage, source, name)
+        found = pointer(storage, source, name)
+        if found and source != run:
+            _point(storage, run, found.model_copy(update={"state": "reused"}))
+
+
+def runs_with(storage: Storage, name: str) -> list[str]:
+    """The runs that have published their stage `name`, in the order in which they began it."""
     paths = [path for path in storage.names("runs") if path.endswith(f"/{name}.json")]
     found = [(Pointer.model_validate_json(storage.read(path)), path.split("/")[1]) for path in paths]
-    began = [(one.started, run) for one, run in found if one.state != "running"]
-    if not began:
+    return [run for _, run in sorted((one.started, run) for one, run in found if one.state != "running")]
+
+
+def newest_run(storage: Storage, name: str) -> str:
+    """The run that began its stage `name` last, of those that have published it."""
+    if not (found := runs_with(storage, name)):
         raise ArtifactError(f"no run below {storage.root} has published {name}", f"run {name} first")
-    return max(began)[1]
+    return found[-1]
 
 
 def of_run(storage: Storage, run: str, name: str, recipe: dict[str, Any] | None = None) -> Published:

@@ -59,6 +59,18 @@ class StageError(CrawlToChatError):
     exit_code = 7
 
 
+class ServerError(InputError):
+    """A server refuses an input for now, or cannot be reached: later it may answer."""
+
+    exit_code = 9
+
+
+class NodeError(CrawlToChatError):
+    """Another process of a launch ended, or one hangs; started again, the stage goes on from its last checkpoint."""
+
+    exit_code = 8
+
+
 class Interrupted(CrawlToChatError):
     """The stage was asked to stop, saved what it had, and wants to be started again."""
 

@@ -30,11 +30,15 @@ class Event:
 
 
 class Progress:
-    """Appends events of one attempt of a stage below `folder`; later attempts open later parts."""
+    """Appends events of one attempt of a stage below `folder`; later attempts open later parts.
 
-    def __init__(self, storage: Storage, folder: str, stage: str, unit: str) -> None:
+    `stream`: of one of several writers at the same time.
+    """
+
+    def __init__(self, storage: Storage, folder: str, stage: str, unit: str, stream: str = "") -> None:
         self._storage, self._folder, self._stage, self._unit = storage, folder, stage, unit
-        self._part = len(storage.names(folder))
+        self._prefix = f"{stream}-" if stream else ""
+        self._part = sum(name.startswith(f"{folder}/{self._prefix}") for name in storage.names(folder))
         self._lines: list[str] = []
         self._put = 0.0
 
@@ -49,7 +53,8 @@ class Progress:
         """Write what is not yet written."""
         if not self._lines:
             return
-        self._storage.write(f"{self._folder}/{self._part:05d}.jsonl", ("\n".join(self._lines) + "\n").encode())
+        name = f"{self._folder}/{self._prefix}{self._part:05d}.jsonl"
+        self._storage.write(name, ("\n".join(self._lines) + "\n").encode())
         self._put = time.monotonic()
         if len(self._lines) >= PART_LINES:
             self._part, self._lines = self._part + 1, []
@@ -61,3 +66,10 @@ def events(storage: Storage, folder: str) -> Iterator[Event]:
         if name.endswith(".jsonl"):
             for line in storage.read(name).splitlines():
                 yield Event(**json.loads(line))
+
+
+def last_event(storage: Storage, folder: str) -> Event | None:
+    """The newest event of a stage, without reading those before."""
+    streams = {name.rpartition("-")[0]: name for name in storage.names(folder) if name.endswith(".jsonl")}
+    last = [Event(**json.loads(storage.read(name).splitlines()[-1])) for name in streams.values()]
+    return max(last, key=lambda event: event.time, default=None)

@@ -14,8 +14,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from pipeline.errors import InputError, RecipeError
-from pipeline.storage import Storage
+from pipeline.storage import Storage, holds_password
 
+CRAWL_ID = r"^CC-[A-Za-z0-9-]+$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -35,7 +36,7 @@ class Input(Section):
     crawl: str | None = Field(
         description="Common Crawl id; its warc.paths.gz is read over HTTPS.",
         examples=["CC-MAIN-2025-05"],
-        pattern=r"^CC-[A-Za-z0-9-]+$",
+        pattern=CRAWL_ID,
     )
     max_warcs: PositiveInt | None = Field(description="Read the first so many files only.")
 
@@ -45,11 +46,18 @@ class Input(Section):
             raise ValueError("give either 'warcs' or 'crawl'")
         return self
 
+    @model_validator(mode="after")
+    def _no_password(self) -> Input:
+        if any(holds_password(location) for location in self.warcs):  # which is not shown: the error is logged
+            raise ValueError("a URL of 'warcs' holds a password, and would be written to every manifest")
+        return self
+
 
 class BlockList(Section):
     """Pages of these domains are dropped before anything of them is parsed."""
 
     source: str = Field(
+        examples=["ut1", "recipes/blocklists/demo"],
         description="'ut1' for the full list (UT1, in the datatrove package), or a folder in UT1's layout: "
         "<category>/domains, one domain a line, and <category>/urls, one host/path a line.",
     )
@@ -155,13 +163,20 @@ class Deduplicate(Section):
     )
 
 
-PiiKind = Literal["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE", "STREET_ADDRESS"]
+PiiKind = Literal["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE", "PASSPORT", "STREET_ADDRESS", "PERSON"]
 
 
 class Redact(Section):
     """Personal data to replace by `<KIND>` placeholders."""
 
     kinds: list[PiiKind] = Field(min_length=1)
+    person_model: str | None = Field(description="Folder of a spaCy pipeline that finds names, for PERSON.")
+
+    @model_validator(mode="after")
+    def _names_need_a_model(self) -> Redact:
+        if ("PERSON" in self.kinds) != (self.person_model is not None):
+            raise ValueError("kind PERSON and person_model go together: give both or neither")
+        return self
 
 
 class Decontaminate(Section):
@@ -175,7 +190,13 @@ class Decontaminate(Section):
 class Tokenizer(Section):
     """Byte-level BPE, trained on the corpus or given."""
 
-    source: Literal["train", "gpt2", "cl100k_base"] = Field(description="'train' learns it from the corpus.")
+    source: str = Field(
+        examples=["train", "gpt2", "cl100k_base"],
+        pattern=r"^(train|gpt2|cl100k_base|.*/.*)$",
+        description="'train' learns it from the corpus; 'gpt2' and 'cl100k_base' are read from tiktoken's cache "
+        "(TIKTOKEN_CACHE_DIR) or a package that carries them; a path with a slash names a folder with a tokenizer.json "
+        "of byte-level BPE.",
+    )
     vocabulary: Annotated[int, Field(ge=512)] = Field(description="Ids, special tokens included. Only for 'train'.")
     pattern: Literal["llama-bpe", "qwen2"] = Field(
         description="Split pattern: llama-bpe is GPT-4's; qwen2 keeps digits single. Only for 'train'."
@@ -206,9 +227,9 @@ class Shard(Section):
 
 
 class Model(Section):
-    """The network. One dial, `depth`, or the width and heads themselves."""
+    """The network. `python -m training.depth` fills it, and more, from one number."""
 
-    preset: Literal["qwen3", "llama", "gpt2"]
+    preset: Literal["qwen3", "llama", "gpt2", "given"] = Field(description="'given': that of `pretrain.weights`.")
     layers: PositiveInt
     width: PositiveInt
     heads: PositiveInt
@@ -228,7 +249,10 @@ class Model(Section):
 
 
 class Optimizer(Section):
-    """AdamW, or Muon for matrices with AdamW for the rest; warm-up, stable, linear decay to zero."""
+    """AdamW, or Muon for matrices with AdamW for the rest; a rate that rises, holds and falls.
+
+    GPT-3's schedule is `fall: cosine`, `floor: 0.1` and a `decay` of all that `warmup` leaves.
+    """
 
     kind: Literal["adamw", "muon"]
     lr: Positive = Field(description="Peak learning rate of AdamW (with Muon: of embeddings, norms and biases).")
@@ -237,7 +261,13 @@ class Optimizer(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     warmup: Fraction = Field(description="Share of the steps with rising rate.")
     decay: Fraction = Field(description="Share of the steps with falling rate, at the end.")
+    fall: Literal["linear", "cosine"] = Field(description="Shape of the falling rate.")
+    floor: Fraction = Field(description="Share of the peak rate to which it falls.")
     clip: Positive = Field(description="Largest norm of the gradient.")
+    z_loss: Annotated[float, Field(ge=0)] = Field(
+        description="Weight of logsumexp^2 in the gradient (PaLM: 0.0001), against logits that drift; 0 for none. Not "
+        "in the loss that is reported, and not for rl."
+    )
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Optimizer:
@@ -249,14 +279,36 @@ class Optimizer(Section):
 class Pretrain(Section):
     """Next-token prediction on the shards."""
 
+    weights: str | None = Field(
+        description="Folder in the layout of transformers to begin with; `model` must be what its config.json says. "
+        "Only for preset 'given'. null: a new model."
+    )
+    continue_from: str | None = Field(
+        description="Folder, below the root, of a checkpoint of an earlier pretraining on the same shards: weights, "
+        "optimizer and place in the data are its, the schedule is this recipe's. null: anew."
+    )
     window: PositiveInt = Field(description="Tokens a sample.")
+    within_documents: bool = Field(
+        description="A token sees its own document only, and positions restart there; else a window is one text."
+    )
     batch: PositiveInt = Field(description="Samples an optimizer step, over all ranks and accumulation.")
     steps: PositiveInt
     precision: Literal["fp32", "bf16"]
     optimizer: Optimizer
     evaluate_every: PositiveInt = Field(description="Steps between two looks at validation loss and samples.")
     checkpoint_every: PositiveInt
+    keep_checkpoints: PositiveInt = Field(description="The newest that stay, each with an export.")
     prompts: list[str] = Field(description="Prompts whose continuations are logged while the model learns.")
+    mix: dict[str, Fraction] = Field(
+        description="Folders, below the root, of other shard artifacts of the same tokenizer, each with its share of "
+        "the samples; the rest is this run's."
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Pretrain:
+        if sum(self.mix.values()) >= 1:
+            raise ValueError(f"the shares of mix leave nothing for this run's shards ({sum(self.mix.values()):g})")
+        return self
 
 
 class Sft(Section):
@@ -275,6 +327,7 @@ class Sft(Section):
     optimizer: Optimizer
     evaluate_every: PositiveInt
     checkpoint_every: PositiveInt
+    keep_checkpoints: PositiveInt = Field(description="The newest that stay, each with an export.")
 
 
 class Rl(Section):
@@ -290,6 +343,24 @@ class Rl(Section):
     optimizer: Optimizer
     evaluate_every: PositiveInt
     checkpoint_every: PositiveInt
+    keep_checkpoints: PositiveInt = Field(description="The newest that stay, each with an export.")
+
+
+class Task(Section):
+    """Questions with known answers, scored by log-likelihood; or text, for bits a byte."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="Names its numbers.")
+    kind: Literal["hellaswag", "arc", "mmlu", "lambada", "text"] = Field(description="Format of the file.")
+    file: str = Field(description="JSON lines.")
+    shots: Count = Field(description="Examples before each question: the first of `examples`.")
+    examples: str | None = Field(description="JSON lines of the same format; null without shots.")
+    most: PositiveInt | None = Field(description="Only the first so many questions; null for all.")
+
+    @model_validator(mode="after")
+    def _examples_fit(self) -> Task:
+        if self.shots and (self.examples is None or self.kind == "text"):
+            raise ValueError("shots need examples, and text takes none")
+        return self
 
 
 class Evaluation(Section):
@@ -300,6 +371,52 @@ class Evaluation(Section):
     max_new_tokens: PositiveInt
     prompts: list[str] = Field(description="Prompts for the samples shown side by side.")
     chats: list[str] = Field(description="User messages for the conversations shown side by side.")
+    tasks: list[Task]
+    demonstrations: list[str] = Field(
+        description="Prompts that show a base model at work: JSON-lines files of {'name', 'prompt', 'stop'}, or "
+        "'builtin:translation', 'builtin:assistant'."
+    )
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Evaluation:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two tasks of one name among {names}")
+        return self
+
+
+class Memorization(Section):
+    """How much of its training text a model says word for word."""
+
+    documents: PositiveInt = Field(description="Documents whose beginning is the prompt, of each split.")
+    prompt_tokens: PositiveInt
+    new_tokens: PositiveInt = Field(description="Tokens of an answer or a free sample, at most.")
+    free_samples: PositiveInt
+    recited: PositiveInt = Field(description="A run of so many tokens counts as recited.")
+    sets: list[str] = Field(description="Evaluation sets (JSON lines) to look for in the shards.")
+
+
+class Approval(Section):
+    """Where a run waits for a person before it spends. Nothing of this decides what is built."""
+
+    canary_warcs: Count = Field(
+        description="WARC files, spread over the input, that are extracted before all others, to foretell what the "
+        "rest holds and costs; 0 for none, and no question before extract."
+    )
+    core_hours: Positive = Field(
+        description="Core hours of extract, as the canary foretells them, that need no asking."
+    )
+    kept_change: Positive = Field(
+        description="Relative change of the share of pages that stay, against the canary of the corpus before, that "
+        "needs no asking."
+    )
+    language_change: Fraction = Field(
+        description="Share of the pages with text that may be in other languages than in the corpus before, likewise."
+    )
+    cost_change: Positive = Field(description="Relative change of the CPU seconds a page of extract, likewise.")
+    pretrain_flops: Positive = Field(
+        description="Floating-point operations of pretraining, 6 a parameter and token, that need no asking."
+    )
 
 
 class Recipe(Section):
@@ -320,6 +437,8 @@ class Recipe(Section):
     sft: Sft
     rl: Rl
     evaluation: Evaluation
+    memorization: Memorization
+    approval: Approval
 
     @model_validator(mode="after")
     def _quality_fits(self) -> Recipe:
@@ -332,6 +451,12 @@ class Recipe(Section):
         for language in self.filter.languages:
             if language not in self.extract.languages:
                 raise ValueError(f"filter.languages has {language!r}, which extract.languages has not")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Recipe:
+        if (self.model.preset == "given") != (self.pretrain.weights is not None):
+            raise ValueError("model.preset 'given' and pretrain.weights go together")
         return self
 
     @model_validator(mode="after")
@@ -375,7 +500,10 @@ def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Reci
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise RecipeError(f"{where}: not YAML: {getattr(error, 'problem', error)}", "correct the line") from error
+        problem = getattr(error, "problem", error)
+        if isinstance(error, yaml.constructor.ConstructorError):  # a tag: safe_load builds no objects and calls nothing
+            raise RecipeError(f"{where}: {problem}", "write plain values: a recipe has no tags") from error
+        raise RecipeError(f"{where}: not YAML: {problem}", "correct the line") from error
     _refuse_duplicates(node, name)
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: a recipe is a mapping of sections", "start from recipes/demo.yaml")
@@ -388,15 +516,17 @@ def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Reci
         raise RecipeError("\n".join(lines), "correct the keys above; recipes/demo.yaml is a complete example") from None
 
 
-def _refuse_duplicates(node: yaml.Node | None, name: str) -> None:
-    """YAML takes the last of two equal keys in silence."""
-    if isinstance(node, yaml.MappingNode):
+def _refuse_duplicates(node: yaml.Node | None, name: str, looked: set[int] | None = None) -> None:
+    """YAML takes the last of two equal keys in silence. `looked`: nodes to which an alias may lead again."""
+    looked = set() if looked is None else looked
+    if isinstance(node, yaml.MappingNode) and id(node) not in looked:
+        looked.add(id(node))
         seen: set[str] = set()
         for key, value in node.value:
             if key.value in seen:
                 raise RecipeError(f"{name}:{key.start_mark.line + 1}: {key.value}: given twice", "remove one of them")
             seen.add(key.value)
-            _refuse_duplicates(value, name)
+            _refuse_duplicates(value, name, looked)
 
 
 def _override(data: dict[str, Any], key: str, value: Any, name: str) -> None:

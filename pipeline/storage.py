@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -24,11 +25,18 @@ from pipeline.errors import StorageError
 _BLOCK = 1 << 20
 
 
+def holds_password(location: str) -> bool:
+    """Whether a URI is of the form `scheme://user:password@…`, which logs, recipes and manifests would repeat."""
+    return re.match(r"[a-z0-9+.-]+://[^/@]*:[^/@]*@", location, re.IGNORECASE) is not None
+
+
 class Storage:
     """Read and write files below `root`: a local folder, or a URI that `pyarrow.fs` knows (`s3://bucket/prefix`)."""
 
     def __init__(self, root: str | Path) -> None:
         text = str(root).removeprefix("file://")
+        if holds_password(text):
+            raise StorageError("the root's URI holds a password", "give keys in the environment: AWS_ACCESS_KEY_ID, …")
         self.root = text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve())
         if self.root.endswith(":"):
             raise StorageError(f"cannot open {text}: it names no bucket", "give --root a folder or s3://bucket/prefix")
@@ -62,7 +70,7 @@ class Storage:
 
     def _checked(self, name: str) -> str:
         parts = name.split("/")
-        if name.startswith("/") or any(part in ("", ".", "..") for part in parts):
+        if "\0" in name or any(part in ("", ".", "..") for part in parts):
             raise StorageError(f"{name!r} is no path below {self.root}", "use names without '..' and empty parts")
         return name
 
@@ -91,10 +99,16 @@ class Storage:
 
     def names(self, folder: str) -> list[str]:
         """Names of the files anywhere below `folder`, sorted, relative to the root; empty where it does not exist."""
-        system, path = self._at(folder)
+        self._checked(folder)
+        return sorted(self.sizes(folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each file that `names` names; `folder` may be empty for all of the root."""
+        system, path = self._at(folder or "x")
+        path = path if folder else path.removesuffix("/x")
+        start = len(path) - len(folder) if folder else len(path) + 1
         found = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-        start = len(path) - len(folder)
-        return sorted(info.path[start:] for info in found if info.type == fs.FileType.File)
+        return {info.path[start:]: int(info.size) for info in found if info.type == fs.FileType.File}
 
     def read(self, name: str) -> bytes:
         """The whole file."""
@@ -137,7 +151,7 @@ class Storage:
                 with tempfile.TemporaryFile() as stream:
                     yield cast(BinaryIO, stream)
                     stream.seek(0)
-                    with system.open_output_stream(path) as remote:
+                    with system.open_output_stream(path, compression=None) as remote:
                         shutil.copyfileobj(stream, remote, _BLOCK)
         except OSError as error:
             if isinstance(error.filename, str) and not error.filename.startswith(self.root):

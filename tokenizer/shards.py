@@ -5,18 +5,27 @@ Format: Megatron-LM, `megatron/core/datasets/indexed_dataset.py` (MMIDIDX versio
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.artifact import Published
 from pipeline.errors import ArtifactError
 
 MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
 _CODES: dict[int, type[np.integer]] = {4: np.int32, 8: np.uint16}
+
+
+def of_split(published: Published, split: str) -> list[str]:
+    """The `.bin` files of a split in a shard artifact, as its manifest names them, in order."""
+    paths = (file.path for file in published.content.files)
+    return [path for path in paths if path.startswith(f"{split}-") and path.endswith(".bin")]
 
 
 def dtype_for(vocabulary: int) -> np.dtype[np.integer]:
@@ -45,22 +54,37 @@ class Shard:
         self.path = path
         beside = path.with_suffix(".idx")
         try:
-            head = beside.read_bytes()
-            size = path.stat().st_size
+            size, length = path.stat().st_size, beside.stat().st_size
+            head = beside.open("rb").read(_HEADER.size)
         except FileNotFoundError as error:
             raise ArtifactError(f"{error.filename} does not exist", "run the shard stage again") from error
         if len(head) < _HEADER.size or not head.startswith(MAGIC):
             raise ArtifactError(f"{beside} is no index of a token shard", "run the shard stage again")
-        _, version, code, count, boundaries = _HEADER.unpack_from(head)
-        if version != 1 or code not in _CODES or len(head) != _HEADER.size + 12 * count + 8 * boundaries:
+        _, version, code, count, boundaries = _HEADER.unpack(head)
+        if version != 1 or code not in _CODES or length != _HEADER.size + 12 * count + 8 * boundaries:
             raise ArtifactError(f"{beside} is damaged or of an unknown version", "run the shard stage again")
         self.dtype: np.dtype[np.integer] = np.dtype(_CODES[code])
-        self.sizes: npt.NDArray[np.int32] = np.frombuffer(head, np.int32, count, _HEADER.size)
-        if int(self.sizes.sum(dtype=np.int64)) * self.dtype.itemsize != size:
+        # Mapped, not read: the index of a large corpus is hundreds of megabytes, and most readers need its end only.
+        after = _HEADER.size + 4 * count
+        self.sizes: npt.NDArray[np.int32] = _mapped(beside, np.int32, count, _HEADER.size)
+        pointers = _mapped(beside, np.int64, count, after)
+        if (int(pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if count else 0) != size:
             raise ArtifactError(f"{path} is not as long as {beside.name} says", "run the shard stage again")
-        self.tokens: npt.NDArray[np.integer] = (
-            np.memmap(path, self.dtype, mode="r") if size else np.zeros(0, self.dtype)
-        )
+        self.tokens: npt.NDArray[np.integer] = np.zeros(0, self.dtype)
+        if size:
+            with path.open("rb") as stream:
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self.tokens = np.frombuffer(self._map, self.dtype)
+
+    def read_at_random(self) -> None:
+        """Tell the system to fetch a page when it is asked for one, and not its neighbours too."""
+        if len(self.tokens):
+            self._map.madvise(mmap.MADV_RANDOM)
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+
+def _mapped(path: Path, kind: type[np.integer], count: int, offset: int) -> npt.NDArray[Any]:
+    """`count` numbers of a file from `offset` on; what is empty cannot be mapped."""
+    return np.memmap(path, kind, mode="r", offset=offset, shape=(count,)) if count else np.zeros(0, kind)

@@ -1,17 +1,16 @@
 """What survives a kill, and what others load.
 
-Checkpoints lie in `<work>/checkpoints/step-N/`: `model.pt`, `rank-R.pt` of every rank, and `commit.json`, written last.
-Without a commit file a checkpoint does not exist, and is removed. Going on at the same world size is bit-identical;
-another world size reads the same files, since optimizer state is kept in an order that does not depend on it.
+Checkpoints lie in `<work>/checkpoints/step-N/`: `rank-R.pt` of every rank (weights, optimizer, generators), `export/`,
+and `commit.json`, written last, with the hashes of all. Without a commit file a checkpoint does not exist, and is
+removed. Going on with a launch of the same shape is bit-identical; any other reads the same files (training/zero.py).
 
-The export is a folder in the layout of `transformers` (safetensors, tokenizer, chat template, generation settings).
+An export is a folder in the layout of `transformers` (safetensors, tokenizer, chat template, generation settings).
 """
 
 from __future__ import annotations
 
 import io
 import json
-import pickle
 import signal
 import tempfile
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
-from pipeline.artifact import Building, File, describe
+from pipeline.artifact import File, describe
 from pipeline.errors import ArtifactError, Interrupted
 from pipeline.storage import Storage
 from tokenizer.chat import END_OF_TEXT, IM_END, PAD
@@ -29,8 +29,8 @@ from training import launch
 from training.engine import Engine
 from training.launch import World
 
-KEEP = 2  # one to go on from, and one should its disk have lied
 COMMIT = "commit.json"
+EXPORT = "export"
 
 
 class Writer(Protocol):
@@ -44,10 +44,11 @@ class Writer(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints of one fingerprint. All ranks call `save` and `load` together."""
+    """The checkpoints of one fingerprint; the newest `keep` stay. All ranks call `save` and `load` together."""
 
-    def __init__(self, storage: Storage, work: str, world: World) -> None:
+    def __init__(self, storage: Storage, work: str, world: World, keep: int, tokenizer: Writer) -> None:
         self.storage, self.folder, self.world = storage, f"{work}/checkpoints", world
+        self.keep, self.tokenizer = keep, tokenizer
 
     def complete(self) -> list[str]:
         """Folders of the complete ones, oldest first."""
@@ -58,65 +59,120 @@ class Checkpoints:
         """Save after step `engine.done`. `position`: plain data of the stage, returned by `load`."""
         folder = f"{self.folder}/step-{engine.done:08d}"
         if self.world.first and self.storage.exists(f"{folder}/{COMMIT}"):
-            self.storage.remove(f"{folder}/{COMMIT}")  # saved again, by another number of ranks perhaps
+            self.storage.remove(f"{folder}/{COMMIT}")  # saved again, by a launch of another shape perhaps
         launch.wait(self.world)
-        if self.world.first:
-            self._write(f"{folder}/model.pt", engine.model.state_dict())
         state = engine.state() | {"torch": torch.get_rng_state()}
         if self.world.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state()
-        self._write(f"{folder}/rank-{self.world.rank:05d}.pt", state)
-        launch.wait(self.world)
+        self._write(f"{folder}/{_of_rank(self.world.rank)}", state)
+        files = [describe(self.storage, folder, _of_rank(self.world.rank), rows=1)]
+        engine.gather()
         if self.world.first:
-            record = {"step": engine.done, "ranks": self.world.size, "position": position}
+            exported = write_export(self.storage, f"{folder}/{EXPORT}", engine.plain, self.tokenizer)
+            files += [file.model_copy(update={"path": f"{EXPORT}/{file.path}"}) for file in exported]
+        files = [file for each in launch.gather(self.world, files) for file in each]
+        if self.world.first:
+            record = {
+                "step": engine.done,
+                "ranks": self.world.size,
+                "kept_as": _kept_as(engine),
+                "files": [file.model_dump() for file in files],
+                "position": position,
+            }
             self.storage.write(f"{folder}/{COMMIT}", json.dumps(record).encode())
-            self._clean(KEEP)
+            self._clean()
         launch.wait(self.world)
 
-    def load(self, engine: Engine) -> dict[str, Any] | None:
-        """Bring `engine` to the newest complete checkpoint and return its `position`; None where there is none."""
+    def load(self, engine: Engine, start: str | None = None) -> dict[str, Any] | None:
+        """Bring `engine` to the newest complete checkpoint and return its `position`; None where there is none.
+
+        `start`: a checkpoint of another fingerprint to begin with where this one has none yet.
+        """
         if self.world.first:
-            self._clean(KEEP)
+            self._clean()
         launch.wait(self.world)
-        found = launch.tell(self.world, self.complete())
+        found = launch.tell(self.world, self.complete()) or ([start] if start else [])
         if not found:
             return None
         folder = found[-1]
-        record = json.loads(self.storage.read(f"{folder}/{COMMIT}"))
-        ranks = [self._read(f"{folder}/rank-{rank:05d}.pt") for rank in range(record["ranks"])]
-        engine.model.load_state_dict(self._read(f"{folder}/model.pt"))
-        engine.load_state(ranks)
-        own = ranks[self.world.rank % len(ranks)]
-        torch.set_rng_state(own["torch"])
-        if "cuda" in own and self.world.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda"])
+        record = read_commit(self.storage, folder)
+        self._verify(folder, [File.model_validate(file) for file in record["files"]])
+        own = self.world.rank % record["ranks"]
+        needed = list(range(record["ranks"]))
+        if not record["kept_as"][0]:  # stage 0: rank 0 has it all
+            needed = [0]
+        elif record["ranks"] == self.world.size and record["kept_as"] == _kept_as(engine):
+            needed = [own]
+        states = {rank: self._read(f"{folder}/{_of_rank(rank)}") for rank in {own, *needed}}
+        engine.load_state([states[rank] for rank in needed])
+        torch.set_rng_state(states[own]["torch"])
+        if "cuda" in states[own] and self.world.device.type == "cuda":
+            torch.cuda.set_rng_state(states[own]["cuda"])
         if self.world.first:
             print(f"goes on from step {record['step']} ({folder})", flush=True)
         position: dict[str, Any] = record["position"]
         return position
 
-    def _clean(self, keep: int) -> None:
+    def _verify(self, folder: str, files: list[File]) -> None:
+        """Raise `ArtifactError` on all ranks where a file is not what was saved; the ranks share the hashing."""
+        wrong = [
+            file.path
+            for file in files[self.world.rank :: self.world.size]
+            if self.storage.size(f"{folder}/{file.path}") != file.bytes
+            or self.storage.sha256(f"{folder}/{file.path}") != file.sha256
+        ]
+        wrong = [path for each in launch.gather(self.world, wrong) for path in each]
+
+        def refuse() -> None:
+            if wrong:
+                raise ArtifactError(
+                    f"{self.storage.path(folder)}: {', '.join(sorted(wrong))} is not what was saved",
+                    "remove the folder to go on from an older checkpoint",
+                )
+
+        launch.by_first(self.world, refuse)
+
+    def _clean(self) -> None:
         """Remove all but the newest `keep` complete checkpoints, and what was never completed."""
-        kept = set(self.complete()[-keep:])
-        for folder in {name.rsplit("/", 1)[0] for name in self.storage.names(self.folder)} - kept:
-            self.storage.remove(f"{folder}/{COMMIT}")  # first: half a checkpoint must not look like one
-            self.storage.remove_tree(folder)
+        kept = set(self.complete()[-self.keep :])
+        start = len(self.folder) + 1
+        for name in {name[start:].split("/")[0] for name in self.storage.names(self.folder)}:
+            if (folder := f"{self.folder}/{name}") not in kept:
+                self.storage.remove(f"{folder}/{COMMIT}")  # first: half a checkpoint must not look like one
+                self.storage.remove_tree(folder)
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
         with self.storage.writing(name) as stream:
-            torch.save(data, stream)
+            try:
+                torch.save(data, stream)
+            except RuntimeError as error:  # torch closes its archive, and hides the disk's error behind its own
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            data: dict[str, Any] = torch.load(
-                io.BytesIO(self.storage.read(name)), map_location="cpu", weights_only=True
-            )
-        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            path = self.storage.path(name)
-            raise ArtifactError(
-                f"{path} cannot be read: {error}", "remove its folder to go on from an older one"
-            ) from error
+        source = self.storage.local_path(name) if self.storage.local else io.BytesIO(self.storage.read(name))
+        data: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True, mmap=self.storage.local)
         return data
+
+
+def _of_rank(rank: int) -> str:
+    return f"rank-{rank:05d}.pt"
+
+
+def _kept_as(engine: Engine) -> list[Any]:
+    """What decides which part of the state a rank holds."""
+    return [engine.shape.zero_stage, engine.shape.offload]
+
+
+def read_commit(storage: Storage, folder: str) -> dict[str, Any]:
+    """`commit.json` of a complete checkpoint."""
+    if not storage.exists(f"{folder}/{COMMIT}"):
+        raise ArtifactError(
+            f"{storage.path(folder)} holds no complete checkpoint", "name a folder checkpoints/step-N with commit.json"
+        )
+    record: dict[str, Any] = json.loads(storage.read(f"{folder}/{COMMIT}"))
+    return record
 
 
 class Stop:
@@ -149,6 +205,7 @@ def export(model: nn.Module, tokenizer: Writer, folder: Path) -> None:
     Generation ends at `<|im_end|>` (a turn) and `<|endoftext|>` (a document); padding is another token (marin#4760).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    transformers_logging.disable_progress_bar()  # a bar a checkpoint, in the middle of the steps
     ids = [tokenizer.special(IM_END), tokenizer.special(END_OF_TEXT)]
     pad = tokenizer.special(PAD)
     model.config.pad_token_id = pad  # type: ignore[union-attr]
@@ -158,12 +215,12 @@ def export(model: nn.Module, tokenizer: Writer, folder: Path) -> None:
     tokenizer.write_hf(folder, model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
 
 
-def write_export(building: Building, model: nn.Module, tokenizer: Writer) -> list[File]:
-    """Export into the artifact in the making; the manifest entries of its files."""
+def write_export(storage: Storage, folder: str, model: nn.Module, tokenizer: Writer) -> list[File]:
+    """Export to a folder below the root; its files as they stand in a manifest."""
     files = []
     with tempfile.TemporaryDirectory() as name:
         export(model, tokenizer, Path(name))
         for path in sorted(Path(name).iterdir()):
-            building.storage.write(building.file(path.name), path.read_bytes())
-            files.append(describe(building.storage, building.pointer.folder, path.name, rows=1))
+            storage.write(f"{folder}/{path.name}", path.read_bytes())
+            files.append(describe(storage, folder, path.name, rows=1))
     return files

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field, ValidationError
 
+from pipeline import lines
 from pipeline.errors import InputError, RecipeError
 from tokenizer.chat import Message
 from training.tasks import Arithmetic
@@ -40,13 +41,7 @@ class _Conversation(BaseModel):
 
 def read(path: Path) -> Iterator[list[Message]]:
     """The conversations of a file. Raises `InputError` with file, line and key for a line that is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` would cut at U+2028 inside a text
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"conversations {path} cannot be read: {error}", "check sft.conversations") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in lines.read(str(path), "check sft.conversations"):
         try:
             found = _Conversation.model_validate_json(line)
         except ValidationError as error:

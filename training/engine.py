@@ -11,8 +11,10 @@ by its boundary flag, so that it divides by nothing else.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,13 +26,15 @@ from torch import Tensor, nn
 
 from pipeline.errors import RecipeError, StageError
 from pipeline.recipe import Optimizer
-from training.launch import TIMEOUT, World
+from training import zero
+from training.cross_entropy import FusedHead
+from training.launch import TIMEOUT, Shape, World
+from training.watchdog import Laps
 
 Batch = Mapping[str, Tensor]  # tensors of one first dimension: rows
 Loss = Callable[[nn.Module, Batch], Tensor]  # (model, micro-batch) -> sum of the losses of its supervised tokens
 
 LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 2 << 30}  # of a micro-batch, in fp32: what caches hold; no limit
-ZERO_STAGE = 1  # optimizer state over the ranks; below 3 B parameters more sharding buys nothing (LESSONS.md, 12)
 MOMENTUM = 0.95  # Muon: Keller Jordan's choice, https://kellerjordan.github.io/posts/muon/
 EPSILON = 1e-8  # Adam (Kingma & Ba 2015)
 _MAX_SKIPPED = 3  # steps in a row without a finite gradient, then something is broken
@@ -47,17 +51,19 @@ class Metrics:
     skipped: bool
 
 
-def schedule(step: int, total: int, warmup: float, decay: float) -> float:
-    """Warm-up, stable, linear decay: the factor of the peak rate at `step` (from 0) of `total`.
+def schedule(step: int, total: int, section: Optimizer) -> float:
+    """Factor of the peak rate at `step` (from 0) of `total`: it rises, holds, and falls to the floor.
 
-    The last step still learns: its factor is one step's share of the decay, not zero.
+    The last step still learns where the floor is zero: it is one step's share of the fall away from it.
     """
-    rising, falling = round(warmup * total), round(decay * total)
+    rising, falling = round(section.warmup * total), round(section.decay * total)
     if step < rising:
         return (step + 1) / rising
-    if step >= total - falling:
-        return (total - step) / (falling + 1)
-    return 1.0
+    left = (total - step) / (falling + 1)  # of the fall
+    if left >= 1:
+        return 1.0
+    height = left if section.fall == "linear" else (1 - math.cos(math.pi * left)) / 2
+    return section.floor + (1 - section.floor) * height
 
 
 def rows_a_rank(batch: int, world: World) -> int:
@@ -72,7 +78,11 @@ def rows_a_rank(batch: int, world: World) -> int:
 
 def micro_rows(rows: int, tokens: int, vocabulary: int, device: str) -> int:
     """Rows of a micro-batch: the largest divisor of `rows` whose logits fit; a row alone always goes."""
-    most = LOGIT_BYTES[device] // (4 * tokens * vocabulary)
+    return divisor(rows, LOGIT_BYTES[device] // (4 * tokens * vocabulary))
+
+
+def divisor(rows: int, most: int) -> int:
+    """The largest divisor of `rows` up to `most`, at least 1."""
     return max(d for d in range(1, rows + 1) if rows % d == 0 and (d <= most or d == 1))
 
 
@@ -87,15 +97,32 @@ def log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
     return -flat.view(targets.shape)
 
 
-def token_loss(model: nn.Module, batch: Batch) -> Tensor:
+def token_loss(model: nn.Module, batch: Batch, z_loss: float = 0.0) -> Tensor:
     """Next-token cross-entropy in nats, summed: `ids` and `mask` [rows, n]; `mask[i]` speaks of `ids[i]` as target.
 
     `positions` [rows, n], where given, restart at each document of a packed row, so that none sees another.
+    `z_loss` x logsumexp^2 (PaLM, Chowdhery et al. 2022, section 5) is in the gradient, not in the value.
     """
     ids, mask = batch["ids"], batch["mask"][:, 1:]
+    targets = ids[:, 1:]
     extra = {"position_ids": batch["positions"][:, :-1]} if "positions" in batch else {}
+    head = _network(model).get_output_embeddings()  # type: ignore[operator]
+    if isinstance(head, FusedHead):
+        with head.told(targets, mask, z_loss):
+            loss: Tensor = model(input_ids=ids[:, :-1], use_cache=False, **extra).logits
+        return loss
     logits = model(input_ids=ids[:, :-1], use_cache=False, **extra).logits
-    return -(log_probabilities(logits, ids[:, 1:]) * mask).sum()
+    loss = -(log_probabilities(logits, targets) * mask).sum()
+    if z_loss:
+        extra_loss = (z_loss * torch.logsumexp(logits.float(), dim=-1).square() * mask).sum()
+        loss = loss + (extra_loss - extra_loss.detach())
+    return loss
+
+
+def _network(model: nn.Module) -> nn.Module:
+    """The `transformers` model inside what an engine gives to a loss."""
+    inner = getattr(model, "module", model)  # of DeepSpeed's engine
+    return inner.model if isinstance(inner, _Forward) else inner
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -150,13 +177,18 @@ class Engine:
         total: int,
         precision: Literal["fp32", "bf16"],
         world: World,
+        shape: Shape = Shape(),  # noqa: B008  frozen
     ) -> None:
-        self.model, self.section, self.total, self.world = model, section, total, world
+        self.model, self.section, self.total, self.world, self.shape = model, section, total, world, shape
         self.done = 0  # optimizer steps taken, skipped ones included
         self.skipped = 0
         self._in_a_row = 0
-        self._muon = section.kind == "muon"
+        self.laps = Laps(world.device)
+        self.broken: Batch | None = None  # this rank's rows of the step that was one too many without a finite gradient
+        muon = section.kind == "muon"
         model.to(world.device)
+        if shape.fused_loss:
+            FusedHead.into(model)
         groups = parameter_groups(model, section)
         self._peaks = [float(group["lr"]) for group in groups]
         if not dist.is_initialized():
@@ -167,28 +199,36 @@ class Engine:
             verbose=False,
             timeout=TIMEOUT,
         )
-        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+        # Sampling and evaluation need a model that hooks do not gather piece by piece.
+        self.plain = copy.deepcopy(model) if shape.zero_stage == 3 else model
+        if shape.recompute:
+            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if shape.compile:
+            _compile(model)
+        clips = not shape.zero_stage or muon
+        self.deepspeed, _, _, _ = deepspeed.initialize(
             model=_Forward(model, world.device.type, precision),
-            optimizer=_optimizer(groups, self._muon),
+            optimizer=_optimizer(groups, muon, fused=shape.offload or world.device.type == "cuda"),
             dist_init_required=False,
             config={
                 "train_micro_batch_size_per_gpu": 1,  # rows are cut here, and the loss carries its own denominator
                 "gradient_accumulation_steps": 1,
-                "zero_optimization": {"stage": ZERO_STAGE, "overlap_comm": False, "reduce_scatter": False},
+                "zero_optimization": {"stage": shape.zero_stage, "overlap_comm": False, "reduce_scatter": False}
+                | ({"offload_optimizer": {"device": "cpu"}} if shape.offload else {}),
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
-                # DeepSpeed would clip Muon's update, whose norm is that of the matrices' ranks, not of a gradient.
-                "gradient_clipping": 0.0 if self._muon else section.clip,
+                "gradient_clipping": 0.0 if clips else section.clip,
                 "steps_per_print": 2**31,
             },
         )
-        self._norm = math.nan
-        if self._muon:
-            self._clip_before_muon()
+        self.zero = zero.around(self.deepspeed, model, shape.zero_stage, muon)
+        self._norm: float | None = None
+        if clips:
+            self.zero.clip(section.clip, self._report)
 
     def factor(self) -> float:
         """The schedule's factor for the coming step."""
-        return schedule(self.done, self.total, self.section.warmup, self.section.decay)
+        return schedule(self.done, self.total, self.section)
 
     def step(self, batch: Batch, loss: Loss, micro: int | None = None) -> Metrics:
         """One optimizer step over this rank's rows; every rank brings as many.
@@ -198,13 +238,14 @@ class Engine:
         have no finite gradient (each such step is skipped and counted).
         """
         rows, tokens = batch["mask"].shape
-        size = micro or micro_rows(rows, tokens, self._vocabulary(), self.world.device.type)
+        asked = micro or self.shape.micro_batch
+        size = divisor(rows, asked) if asked else micro_rows(rows, tokens, self._vocabulary(), self.world.device.type)
         device = self.world.device
         count = supervised(batch).to(device=device, dtype=torch.float64)
         self._sum(count)
         if count == 0:
             raise StageError(f"step {self.done}: no token is supervised", "check the masks of the data")
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+        for group, peak in zip(self.zero.groups, self._peaks, strict=True):
             group["lr"] = peak * self.factor()
         rate = self.section.lr * self.factor()
         self.deepspeed.train()
@@ -213,18 +254,20 @@ class Engine:
         for start in range(0, rows, size):
             part = {name: tensor[start : start + size].to(device) for name, tensor in batch.items()}
             self.deepspeed.set_gradient_accumulation_boundary(start + size >= rows)
-            value = loss(self.deepspeed, part)
+            with self.laps:
+                value = loss(self.deepspeed, part)
             total += value.detach().double()
             self.deepspeed.backward(value * scale)
         self.deepspeed.step()
         self._sum(total)
         mean = float(total / count)
-        norm = self._norm if self._muon else float(self.deepspeed.get_global_grad_norm() or 0.0)
+        norm = float(self.deepspeed.get_global_grad_norm() or 0.0) if self._norm is None else self._norm
         bad = not (math.isfinite(mean) and math.isfinite(norm))
         self.done += 1
         self.skipped += bad
         self._in_a_row = self._in_a_row + 1 if bad else 0
         if self._in_a_row >= _MAX_SKIPPED:
+            self.broken = batch
             raise StageError(
                 f"steps {self.done - _MAX_SKIPPED} to {self.done - 1}: loss {mean}, gradient norm {norm}",
                 "lower the learning rate, or look for damaged data",
@@ -238,106 +281,49 @@ class Engine:
         if self.world.size > 1:
             dist.all_reduce(tensor)
 
-    def _clip_before_muon(self) -> None:
-        """Measure and clip the averaged gradient between its reduction and Muon's orthogonalization.
-
-        DeepSpeed (0.19.8, ZeRO 1) orthogonalizes inside `get_flat_partition`, called group by group once all gradients
-        are reduced, and measures and clips what comes out. The first call measures all groups, each call clips its own.
-        """
-        zero = self.optimizer
-        original = zero.get_flat_partition
-        state = {"factor": 1.0}
-
-        def flat_partition(tensors: list[Tensor], *arguments: Any, **options: Any) -> Any:
-            group = options["param_group_idx"]
-            if group == 0:
-                self._norm = self._gradient_norm()
-                finite = math.isfinite(self._norm)
-                # What is not finite stays so: DeepSpeed finds it and skips the step.
-                state["factor"] = min(1.0, self.section.clip / (self._norm + 1e-6)) if finite else 1.0
-            if state["factor"] < 1.0:
-                for gradient in zero.all_grad_tensors[group]:
-                    gradient.mul_(state["factor"])
-            return original(tensors, *arguments, **options)
-
-        zero.get_flat_partition = flat_partition
-
-    def _gradient_norm(self) -> float:
-        """L2 norm of the reduced gradient over all ranks; each adds the pieces it owns."""
-        zero = self.optimizer
-        square = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for i in range(len(zero.bit16_groups)):
-            gradients = zero.get_all_grad_tensors(zero.params_in_partition[i], dtype=torch.float32)
-            position, start = 0, int(zero.first_offset[i])
-            for gradient in gradients:
-                piece = gradient.flatten()[start : start + int(zero.partition_size[i]) - position]
-                square += piece.double().square().sum()
-                position, start = position + piece.numel(), 0
-        self._sum(square)
-        return float(square.sqrt())
+    def _report(self, norm: float) -> None:
+        self._norm = norm
 
     def state(self) -> dict[str, Any]:
-        """What this rank holds of the optimizer, and the counters. Together with all ranks' it fits any world size."""
+        """What this rank holds of weights and optimizer, and the counters. All ranks' together fit any launch."""
+        # At stage 0 all hold the same.
+        pieces = self.zero.pieces() if self.shape.zero_stage or self.world.first else []
         return {
             "done": self.done,
             "skipped": self.skipped,
             "in_a_row": self._in_a_row,
-            "groups": [self._group_state(i) for i in range(len(self.optimizer.bit16_groups))],
+            "updates": max(int(state.get("step", 0)) for state in self.zero.states()),
+            "pieces": zero.saved(pieces),
         }
 
-    def _group_state(self, i: int) -> dict[str, Any]:
-        zero = self.optimizer
-        master = zero.single_partition_of_fp32_groups[i]
-        inner = zero.optimizer.state[master]
-        found: dict[str, Any] = {"master": master.detach()}
-        if "momentum_buffer" in inner:  # Muon's: whole parameters, also those that a neighbour holds a piece of
-            order = {id(p): n for n, p in enumerate(zero.bit16_groups[i])}
-            sizes = [p.numel() for p in zero.params_in_partition[i]]
-            pieces = inner["momentum_buffer"].split(sizes)
-            named = zip(zero.params_in_partition[i], pieces, strict=True)
-            found["momentum"] = {order[id(p)]: piece.clone() for p, piece in named}
-        else:
-            found |= {key: inner[key] for key in ("exp_avg", "exp_avg_sq") if key in inner}
-            found["step"] = int(inner.get("step", 0))
-        return found
-
-    def load_state(self, ranks: list[dict[str, Any]]) -> None:
-        """Go on from the states of all ranks of a launch, of this size or another. The model has its weights."""
-        zero, first = self.optimizer, ranks[0]
+    def load_state(self, ranks: Sequence[dict[str, Any]]) -> None:
+        """Go on from what the ranks of a launch saved, whatever its shape."""
+        first = ranks[0]
         self.done, self.skipped, self._in_a_row = first["done"], first["skipped"], first["in_a_row"]
-        for i, group in enumerate(first["groups"]):
-            pieces = [rank["groups"][i] for rank in ranks]
-            master = zero.single_partition_of_fp32_groups[i]
-            master.data.copy_(self._own(i, [p["master"] for p in pieces]))
-            inner = zero.optimizer.state[master]
-            if "momentum" in group:
-                whole: dict[int, Tensor] = {}
-                for piece in pieces:
-                    whole |= piece["momentum"]
-                order = {id(p): n for n, p in enumerate(zero.bit16_groups[i])}
-                parts = [whole[order[id(p)]].flatten() for p in zero.params_in_partition[i]]
-                inner["momentum_buffer"] = torch.cat(parts).to(master.device)
-            elif "exp_avg" in group:
-                for key in ("exp_avg", "exp_avg_sq"):
-                    inner[key] = self._own(i, [p[key] for p in pieces]).clone()
-                # torch's AdamW counts in a tensor, DeepSpeed's Muon in an integer.
-                inner["step"] = group["step"] if self._muon else torch.tensor(float(group["step"]))
+        zero.fill(self.zero.pieces(), [piece for rank in ranks for piece in rank["pieces"]])
+        for state in self.zero.states():
+            if "step" in state:
+                state["step"] = state["step"] * 0 + first["updates"]  # a number or a tensor, as it was
+        self.zero.weights_from_master()
 
-    def _own(self, i: int, pieces: list[Tensor]) -> Tensor:
-        """This rank's partition of group `i`, from the partitions of a launch; padding is not carried over."""
-        zero = self.optimizer
-        size = int(zero.partition_size[i])
-        used = sum(p.numel() for p in zero.bit16_groups[i])
-        whole = torch.cat([piece.flatten() for piece in pieces])[:used]
-        own = torch.zeros(size, dtype=whole.dtype)
-        mine = whole[self.world.rank * size : (self.world.rank + 1) * size]
-        own[: mine.numel()] = mine
-        return own.to(self.world.device)
+    def gather(self) -> None:
+        """Bring `plain` to the weights in training: nothing to do below stage 3. All ranks call it."""
+        if self.plain is not self.model:
+            self.zero.copy_weights(self.plain)
 
 
-def _optimizer(groups: list[dict[str, Any]], muon: bool) -> torch.optim.Optimizer:
+def _compile(model: nn.Module) -> None:
+    """Compile each layer by itself: one compilation serves all, and hooks between them stay what they are."""
+    disabled = os.environ.pop("TORCHDYNAMO_DISABLE", None)  # see training/__init__.py: Muon's kernels stay eager
+    for layer in max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len):
+        layer.compile()
+    if disabled is not None:
+        os.environ["TORCHDYNAMO_DISABLE"] = disabled
+
+
+def _optimizer(groups: list[dict[str, Any]], muon: bool, fused: bool) -> torch.optim.Optimizer:
     if not muon:
-        return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(groups, fused=fused or None)
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     made: torch.optim.Optimizer = MuonWithAuxAdam(groups)

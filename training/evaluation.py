@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -22,15 +21,13 @@ from pipeline.progress import Progress
 from pipeline.recipe import Evaluation
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import Message, prompt
-from training import conversations, launch, model
+from training import benchmarks, conversations, launch, model
 from training.calculator import calculator
 from training.loop import source_model
 from training.sampler import Sample, Sampler, seeds
 from training.tasks import Arithmetic
 
 STAGE = Stage("evaluation", 1, libraries=("torch", "transformers"))
-MODELS = ("pretrain", "sft", "rl")
-TOGETHER = 256  # rows sampled at once: what a cache of them takes stays within some hundred MB for small models
 
 
 class Measurement:
@@ -42,12 +39,7 @@ class Measurement:
     def sample(self, prompts: list[list[int]], temperature: float, name: str) -> list[Sample]:
         """One answer to each prompt."""
         drawn = seeds(f"{self.seed}:evaluation:{name}", len(prompts))
-        most = self.recipe.max_new_tokens
-        return [
-            row
-            for at in range(0, len(prompts), TOGETHER)
-            for row in self.sampler.sample(prompts[at : at + TOGETHER], most, temperature, drawn[at : at + TOGETHER])
-        ]
+        return self.sampler.many(prompts, self.recipe.max_new_tokens, temperature, drawn)
 
     def replies(self, users: list[str]) -> list[str]:
         """Greedy answers to single messages, tool calls visible."""
@@ -63,6 +55,25 @@ class Measurement:
             {"prompt": text, "text": self.sampler.text(row)}
             for text, row in zip(self.recipe.prompts, rows, strict=True)
         ]
+
+    def demonstrations(self) -> list[dict[str, str]]:
+        """Greedy answers to the recipe's prompts for base models, each up to its stop text."""
+        rows = [row for source in self.recipe.demonstrations for row in benchmarks.demonstrations(source)]
+        made = []
+        for row in rows:
+            ids, most = self.sampler.tokenizer.encode(row["prompt"]), self.recipe.max_new_tokens
+            [one] = self.sampler.sample([ids], most, 0.0, [0], stop=[row["stop"]])
+            made.append(row | {"text": self.sampler.text(one).split(row["stop"])[0]})
+        return made
+
+    def tasks(self) -> dict[str, float]:
+        """The numbers of the recipe's tasks, each after its task's name."""
+        scorer = benchmarks.Scorer(self.sampler.model, self.sampler.tokenizer)
+        return {
+            f"{task.name}_{name}": value
+            for task in self.recipe.tasks
+            for name, value in benchmarks.measure(scorer, task).items()
+        }
 
     def chats(self) -> list[dict[str, str]]:
         """Greedy answers to the recipe's messages."""
@@ -119,7 +130,7 @@ def measure(folder: Path, recipe: Evaluation, seed: int, progress: Progress | No
 
     def done(parts: int) -> None:
         if progress:
-            progress(parts, 4, **{k: v for k, v in results["numbers"].items() if isinstance(v, float)})
+            progress(parts, 5, **{k: v for k, v in results["numbers"].items() if isinstance(v, float)})
 
     results["numbers"] |= measurement.arithmetic()
     done(1)
@@ -130,19 +141,19 @@ def measure(folder: Path, recipe: Evaluation, seed: int, progress: Progress | No
     done(3)
     results["chats"] = measurement.chats()
     done(4)
+    results["numbers"] |= measurement.tasks()
+    results["demonstrations"] = measurement.demonstrations()
+    done(5)
     return results
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="evaluation.py", add_help=False, allow_abbrev=False)
-    parser.add_argument("--of", required=True, choices=MODELS)
-    given, others = parser.parse_known_args()
-    job = launch.parse("evaluation.py", others)
+    job, of = launch.parse_of("evaluation.py")
     if os.environ.get("RANK", "0") != "0":
         return  # there is nothing here to share
     launch.seed_all(job.recipe.seed)
-    source = source_model(job, given.of)
+    source = source_model(job, of)
     opened = artifact.open_stage(
         job.storage,
         job.run,
@@ -150,13 +161,13 @@ def main() -> None:
         {"evaluation": job.recipe.section("evaluation")},
         job.recipe.seed,
         [source.as_input()],
-        name=f"evaluation-{given.of}",
-        assets=conversations.identity_assets(),
+        name=f"evaluation-{of}",
+        assets=conversations.identity_assets() | benchmarks.assets(job.recipe.evaluation),
         force=job.force,
     )
     if isinstance(opened, Published):
         return
-    folder = Path(job.storage.local_path(source.folder))
+    folder = source.on_disk()
     progress = Progress(opened.storage, opened.progress_folder, STAGE.name, "part")
     results = measure(folder, job.recipe.evaluation, job.recipe.seed, progress)
     job.storage.write(opened.file("results.json"), json.dumps(results, ensure_ascii=False, indent=1).encode())

@@ -7,7 +7,6 @@ import resource
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,15 @@ from torch import nn
 
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, File, Published, Stage
-from pipeline.progress import Progress
+from pipeline.errors import MachineError, StageError
 from pipeline.recipe import Pretrain, Rl, Sft
+from pipeline.storage import Storage
 from tokenizer.bpe import Tokenizer
 from training import checkpoint, launch, model
+from training.board import Board
 from training.engine import Engine
 from training.launch import Job, World
+from training.watchdog import Watchdog, stragglers
 
 _MEAN_STEPS = 10
 # Sections of the recipe that decide what a stage makes.
@@ -44,17 +46,20 @@ class Loop(ABC):
         self, job: Job, world: World, building: Building, stage: Stage, net: nn.Module, tokenizer: Tokenizer, steps: int
     ) -> None:
         self.job, self.world, self.building, self.stage, self.steps = job, world, building, stage, steps
-        self.net, self.tokenizer = net, tokenizer
         self.section: Pretrain | Sft | Rl = getattr(job.recipe, stage.name)
-        self.engine = Engine(net, self.section.optimizer, steps, self.section.precision, world)
-        self.checkpoints = checkpoint.Checkpoints(building.storage, building.work, world)
-        self.stop = checkpoint.Stop(world)
-        self.progress = (
-            Progress(building.storage, building.progress_folder, stage.name, "step") if world.first else None
+        self.engine = Engine(net, self.section.optimizer, steps, self.section.precision, world, job.shape)
+        self.net, self.tokenizer = self.engine.plain, tokenizer  # to look at and to sample from, after `engine.gather`
+        self.checkpoints = checkpoint.Checkpoints(
+            building.storage, building.work, world, self.section.keep_checkpoints, tokenizer
         )
+        self.stop = checkpoint.Stop(world)
+        self.progress = Board(building.storage, building.progress_folder, stage.name, "step") if world.first else None
         self.metrics: list[dict[str, Any]] = []
         self.first_step = 0
-        self.seconds = 0.0
+        self.seconds = self.waited = 0.0  # in steps; of these, for data
+        self.flops: float | None = None  # a token, where a stage learns from all it computes
+        self.peak = model.peak_flops(world.device)
+        self.start: str | None = None  # a checkpoint of another fingerprint to begin with
 
     @abstractmethod
     def step(self) -> dict[str, Any]:
@@ -73,49 +78,88 @@ class Loop(ABC):
         self.metrics = state["metrics"]
 
     def run(self) -> None:
-        """Learn."""
-        state = self.checkpoints.load(self.engine)
+        """Learn, with errors that say what to do."""
+        try:
+            with Watchdog(self.world, self.job.step_timeout) as watchdog:
+                self._learn(watchdog)
+        except StageError as error:
+            if self.engine.broken is None:
+                raise
+            name = f"{self.building.work}/broken/step-{self.engine.done:08d}-rank-{self.world.rank:05d}.pt"
+            with self.building.storage.writing(name) as stream:
+                torch.save(dict(self.engine.broken), stream)
+            what = f"{error.what}; the rows of rank {self.world.rank} are in {self.building.storage.path(name)}"
+            raise StageError(what, error.remedy) from error
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise MachineError(
+                    f"step {self.engine.done + 1} needs more memory than {self.world.device} has: {error}",
+                    "start again with a smaller --micro-batch, a higher --zero-stage or --offload: it goes on from its "
+                    "last checkpoint",
+                ) from error
+            if isinstance(error, RuntimeError) and (gone := launch.lost(self.world, error)):
+                raise gone from error
+            raise
+
+    def _learn(self, watchdog: Watchdog) -> None:
+        state = self.checkpoints.load(self.engine, self.start)
         if state is not None:
             self.restore(state)
         self.first_step = self.engine.done
         while self.engine.done < self.steps:
-            started = time.perf_counter()
+            watchdog.beat(self.engine.done + 1)
+            started, waited = time.perf_counter(), self.waited
             numbers = self.step()
             seconds = time.perf_counter() - started
-            self.seconds += seconds
+            self.seconds, waited = self.seconds + seconds, self.waited - waited
             done = self.engine.done
             looked = done % self.section.evaluate_every == 0 or done == self.steps
             if looked:
+                watchdog.beat(done)
+                laps = launch.gather(self.world, self.engine.laps.taken())
+                if self.world.first and self.world.size > 1:
+                    for told in stragglers(self.world, laps):
+                        print(told, flush=True)
+                self.engine.gather()
                 numbers |= self.look()
             self.metrics.append({"step": done} | numbers)
             if self.progress:
                 shown = {name: value for name, value in _finite(numbers).items() if name != "tokens"}
-                if "tokens" in numbers:
-                    shown["tokens_per_second"] = round(numbers["tokens"] / seconds, 1)
-                self.progress(done, self.steps, **shown)
+                speed = self._speed(numbers.get("tokens", 0), seconds, waited)
+                self.progress(done, self.steps, **shown, **speed)
+                shown |= {name: value for name, value in speed.items() if name in ("tokens_per_second", "mfu")}
                 if looked or done == 1:
                     said = ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
                     print(f"step {done}/{self.steps}: {said}", flush=True)
             asked = self.stop.agreed()
-            if asked or (done % self.section.checkpoint_every == 0 and done < self.steps):
+            if asked or done == self.steps or done % self.section.checkpoint_every == 0:
+                watchdog.beat(done)
                 self.checkpoints.save(self.engine, self.state())
             if asked:
                 raise checkpoint.interrupted(self.stage.name, done)
 
-    def publish(
-        self,
-        numbers: dict[str, Any],
-        counts: Counts | None = None,
-        files: Sequence[File] = (),
-        run_numbers: dict[str, Any] | None = None,
-    ) -> None:
+    def _speed(self, tokens: int, seconds: float, waited: float) -> dict[str, float]:
+        """What steps cost: for the progress, since figures that differ from run to run have no place in an artifact."""
+        found: dict[str, float] = {"step_seconds": round(seconds, 4), "data_wait": round(waited, 4)}
+        found["peak_bytes"] = _peak_bytes(self.world)  # of this rank
+        if tokens:
+            found["tokens_per_second"] = round(tokens / seconds, 1)
+            if self.flops:
+                each = self.flops * tokens / seconds / self.world.size
+                found["tflops"] = round(each / 1e12, 6)  # a rank
+                if self.peak:
+                    found["mfu"] = round(each / self.peak, 4)
+        return found
+
+    def publish(self, numbers: dict[str, Any], counts: Counts | None = None, files: Sequence[File] = ()) -> None:
         """Export the model and publish. All ranks call it, rank 0 writes."""
         others = torch.tensor(0.0 if self.world.first else time.process_time(), device=self.world.device)
         if self.world.size > 1:
             dist.all_reduce(others)
+        self.engine.gather()
         if not self.world.first:
             return
-        made = checkpoint.write_export(self.building, self.net, self.tokenizer)
+        made = checkpoint.write_export(self.building.storage, self.building.pointer.folder, self.net, self.tokenizer)
         made += [write_rows(self.building, "metrics.jsonl", self.metrics), *files]
         numbers |= {"parameters": model.parameters(self.net), "steps": self.steps, "steps_skipped": self.engine.skipped}
         taken = self.metrics[self.first_step :]
@@ -124,12 +168,17 @@ class Loop(ABC):
             "ranks": self.world.size,
             "device": self.world.device.type,
             "resumed_at": self.first_step,
-            "step_seconds": round(self.seconds, 3),
-            "tokens_per_second": round(tokens / self.seconds, 1) if tokens else None,
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # of this rank; Linux counts KiB
-        }
-        self.building.publish(made, counts, numbers, spent | (run_numbers or {}), float(others))
+            "zero_stage": self.job.shape.zero_stage,
+        } | self._speed(tokens, self.seconds, self.waited)
+        self.building.publish(made, counts, numbers, spent, float(others))
         print(json.dumps(numbers), flush=True)
+
+
+def _peak_bytes(world: World) -> int:
+    """The most memory this rank has used: the GPU's, or without one the process's."""
+    if world.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(world.device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 
 def mean_loss(metrics: Sequence[dict[str, Any]]) -> float | None:
@@ -148,10 +197,15 @@ def _finite(numbers: dict[str, Any]) -> dict[str, Any]:
     return {k: v if not isinstance(v, float) or np.isfinite(v) else None for k, v in numbers.items()}
 
 
-def write_rows(building: Building, path: str, rows: list[dict[str, Any]]) -> File:
-    """Write JSON lines into the artifact in the making; its manifest entry. What is not finite becomes null."""
+def write_lines(storage: Storage, name: str, rows: list[dict[str, Any]]) -> None:
+    """Write JSON lines. What is not finite becomes null."""
     text = "".join(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    building.storage.write(building.file(path), text.encode())
+    storage.write(name, text.encode())
+
+
+def write_rows(building: Building, path: str, rows: list[dict[str, Any]]) -> File:
+    """Write JSON lines into the artifact in the making; its manifest entry."""
+    write_lines(building.storage, building.file(path), rows)
     return artifact.describe(building.storage, building.pointer.folder, path, rows=len(rows))
 
 
@@ -177,5 +231,5 @@ def open_stage(
 
 def continued(job: Job, source: Published) -> tuple[nn.Module, Tokenizer]:
     """The model that an artifact holds, and its tokenizer."""
-    folder = Path(job.storage.local_path(source.folder))
+    folder = source.on_disk()
     return model.load(folder), Tokenizer.load(folder)

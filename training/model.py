@@ -6,15 +6,22 @@ gpt2 (LayerNorm, GELU, learned positions).
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from tokenizers import Tokenizer as HfTokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, RecipeError
 from pipeline.recipe import Model
+from tokenizer.bpe import Tokenizer
+from tokenizer.chat import END_OF_TEXT, PAD, SPECIAL_TOKENS
+
+# Words, numbers, spaces, marks and letters beyond ASCII: texts whose ids agree come from one tokenizer.
+_PROBE = "The quick brown fox's 1234567 jumps\n\n    over naïve façades; x_1 += 3.14 * f(y) – 東京で会いましょう 🙂"
 
 ROPE_THETA = 10_000.0  # Su et al. 2021; enough for windows of some thousand tokens
 
@@ -53,6 +60,69 @@ def configuration(model: Model, vocabulary: int, end_of_text: int, pad: int) -> 
     )
 
 
+def first(model: Model, weights: str | None, tokenizer: Tokenizer, seed: int) -> nn.Module:
+    """The model that pretraining begins with: a new one, or that of the folder `weights`."""
+    ends = tokenizer.special(END_OF_TEXT), tokenizer.special(PAD)
+    if weights is None:
+        return build(model, tokenizer.vocabulary, *ends, seed)
+    folder = Path(weights)
+    network = load(folder)
+    config: Any = network.config
+    heads = config.num_attention_heads
+    found = {
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "mlp_width": getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None),
+        "window": config.max_position_embeddings,
+        "tied": config.tie_word_embeddings,
+    }
+    found["mlp_width"] = found["mlp_width"] or 4 * config.hidden_size  # GPT-2's, where it does not say
+    wrong = {key: value for key, value in found.items() if getattr(model, key) != value}
+    if wrong:
+        raise RecipeError(
+            f"the model in {folder} is another than the recipe's: "
+            + ", ".join(f"model.{key} is {value}" for key, value in wrong.items()),
+            "write these values into the recipe",
+        )
+    _check_vocabulary(folder, config.vocab_size, tokenizer)
+    if tokenizer.vocabulary > config.vocab_size:  # our special tokens come after its own
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network.resize_token_embeddings(tokenizer.vocabulary)  # type: ignore[operator]
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = ends[0], ends[0], ends[1]
+    return network
+
+
+def assets(weights: str | None) -> dict[str, str]:
+    """Sha256 of the files of a folder to begin with, for the fingerprint."""
+    if weights is None:
+        return {}
+    files = sorted(path for path in Path(weights).glob("*") if path.suffix in (".json", ".safetensors"))
+    return {f"weights/{path.name}": _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_vocabulary(folder: Path, size: int, tokenizer: Tokenizer) -> None:
+    """Raise `ArtifactError` where the corpus was not written with the ids that the checkpoint knows."""
+    remedy = "use the checkpoint's own tokenizer for the corpus (recipe: tokenizer.source)"
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ArtifactError(f"{folder} holds no tokenizer.json, so nobody knows what its ids mean", remedy)
+    theirs = HfTokenizer.from_file(str(path))
+    for text in (_PROBE, _PROBE.upper()):
+        if theirs.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
+            raise ArtifactError(f"the tokenizer in {folder} gives other ids than the corpus' tokenizer", remedy)
+    if tokenizer.vocabulary - len(SPECIAL_TOKENS) > size:
+        raise ArtifactError(f"the model in {folder} knows {size} ids, the corpus has more", remedy)
+
+
 def build(model: Model, vocabulary: int, end_of_text: int, pad: int, seed: int) -> nn.Module:
     """A new model in fp32 on the CPU; the same seed gives the same weights on every machine and rank."""
     before = torch.get_rng_state()
@@ -75,6 +145,33 @@ def load(folder: Path) -> nn.Module:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder} holds no model that transformers loads: {error}", "make it again") from error
     return cast(nn.Module, network)
+
+
+def flops_a_token(network: nn.Module, window: int) -> float:
+    """Operations that learning a token needs: 6 N + 12 L H Q T (PaLM, Chowdhery et al. 2022, appendix B).
+
+    N counts what is multiplied: not the tables of tokens and positions, but a tied one once, as the output layer. T is
+    the window; half of its attention is masked, which the formula leaves in. Recomputation does not count.
+    """
+    config: Any = network.config
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    tables = {id(module.weight): module.weight for module in network.modules() if isinstance(module, nn.Embedding)}
+    tables.pop(id(network.get_output_embeddings().weight), None)  # type: ignore[operator]
+    numbers = parameters(network) - sum(table.numel() for table in tables.values())
+    return float(6 * numbers + 12 * config.num_hidden_layers * heads * head_dim * window)
+
+
+# Dense bf16 products a second, from NVIDIA's data sheets (their figures with sparsity halved), by words of the name.
+PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What the device's data sheet promises in bf16; None where we know none, as of CPUs."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in PEAK_FLOPS.items() if all(word in name for word in known.split())), None)
 
 
 def parameters(network: nn.Module) -> int:

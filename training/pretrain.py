@@ -9,10 +9,11 @@ SIGTERM it saves first and exits with 85. `metrics.jsonl` and `samples.jsonl` of
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +22,15 @@ from torch import nn
 
 from pipeline import artifact, errors
 from pipeline.artifact import Building, Published, Stage
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, RecipeError
 from tokenizer.bpe import Tokenizer
-from tokenizer.chat import END_OF_TEXT, PAD
-from training import launch, loader, model
+from tokenizer.chat import PAD
+from training import checkpoint, launch, loader, model
 from training.engine import micro_rows, rows_a_rank, token_loss
 from training.launch import Job, World
-from training.loop import Loop, loss_ends, open_stage, write_rows
+from training.loop import Loop, loss_ends, open_stage, write_lines, write_rows
 from training.ngrams import Tables, bits_per_byte
+from training.samples import SAMPLES
 
 STAGE = Stage("pretrain", 1, libraries=("torch", "transformers", "deepspeed"))
 VALIDATION_WINDOWS = 64  # looked at while training; all of them at the end
@@ -38,12 +40,24 @@ TABLE_TOKENS = 50_000_000  # the tables count no more than these: their bigrams 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Both splits of a shard artifact, and how many bytes of text a validation token stands for."""
+    """Both splits of a shard artifact, and how many bytes of text a validation token stands for.
 
+    `others`: training splits mixed in, each with its share of the samples.
+    """
+
+    shards: Published
     train: loader.Stream
+    others: tuple[tuple[loader.Stream, float], ...]
     validation: loader.Stream
     validation_tokens: int
     validation_bytes: int
+
+    def samples(self, window: int, seed: int) -> loader.Loader:
+        """What the model learns from."""
+        if not self.others:
+            return loader.Loader(self.train, window, seed)
+        own = 1 - sum(share for _, share in self.others)
+        return loader.Mixture([(self.train, own), *self.others], window, seed)
 
     def bits_per_byte(self, cost: float) -> float:
         """From nats a validation token."""
@@ -51,25 +65,39 @@ class Corpus:
 
 
 def inputs(job: Job) -> list[Published]:
-    """The shard artifact to read (`--input`, or the run's) and the tokenizer that made it."""
+    """The shard artifact to read (`--input`, or the run's), the tokenizer that made it, and the shards to mix in."""
     if job.input:
         shards = artifact.read(job.storage, job.input)
     else:
         shards = artifact.of_run(job.storage, job.run, "shard", job.recipe.section("shard"))
     for source in shards.content.inputs:
         if source.stage == "tokenizer":
-            return [shards, artifact.read(job.storage, source.location)]
+            others = [artifact.read(job.storage, folder) for folder in job.recipe.pretrain.mix]
+            return [shards, artifact.read(job.storage, source.location), *others]
     raise ArtifactError(f"{shards.folder} does not say which tokenizer made it", "run the stage shard again")
 
 
-def open_corpus(shards: Published, vocabulary: int) -> Corpus:
-    """Map the shards; refused where they are not of this vocabulary, or where nothing is held out."""
+def assets(job: Job) -> dict[str, str]:
+    """What a run begins with, where it is not nothing; a checkpoint of ours by what its commit file says of it."""
+    section = job.recipe.pretrain
+    found = model.assets(section.weights)
+    if section.continue_from:
+        found["continue_from"] = artifact.digest(checkpoint.read_commit(job.storage, section.continue_from))
+    return found
+
+
+def open_corpus(shards: Published, tokenizer: Tokenizer, mix: Iterable[tuple[Published, float]] = ()) -> Corpus:
+    """Map the shards; refused where they are not this tokenizer's, or where nothing is held out."""
     numbers = shards.content.numbers
     tokens, size = int(numbers["validation_tokens"]), int(numbers["validation_bytes"])
     if tokens < 2 or size < 1:
         raise ArtifactError(f"{shards.folder} holds no validation text", "raise shard.validation in the recipe")
-    train = loader.open_split(shards, "train", vocabulary)
-    return Corpus(train, loader.open_split(shards, "validation", vocabulary), tokens, size)
+
+    def opened(source: Published, split: str) -> loader.Stream:
+        return loader.open_split(source, split, tokenizer.vocabulary, tokenizer.sha256)
+
+    others = tuple((opened(other, "train"), share) for other, share in mix)
+    return Corpus(shards, opened(shards, "train"), others, opened(shards, "validation"), tokens, size)
 
 
 def windows(stream: loader.Stream, window: int, most: int | None) -> Iterator[torch.Tensor]:
@@ -81,7 +109,15 @@ def windows(stream: loader.Stream, window: int, most: int | None) -> Iterator[to
         yield torch.from_numpy(stream.read(start, min(start + window, stop) + 1))
 
 
-def validation_loss(net: nn.Module, stream: loader.Stream, window: int, world: World, most: int | None) -> float:
+def rows_of(ids: torch.Tensor, end_of_text: int | None) -> dict[str, torch.Tensor]:
+    """A batch of windows [rows, n]; with `end_of_text`, documents do not see each other."""
+    rows = {"ids": ids, "mask": torch.ones_like(ids)}
+    return rows if end_of_text is None else rows | {"positions": loader.document_positions(ids, end_of_text)}
+
+
+def validation_loss(
+    net: nn.Module, stream: loader.Stream, window: int, world: World, most: int | None, end_of_text: int | None = None
+) -> float:
     """Mean nats a token over `most` windows of the stream (all with None), the ranks sharing them."""
     rows = [ids for n, ids in enumerate(windows(stream, window, most)) if n % world.size == world.rank]
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
@@ -89,9 +125,9 @@ def validation_loss(net: nn.Module, stream: loader.Stream, window: int, world: W
     net.eval()
     with torch.no_grad():
         for same in _of_one_length(rows, together):
-            ids = torch.stack(same).to(world.device)
-            sums[0] += token_loss(net, {"ids": ids, "mask": torch.ones_like(ids)}).double()
-            sums[1] += ids[:, 1:].numel()
+            rows_here = rows_of(torch.stack(same), end_of_text)
+            sums[0] += token_loss(net, {name: one.to(world.device) for name, one in rows_here.items()}).double()
+            sums[1] += rows_here["ids"][:, 1:].numel()
     net.train()
     if world.size > 1:
         dist.all_reduce(sums)
@@ -137,41 +173,72 @@ class Pretraining(Loop):
     def __init__(self, job: Job, world: World, building: Building, corpus: Corpus, tokenizer: Tokenizer) -> None:
         recipe = job.recipe
         rows_a_rank(recipe.pretrain.batch, world)
-        ends = tokenizer.special(END_OF_TEXT), tokenizer.special(PAD)
-        net = model.build(recipe.model, tokenizer.vocabulary, *ends, recipe.seed)
+        net = model.first(recipe.model, recipe.pretrain.weights, tokenizer, recipe.seed)
         super().__init__(job, world, building, STAGE, net, tokenizer, recipe.pretrain.steps)
         self.recipe, self.corpus = recipe.pretrain, corpus
-        self.loader = loader.Loader(corpus.train, recipe.pretrain.window, recipe.seed)
+        self.end_of_text = tokenizer.end_of_text if recipe.pretrain.within_documents else None
+        self.start = recipe.pretrain.continue_from
+        self.loader = corpus.samples(recipe.pretrain.window, recipe.seed)
+        self.ahead = loader.Ahead(self.loader, recipe.pretrain.batch, world.rank, world.size)
+        # Hashing ten billion tokens takes half a minute: the model learns meanwhile, and is not published before.
+        check = world.local_rank == 0 and corpus.shards.storage.local
+        self.verified = ThreadPoolExecutor(1).submit(corpus.shards.verify) if check else None
         self.samples: list[dict[str, Any]] = []
-        self.waited = 0.0
+        self.flops = model.flops_a_token(net, recipe.pretrain.window)
 
     def state(self) -> dict[str, Any]:
         """See `Loop`; the loader's fingerprint guards the order of the windows."""
-        return super().state() | {"loader": self.loader.state(), "samples": self.samples}
+        return super().state() | {
+            "loader": self.loader.state(),
+            "batch": self.recipe.batch,
+            "samples": self.samples,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Loop`. Refused where the shards are others than those of the checkpoint."""
         super().restore(state)
         self.loader.check(state["loader"])
+        if state["batch"] != self.recipe.batch:
+            raise RecipeError(
+                f"pretrain.batch is {self.recipe.batch}, the checkpoint's {state['batch']}: its place in the data fits "
+                "no step of this one",
+                "take the same batch, or leave out pretrain.continue_from",
+            )
+        if self.engine.done > self.steps:
+            raise RecipeError(
+                f"pretrain.steps is {self.steps}, and the checkpoint has taken {self.engine.done}",
+                "take more steps, or an older checkpoint",
+            )
         self.samples = state["samples"]
 
     def step(self) -> dict[str, Any]:
         """One step over windows."""
         started = time.perf_counter()
-        rows = self.loader.batch(self.engine.done, self.recipe.batch, self.world.rank, self.world.size)
+        rows = rows_of(self.ahead.batch(self.engine.done), self.end_of_text)
         self.waited += time.perf_counter() - started
-        found = self.engine.step(rows, token_loss)
+        if self.verified and self.verified.done():
+            self.verified.result()
+        found = self.engine.step(rows, functools.partial(token_loss, z_loss=self.recipe.optimizer.z_loss))
         return {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr, "tokens": found.tokens}
+
+    def validation_loss(self, most: int | None) -> float:
+        """See the function of this name."""
+        stream, window = self.corpus.validation, self.recipe.window
+        return validation_loss(self.net, stream, window, self.world, most, self.end_of_text)
 
     def look(self) -> dict[str, Any]:
         """Loss on part of what is held out, and samples."""
-        cost = validation_loss(self.net, self.corpus.validation, self.recipe.window, self.world, VALIDATION_WINDOWS)
-        self.samples += samples(self.net, self.tokenizer, self.recipe.prompts, self.engine.done, self.world)
+        cost = self.validation_loss(VALIDATION_WINDOWS)
+        said = samples(self.net, self.tokenizer, self.recipe.prompts, self.engine.done, self.world)
+        self.samples += said
+        if self.progress:
+            self.progress.say(self.engine.done, said)
+            write_lines(self.building.storage, f"{self.building.work}/{SAMPLES}", self.samples)
         return {"validation_loss": cost, "bits_per_byte": self.corpus.bits_per_byte(cost)}
 
     def numbers(self) -> dict[str, Any]:
         """Results for the manifest: the model on all that is held out, beside the tables. All ranks call it."""
-        cost = validation_loss(self.net, self.corpus.validation, self.recipe.window, self.world, None)
+        cost = self.validation_loss(None)
         if not self.world.first:
             return {}
         held = self.corpus.validation.read(0, self.corpus.validation.total)
@@ -187,22 +254,24 @@ class Pretraining(Loop):
         }
 
     def publish_model(self) -> None:
-        """See `Loop.publish`."""
+        """See `Loop.publish`. Not before the shards proved to be what their manifest says."""
+        if self.verified:
+            self.verified.result()
         numbers = self.numbers()
-        files = [write_rows(self.building, "samples.jsonl", self.samples)] if self.world.first else []
-        waited = {"data_wait_share": round(self.waited / self.seconds, 6) if self.seconds else 0.0}
-        self.publish(numbers, files=files, run_numbers=waited)
+        files = [write_rows(self.building, SAMPLES, self.samples)] if self.world.first else []
+        self.publish(numbers, files=files)
 
 
 def main() -> None:
     """Entry point."""
     job = launch.parse("pretrain.py")
     world = launch.start(job.recipe.seed)
-    opened, sources = open_stage(job, world, STAGE, lambda: inputs(job))
+    opened, sources = open_stage(job, world, STAGE, lambda: inputs(job), lambda: assets(job))
     if isinstance(opened, Building):
-        shards, made_by = sources
-        tokenizer = Tokenizer.load(Path(job.storage.local_path(made_by.folder)))
-        stage = Pretraining(job, world, opened, open_corpus(shards, tokenizer.vocabulary), tokenizer)
+        shards, made_by, *others = sources
+        tokenizer = Tokenizer.load(made_by.on_disk())
+        mix = zip(others, job.recipe.pretrain.mix.values(), strict=True)
+        stage = Pretraining(job, world, opened, open_corpus(shards, tokenizer, mix), tokenizer)
         stage.run()
         stage.publish_model()
     launch.wait(world)

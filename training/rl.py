@@ -99,6 +99,7 @@ class Reinforcement(Loop):
         first = step * self.rl.prompts + self.world.rank * self.share
         questions = self.questions(first)
         asked = self.ask(questions)
+        self.engine.gather()
         found = self.rollout(asked, self.rl.samples, self.rl.temperature, list(range(first, first + self.share)))
         rewards = torch.tensor(self.scores(questions, found)).view(len(questions), -1)
         worth, telling = advantages(rewards)

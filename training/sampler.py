@@ -6,6 +6,7 @@ neither the number of its neighbours nor when they end (but for the last bit of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,13 +19,15 @@ from pipeline.errors import InputError
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import END_OF_TEXT, IM_END, OUTPUT, OUTPUT_END, PAD, TOOL, TOOL_END
 
+TOGETHER = 256  # rows sampled at once: what a cache of them takes stays within some hundred MB for small models
+
 
 @dataclass
 class Sample:
     """What followed a prompt: `ids`; `mask` 1 where the model chose the id itself; `logprobs` of each id.
 
     `logprobs` are the model's at the temperature of the call (greedy: at 1), before top-k and top-p cut it.
-    `finished`: it ended its turn; else it was cut at the limit. `tools`: calls it made.
+    `finished`: it ended its turn, or said a stop text; else it was cut at the limit. `tools`: calls it made.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -44,6 +47,16 @@ class Sampler:
         self._call, self._call_end = tokenizer.special(TOOL), tokenizer.special(TOOL_END)
         self._window = int(model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
 
+    def many(
+        self, prompts: Sequence[Sequence[int]], most: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Sample]:
+        """As `sample`, of any number of prompts: so many at once that their cache does not fill the memory."""
+        return [
+            row
+            for at in range(0, len(prompts), TOGETHER)
+            for row in self.sample(prompts[at : at + TOGETHER], most, temperature, seeds[at : at + TOGETHER])
+        ]
+
     @torch.no_grad()
     def sample(
         self,
@@ -53,11 +66,15 @@ class Sampler:
         seeds: Sequence[int],
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        stream: Callable[[int, int], None] | None = None,
     ) -> list[Sample]:
         """Up to `most` new ids after each prompt, tool output among them; greedy at temperature 0.
 
-        `seeds`: one a prompt. `top_k` 0 and `top_p` 1 cut nothing off. Raises `InputError` for a prompt that fills the
-        model's window, beyond which no row goes.
+        `seeds`: one a prompt. `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing off (see `choose`). A row ends with its
+        turn, or with the token that completes one of the texts `stop`. `stream(row, id)` hears each id as it comes.
+        Raises `InputError` for a prompt that fills the model's window, beyond which no row goes.
         """
         if not prompts:
             return []
@@ -72,7 +89,7 @@ class Sampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            return self._sample(prompts, longest, draws, temperature, top_k, top_p)
+            return self._sample(prompts, longest, draws, temperature, (top_k, top_p, min_p), stop, stream)
         finally:
             self.model.train(was_training)
 
@@ -82,8 +99,9 @@ class Sampler:
         longest: int,
         draws: Tensor,
         temperature: float,
-        top_k: int,
-        top_p: float,
+        cuts: tuple[int, float, float],
+        stop: Sequence[str],
+        stream: Callable[[int, int], None] | None,
     ) -> list[Sample]:
         device = next(self.model.parameters()).device
         rows = [Sample() for _ in prompts]
@@ -108,7 +126,7 @@ class Sampler:
             )
             logprobs = torch.log_softmax(out.logits[:, -1].float() / (temperature or 1.0), dim=-1)
             if temperature:
-                chosen = choose(logprobs, draws[live, step], top_k, top_p).tolist()
+                chosen = choose(logprobs, draws[live, step], *cuts).tolist()
             else:
                 chosen = logprobs.argmax(-1).tolist()
             own = [not forced[row] for row in live]
@@ -120,7 +138,9 @@ class Sampler:
                 one.ids.append(token)
                 one.mask.append(int(own[at]))
                 one.logprobs.append(said[at])
-                if own[at] and token in self._ends:
+                if stream:
+                    stream(row, token)
+                if own[at] and (token in self._ends or self._says(one.ids, stop)):
                     one.finished = True
                     continue
                 if own[at] and self.tool and token == self._call_end:
@@ -138,6 +158,10 @@ class Sampler:
             seen = torch.cat([seen, seen.new_ones((len(live), 1))], dim=1)
             positions = positions[:, -1:] + 1
         return rows
+
+    def _says(self, ids: list[int], stop: Sequence[str]) -> bool:
+        """Whether the last id completes a stop text; each id but the last holds a byte of it at least."""
+        return any(text in self.tokenizer.decode(ids[-len(text.encode()) :]) for text in stop)
 
     def _output(self, one: Sample, tool: Callable[[str], str]) -> list[int]:
         """Run the tool on the call just closed; ids of its output. A call that never opened is an empty one."""
@@ -162,13 +186,17 @@ def seeds(key: str, count: int) -> list[int]:
     return [int(seed) for seed in np.random.default_rng(list(key.encode())).integers(2**63, size=count)]
 
 
-def choose(logprobs: Tensor, draws: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+def choose(logprobs: Tensor, draws: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
     """The id of each row of `logprobs` [rows, vocabulary] at its draw from [0, 1) of the cumulative distribution.
 
-    Of the `top_k` likeliest ids, those are kept whose likelier ones hold less than `top_p` together.
+    Of the `top_k` likeliest ids with at least `min_p` times the likeliest one's chance (Nguyen et al. 2024,
+    arXiv:2407.01082), those are kept whose likelier ones hold less than `top_p` together.
     """
     if top_k:
         least = logprobs.topk(min(top_k, logprobs.shape[1]), dim=-1).values[:, -1:]
+        logprobs = logprobs.masked_fill(logprobs < least, -torch.inf)
+    if min_p:
+        least = logprobs.max(dim=-1, keepdim=True).values + math.log(min_p)
         logprobs = logprobs.masked_fill(logprobs < least, -torch.inf)
     chances = logprobs.double().softmax(-1)
     if top_p < 1.0:

@@ -76,7 +76,8 @@ class FineTuning(Loop):
 
     def step(self) -> dict[str, Any]:
         """One step over packed rows."""
-        found = self.engine.step(_batch(self.packed, self.rows(self.engine.done)), token_loss)
+        loss = functools.partial(token_loss, z_loss=self.section.optimizer.z_loss)
+        found = self.engine.step(_batch(self.packed, self.rows(self.engine.done)), loss)
         return {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr, "tokens": found.tokens}
 
     def look(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pipeline import artifact, errors
@@ -27,11 +27,12 @@ from pipeline.storage import Storage
 from web import documents
 from web.charts import Level, Point, Series, line_chart
 
-STAGE = Stage("report", 1, ("jinja2", "pyarrow"))
+STAGE = Stage("report", 2, ("jinja2", "pyarrow"))
 FILE = "report.html"
 PAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "shard")  # the stages that keep or drop pages
 # All stages of a run as their pointers are named, in order, and what a reader calls them.
 STAGES = {
+    "canary": "Canary",
     "extract": "Extract",
     "filter": "Filter",
     "deduplicate": "Deduplicate",
@@ -417,7 +418,7 @@ def dropped(run: Run, stage: str) -> list[tuple[str, str]]:
 def view(run: Run) -> dict[str, Any]:
     """All that the template shows."""
     finished = max(made.manifest.run.started + made.manifest.run.seconds for made in run.made.values())
-    redactions = run.number("redact", "redactions") or {}
+    redactions, masked = run.number("redact", "redactions") or {}, run.number("redact", "samples") or {}
     return {
         "run": run.name,
         "recipe": recipe_name(run),
@@ -431,7 +432,10 @@ def view(run: Run) -> dict[str, Any]:
         "unreadable": run.number("extract", "unreadable") or [],
         "others": sorted((run.number("extract", "other_records") or {}).items()),
         "groups": documents.groups(run.made),
-        "redactions": sorted(redactions.items(), key=lambda item: (-item[1], item[0])),
+        "redactions": [
+            (kind, count, masked.get(kind, []))
+            for kind, count in sorted(redactions.items(), key=lambda item: (-item[1], item[0]))
+        ],
         "redactable": run.made["redact"].content.recipe.get("kinds", []) if "redact" in run.made else [],
         "duplicates": numbers(run, "deduplicate"),
         "tokenizer": numbers(run, "tokenizer"),
@@ -444,8 +448,8 @@ def view(run: Run) -> dict[str, Any]:
     }
 
 
-def render(run: Run) -> str:
-    """The page."""
+def template(name: str) -> Template:
+    """A template of `web/templates`, with the filters that all share."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -454,7 +458,12 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, short=short, duration=duration, shown=shown, plain=plain)
-    return environment.get_template("report.html.j2").render(view(run))
+    return environment.get_template(name)
+
+
+def render(run: Run) -> str:
+    """The page."""
+    return template("report.html.j2").render(view(run))
 
 
 def plain(text: Any) -> str:

@@ -1,6 +1,6 @@
 """What an artifact holds: counts, documents by reason, a few of them at random.
 
-    python -m jobs.inspect extract --root .crawl2chat/data [--run demo] [--reason gopher_bullets] [--samples 3]
+    python -m jobs.inspect extract --root .crawl2chat/data [--run demo] [--reason language_gate] [--samples 3]
 
 The artifact is a stage's name, of the newest run or of `--run`, or a folder below the root.
 """
@@ -41,6 +41,10 @@ def summary(found: Published) -> Iterator[str]:
     for name, value in content.numbers.items():
         if isinstance(value, (int, float, str)):
             yield f"  {name:<34}{value}"
+        elif isinstance(value, dict):
+            yield f"  {name}"
+            for key, one in value.items():
+                yield f"    {key:<32}{', '.join(map(str, one)) if isinstance(one, list) else one}"
 
 
 def samples(found: Published, reason: str | None, most: int, seed: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from resiliparse.extract.html2text import extract_plain_text
 from selectolax.lexbor import LexborHTMLParser
 
 Mode = Literal["precision", "default", "fast", "resiliparse"]
+_TITLE_END = re.compile("</title", re.IGNORECASE)
 TITLE_CHARS = 500  # shown to people; a longer one is no title
 
 
@@ -45,5 +47,7 @@ def _extracted(text: str, html: str) -> Extracted:
 
 def _title(html: str) -> str | None:
     """The page's <title>. trafilatura's own comes only with all metadata, dates too, which cost more than the text."""
-    node = LexborHTMLParser(html).css_first("title")
+    end = _TITLE_END.search(html)
+    node = LexborHTMLParser(f"{html[: end.end()]}>").css_first("title") if end else None
+    node = node or LexborHTMLParser(html).css_first("title")  # that end stood in a comment or a script
     return (" ".join(node.text().split())[:TITLE_CHARS] or None) if node is not None else None

@@ -24,7 +24,7 @@ _GRACE_SECONDS = 2.0  # CPU seconds beyond the limit, in which Python code ends 
 _WALL_SECONDS = 100.0  # a child that waits for something; less than the time after which Spark kills a silent worker
 _LOOK_SECONDS = 0.5
 _SPACE_BYTES = 2 << 30  # address space that a page may take beyond what the worker holds
-_PEAK_BYTES = 700 << 20  # a child that ever was so large makes room for a fresh one (parsers do not give back)
+_PEAK_BYTES = 400 << 20  # a child that ever grew so much makes room for a fresh one (parsers do not give back)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -137,6 +137,7 @@ class Guard:
         resource.setrlimit(resource.RLIMIT_AS, (held + _SPACE_BYTES, held + _SPACE_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # what the worker holds, the child holds too
         while True:
             try:
                 arguments = pipe.recv()
@@ -147,7 +148,7 @@ class Guard:
             except MemoryError:
                 row = {"reason": "page_memory", "detail": f"more than {_SPACE_BYTES >> 30} GiB"}
             used = resource.getrusage(resource.RUSAGE_SELF)
-            pipe.send((row, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024))
+            pipe.send((row, used.ru_utime + used.ru_stime, (used.ru_maxrss - began) * 1024))
 
 
 def _cpu_seconds(process: int | None) -> float:

@@ -45,6 +45,18 @@ def band_hashes(values: Signature, bands: int) -> list[int]:
     ]
 
 
-def similarity(left: bytes, right: bytes) -> float:
-    """Estimate of the Jaccard similarity from two signatures' bytes: the share of equal hashes."""
-    return float(np.mean(np.frombuffer(left, np.uint64) == np.frombuffer(right, np.uint64)))
+def shortened(values: Signature) -> bytes:
+    """The lower 16 bits of each hash: all that `similarities` needs (Li & König 2010, b-bit minwise hashing).
+
+    Two different hashes agree in them once in 65,536 times, which adds 0.002 to the equal ones of 112.
+    """
+    return values.astype(np.uint16).tobytes()
+
+
+def similarities(left: bytes, right: bytes, pairs: int) -> npt.NDArray[np.float64]:
+    """Estimates of Jaccard similarity, shape (pairs,), from `shortened` signatures one after another."""
+    if not pairs:
+        return np.zeros(0)
+    equal = np.frombuffer(left, np.uint16) == np.frombuffer(right, np.uint16)
+    shares: npt.NDArray[np.float64] = equal.reshape(pairs, -1).mean(axis=1)
+    return shares

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import RecipeError
+
 if TYPE_CHECKING:
     from presidio_analyzer import EntityRecognizer, RecognizerResult
 
@@ -26,13 +28,16 @@ ENTITIES = {
     "US_SSN": "US_SSN",
     "IP": "IP_ADDRESS",
     "STREET_ADDRESS": "STREET_ADDRESS",
+    "PASSPORT": "PASSPORT",
     "PHONE": "PHONE_NUMBER",
+    "PERSON": "PERSON",
 }
 REGIONS = ("US", "GB", "DE", "FR")  # whose national phone formats are read; numbers with +code are read anyway
 WINDOW = 60  # characters on each side of a candidate: room for the longest IBAN and a context word
 # What a recognizer alone is sure of; below it a context word must stand near (presidio: base score + 0.35).
 MIN_SCORE = 0.4
 _CONTEXT = {
+    "PASSPORT": ("passport",),
     "US_SSN": ("social security", "ssn", "ss#"),
     "PHONE": (
         "phone",
@@ -60,7 +65,8 @@ _ADDRESS = (
     r"(?:,? (?:[A-Z][\w'’.-]* ?){1,3},? [A-Z]{2} \d{5}(?:-\d{4})?\b)?"
 )
 _CANDIDATE = re.compile(
-    r"@|\d[\d .()/+-]{5,}\d|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}|\b[A-Za-z]{2}\d{2} ?[A-Za-z0-9]{4}"
+    r"@|[Pp]assport|PASSPORT|\d[\d .()/+-]{5,}\d"
+    r"|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}|\b[A-Za-z]{2}\d{2} ?[A-Za-z0-9]{4}"
     rf"|\b\d{{1,5}}[A-Z]? (?:[A-Z][\w'’.-]* ){{1,5}}?(?:{_STREET})\b"
 )
 # What presidio's recognizers leave: Mastercard's 2-series (ISO/IEC 7812, 222100-272099; Luhn is checked as for all
@@ -76,6 +82,10 @@ _PHONES = (
     ("+1", r"(?<![\w.-])\+1[ .-]?\d{3}[ .-]?\d{3}[ .-]?\d{4}(?: ?x\d{1,6})?\b", 0.5),
     ("groups of digits", r"(?<![\w.+/-])(?:\(\d{1,4}\) ?)?\d{2,5}(?:[ .-]\d{2,8}){1,5}(?![\w/]|[.-]\d)", 0.3),
 )
+# Passport numbers of the United States, Britain (ISO/IEC 7501: nine characters), Germany and most others: letters, then
+# digits. Nothing in them tells them from an order number, so the word must stand before.
+_PASSPORT = ("passport", r"\b(?:\d{9}|[A-Z]{1,2}\d{6,8}|[CFGHJKLMNPRTVWXYZ][CFGHJKLMNPRTVWXYZ\d]{7}\d)\b", 0.1)
+_NAMES = ("PERSON", "PER")  # labels of spaCy's pipelines for people
 _CAPITALS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _YEAR = re.compile(r"(?:1[89]|20)\d\d")
 _VERSION = re.compile(r"(?:version|release|v|openssl|kernel|isbn|[a-z]+[-_])\s*:?\s*$", re.I)
@@ -125,6 +135,7 @@ def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
             PhoneRecognizer(supported_regions=REGIONS, leniency=1),
             PatternRecognizer(supported_entity=ENTITIES["PHONE"], patterns=[Pattern(*one) for one in _PHONES]),
         ),
+        "PASSPORT": (PatternRecognizer(supported_entity=ENTITIES["PASSPORT"], patterns=[Pattern(*_PASSPORT)]),),
         "STREET_ADDRESS": (
             PatternRecognizer(
                 supported_entity=ENTITIES["STREET_ADDRESS"],
@@ -135,12 +146,31 @@ def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
     }
 
 
-def find(text: str, kinds: Sequence[str]) -> list[tuple[int, int, str]]:
+@cache
+def _pipeline(folder: str) -> Any:
+    import spacy
+
+    try:
+        return spacy.load(folder)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"redact.person_model: {folder} holds no spaCy pipeline: {error}", "name a folder that spacy.load reads"
+        ) from error
+
+
+def people(text: str, folder: str) -> list[tuple[int, int, str]]:
+    """Spans of the names that a spaCy pipeline finds. Raises `RecipeError` where there is none in `folder`."""
+    return [
+        (name.start_char, name.end_char, "PERSON") for name in _pipeline(folder)(text).ents if name.label_ in _NAMES
+    ]
+
+
+def find(text: str, kinds: Sequence[str], person_model: str | None = None) -> list[tuple[int, int, str]]:
     """Spans (start, end, kind) of personal data, in order, without overlap."""
-    found: list[tuple[int, int, str]] = []
+    found = people(text, person_model) if person_model else []
     for start, end in _windows(text):
         piece = text[start:end]
-        for kind in ENTITIES:
+        for kind in _recognizers():
             if kind not in kinds:
                 continue
             # An account number in small letters is one too; but in capitals the next word may look like a part of it.
@@ -158,15 +188,20 @@ def find(text: str, kinds: Sequence[str]) -> list[tuple[int, int, str]]:
     return sorted(spans)
 
 
-def redact(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, int]]:
-    """The text with placeholders, and how many of each kind."""
-    counts: dict[str, int] = {}
+def redact(text: str, kinds: Sequence[str], person_model: str | None = None) -> tuple[str, list[tuple[str, str]]]:
+    """The text with placeholders, and what they stand for: (kind, `masked` string) in order."""
+    found: list[tuple[str, str]] = []
     pieces, at = [], 0
-    for start, end, kind in find(text, kinds):
+    for start, end, kind in find(text, kinds, person_model):
         pieces += [text[at:start], f"<{kind}>"]
-        counts[kind] = counts.get(kind, 0) + 1
+        found.append((kind, masked(text[start:end])))
         at = end
-    return "".join([*pieces, text[at:]]), counts
+    return "".join([*pieces, text[at:]]), found
+
+
+def masked(value: str) -> str:
+    """The form of a string: letters as x, digits as 0. It tells mistakes (a version, a date) and nobody's data."""
+    return "".join("x" if letter.isalpha() else "0" if letter.isnumeric() else letter for letter in value)
 
 
 def _windows(text: str) -> list[tuple[int, int]]:

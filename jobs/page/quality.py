@@ -11,8 +11,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from jobs.page.words import words as split
 from pipeline.recipe import Filter
+
+Numbers = npt.NDArray[np.int64]
 
 TERMINAL = (".", "!", "?", '"', "'", "”", "’", "。", "！", "？", "…")  # ends of a sentence or of a quotation
 TOP_NGRAMS = (2, 3, 4)
@@ -58,9 +63,10 @@ def scores(text: str, words: Sequence[str], stop_words: Collection[str]) -> dict
     `stop_words`: those of its language.
     """
     chars = max(1, len(text))
-    real = [word for word in words if any(letter.isalnum() for letter in word)]
+    real = [word for word in words if word.isalnum() or any(letter.isalnum() for letter in word)]
     lines = [line for line in text.split("\n") if line.strip()]
-    long = [line for line in map(str.strip, text.splitlines()) if _long(line)]
+    stripped = [line for line in map(str.strip, text.splitlines()) if line]
+    long = [line for line in stripped if _long(line)]
     unscripted = [line for line in long if "javascript" not in line.lower()]
     left = [line for line in map(_c4_line, unscripted) if line]
     paragraphs = [part for part in _PARAGRAPHS.split(text.strip()) if part]
@@ -72,10 +78,10 @@ def scores(text: str, words: Sequence[str], stop_words: Collection[str]) -> dict
         "symbol_word_ratio": max(text.count("#"), text.count("...") + text.count("…")) / max(1, len(words)),
         "bullet_lines": _share(lines, lambda line: line.lstrip().startswith(("•", "-", "*"))),
         "ellipsis_lines": _share(lines, lambda line: line.rstrip().endswith(("...", "…"))),
-        "alpha_words": _share(words, lambda word: any(letter.isalpha() for letter in word)),
+        "alpha_words": _share(words, lambda word: word.isalpha() or any(letter.isalpha() for letter in word)),
         # FineWeb's rules read what C4's leave.
         "line_punctuation": _share(left, lambda line: line.endswith(TERMINAL)),
-        "newline_word_ratio": min(1.0, max(0, len(left) - 1) / max(1, sum(len(split(line)) for line in left))),
+        "newline_word_ratio": min(1.0, max(0, len(left) - 1) / max(1, _words_of(left, stripped, words))),
         "c4_duplicate_line_chars": _duplicates(left)[1] / max(1, sum(map(len, left))),
         "lorem_ipsum": any("lorem ipsum" in line.lower() for line in long),
         "curly_brace": any("{" in line for line in unscripted),
@@ -86,10 +92,13 @@ def scores(text: str, words: Sequence[str], stop_words: Collection[str]) -> dict
         again, repeated = _duplicates(parts)
         found[f"duplicate_{name}s"] = again / max(1, len(parts))
         found[f"duplicate_{name}_chars"] = min(1.0, repeated / chars)
-    for n in TOP_NGRAMS:
-        found[f"top_{n}gram_chars"] = min(1.0, _top_ngram(words, n) / chars)
-    for n in DUPLICATE_NGRAMS:
-        found[f"duplicate_{n}gram_chars"] = min(1.0, _repeated_ngrams(words, n) / chars)
+    ends = np.cumsum([0, *map(len, words)])
+    for n, at, grams in _repeated(words, max(DUPLICATE_NGRAMS)):
+        covered = ends[at + n] - ends[at]
+        if n in TOP_NGRAMS:
+            found[f"top_{n}gram_chars"] = min(1.0, _top_ngram(at, grams, covered) / chars)
+        if n in DUPLICATE_NGRAMS:
+            found[f"duplicate_{n}gram_chars"] = min(1.0, _repeated_ngrams(at, grams, covered, n) / chars)
     return found
 
 
@@ -168,6 +177,13 @@ def _c4_line(line: str) -> str | None:
     return None if any(policy in line.lower() for policy in _POLICIES) else line
 
 
+def _words_of(left: Sequence[str], all_lines: Sequence[str], words: Sequence[str]) -> int:
+    """How many words the lines have that are left: no word goes over a line's end, so only the others are split."""
+    gained, lost = Counter(left), Counter(all_lines)
+    changed = sum(n * len(split(line)) for line, n in (gained - lost).items())
+    return len(words) + changed - sum(n * len(split(line)) for line, n in (lost - gained).items())
+
+
 def _share(parts: Sequence[str], holds: Any) -> float:
     return sum(map(bool, map(holds, parts))) / max(1, len(parts))
 
@@ -184,26 +200,45 @@ def _duplicates(parts: Sequence[str]) -> tuple[int, int]:
     return again, chars
 
 
-def _top_ngram(words: Sequence[str], n: int) -> int:
-    """Characters covered by the n-gram that covers most among the most frequent ones; 0 where none repeats."""
-    counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
-    if not counts:
+def _repeated(words: Sequence[str], longest: int) -> Iterator[tuple[int, Numbers, Numbers]]:
+    """For n = 2…longest: where the n-grams begin that stand in the text more than once, and a number for each of them.
+
+    Of n words only what repeats can be the begin of n + 1 words that do: so few places are left after some steps.
+    """
+    known: dict[str, int] = {}
+    ids = np.array([known.setdefault(word, len(known)) for word in words], np.int64)
+    at, grams = np.arange(len(ids)), ids
+    for n in range(2, longest + 1):
+        fits = at + n <= len(ids)
+        at, grams = at[fits], grams[fits]
+        _, grams, counts = np.unique(grams * len(known) + ids[at + n - 1], return_inverse=True, return_counts=True)
+        again = counts[grams] > 1
+        at, grams = at[again], grams[again]
+        yield n, at, grams
+
+
+def _top_ngram(at: Numbers, grams: Numbers, chars: Numbers) -> int:
+    """Characters covered by the n-gram that covers most among the most frequent ones; 0 where none repeats.
+
+    `chars`: of the n-gram at each place of `at`.
+    """
+    if not len(at):
         return 0
-    most = max(counts.values())
-    return 0 if most == 1 else max(sum(map(len, gram)) for gram, count in counts.items() if count == most) * most
+    counts = np.bincount(grams)
+    most = counts.max()
+    return int(chars[counts[grams] == most].max() * most)
 
 
-def _repeated_ngrams(words: Sequence[str], n: int) -> int:
+def _repeated_ngrams(at: Numbers, grams: Numbers, chars: Numbers, n: int) -> int:
     """Characters of n-grams that were there before, counted without overlap."""
-    seen: set[tuple[str, ...]] = set()
-    chars = at = 0
-    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
-    while at < len(grams):
-        gram = grams[at]
+    seen: set[int] = set()
+    total = free = 0
+    for place, gram, size in zip(at.tolist(), grams.tolist(), chars.tolist(), strict=True):
+        if place < free:
+            continue
         if gram in seen:
-            chars += sum(map(len, gram))
-            at += n
+            total += size
+            free = place + n
         else:
             seen.add(gram)
-            at += 1
-    return chars
+    return total

@@ -17,7 +17,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from dags import stages
 from dags.child import Child
-from dags.crawl_to_chat import dag, resolve
+from dags.crawl_to_chat import dag
+from dags.road import resolve
 from dags.stages import ProcessStage, SparkStage, TrainingStage
 from pipeline import artifact
 from pipeline.artifact import Counts, Stage
@@ -25,11 +26,9 @@ from pipeline.storage import Storage
 
 ORDER = [
     "resolve",
-    *(
-        f"corpus.{name}"
-        for name in ("extract", "filter", "deduplicate", "redact", "decontaminate", "tokenizer", "shard")
-    ),
-    *(f"model.{name}" for name in ("pretrain", "evaluate_base", "sft", "evaluate_sft", "rl", "evaluate_rl")),
+    *(f"corpus.{name}" for name in ("canary", "approve", "extract_batch", "extract", "filter", "deduplicate")),
+    *(f"corpus.{name}" for name in ("redact", "decontaminate", "tokenizer", "shard")),
+    *(f"model.{name}" for name in ("approve", "pretrain", "evaluate_base", "sft", "evaluate_sft", "rl", "evaluate_rl")),
     "report",
 ]
 
@@ -37,7 +36,8 @@ ORDER = [
 def test_one_task_follows_the_other():
     assert [task.task_id for task in dag.topological_sort()] == ORDER
     for before, after in pairwise(ORDER):
-        assert dag.get_task(after).upstream_task_ids == {before}
+        of_batches = {"corpus.canary"} if after == "corpus.extract_batch" else set()  # it says which there are
+        assert dag.get_task(after).upstream_task_ids == {before} | of_batches
 
 
 def test_values_are_rendered_as_text():
@@ -56,7 +56,7 @@ def test_parsing_is_light():
     code = (
         "import sys, time, airflow.sdk, airflow.providers.apache.spark.operators.spark_submit\n"
         "began = time.process_time()\n"
-        "import dags.crawl_to_chat\n"
+        "import dags.backfill, dags.crawl_to_chat, dags.corpus, dags.model\n"
         "print(time.process_time() - began)\n"
         "print(*(m for m in ('pyspark', 'torch', 'deepspeed', 'transformers', 'tokenizers') if m in sys.modules))"
     )
@@ -64,6 +64,9 @@ def test_parsing_is_light():
     seconds, heavy = told.stdout.split("\n")[:2]
     assert heavy == ""
     assert float(seconds) < 3
+
+
+CONTEXT = {"ti": SimpleNamespace(run_id="one", xcom_push=lambda key, value: None)}
 
 
 class Log:
@@ -89,21 +92,49 @@ def arguments(root, run="one"):
 
 
 def test_what_was_published_is_told_with_its_sum(run_folder):
-    told = stages.check_published(arguments(run_folder), "extract")
+    told = stages.told("extract", stages.published(arguments(run_folder), "extract"))
     assert "5 in = 3 kept + 2 dropped (2 not_200)" in told
 
 
 @pytest.mark.parametrize("stage", ["filter", "shard"])
 def test_a_driver_that_vanished_is_no_success(run_folder, stage):
     with pytest.raises(AirflowException, match="published nothing"):
-        stages.check_published(arguments(run_folder), stage)
+        stages.published(arguments(run_folder), stage)
 
 
-@pytest.mark.parametrize(
-    ("code", "again"), [(1, True), (2, False), (3, False), (5, True), (7, False), (-9, True), (None, True)]
-)
-def test_only_what_may_go_away_is_tried_again(code, again):
-    assert isinstance(stages.failed("x", code), AirflowFailException) is not again
+@pytest.mark.parametrize(("files", "count"), [(0, 0), (199, 0), (200, 2), (1999, 19), (90_000, 20)])
+def test_batches_are_as_many_as_have_enough_to_do(files, count):
+    found = stages.batches(files)
+    assert found == [["--batch", f"{number}/{count}"] for number in range(1, count + 1)]
+
+
+@pytest.fixture
+def canary_folder(run_folder):
+    """`run_folder` with the canary of 300 files, and the extract of other files begun in run `two`."""
+    storage = Storage(run_folder)
+    for run, found in (("one", artifact.of_run(storage, "one", "extract").folder), ("two", "extract/all/none")):
+        building = artifact.open_stage(storage, run, Stage("canary", 1), {"of": run}, 1, [])
+        building.publish([], None, {"files": 300, "canary_files": 2, "extract": found})
+    return run_folder
+
+
+def test_a_canary_says_the_batches_unless_all_is_done(canary_folder):
+    task = dag.get_task("corpus.canary")
+    assert task.check(arguments(canary_folder, "two")) == [["--batch", f"{number}/3"] for number in (1, 2, 3)]
+    assert task.check(arguments(canary_folder, "one")) == []
+
+
+def test_a_batch_is_done_once_it_says_so(run_folder):
+    storage = Storage(run_folder)
+    building = artifact.open_stage(storage, "two", Stage("extract", 1), {"two": 2}, 1, [])
+    task = stages.ExtractBatch(task_id="batch", arguments=["--batch", "2/20"])
+    assert task.application_args[-2:] == ["--batch", "2/20"]
+    asked = [*arguments(run_folder, "two"), "--batch", "2/20"]
+    with pytest.raises(AirflowException, match="batch 2/20 of extract"):
+        task.check(asked)
+    building.commit("batch-2-of-20", {"files": 3})
+    task.check(asked)
+    task.check([*arguments(run_folder, "one"), "--batch", "2/20"])  # published
 
 
 def rendered(task, force=False, tries=1):
@@ -133,13 +164,13 @@ def test_spark_submit_is_called_so(run_folder, monkeypatch):
 
 
 def test_training_runs_under_deepspeed_with_the_ranks_of_the_connection(monkeypatch):
-    conn = {"conn_type": "deepspeed", "extra": {"ranks": 2}}
+    conn = {"conn_type": "deepspeed", "extra": {"ranks": 2, "options": ["--zero-stage", 2]}}
     monkeypatch.setenv("AIRFLOW_CONN_DEEPSPEED_DEFAULT", json.dumps(conn))
     command = rendered(dag.get_task("model.pretrain")).command()
     assert command[2:4] == ["-m", "deepspeed.launcher.launch"]
     assert command[4] == "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19"  # {"localhost": [0, 1]}
     place = ["--recipe", "r.yaml", "--root", "/data", "--run", "one"]
-    assert command[-7:] == [f"{stages.HOME}/training/pretrain.py", *place]
+    assert command[-9:] == [f"{stages.HOME}/training/pretrain.py", *place, "--zero-stage", "2"]
 
 
 def test_an_evaluation_is_one_process(monkeypatch):
@@ -170,19 +201,19 @@ def test_a_process_that_asks_for_it_is_started_again(run_folder):
     code = code.replace("'starts'", repr(str(run_folder / "starts"))).replace("'x'", "str('--force' in sys.argv)")
     task = process_stage(code, run_folder)
     task.arguments.append("--force")
-    task.execute({})
+    task.execute(CONTEXT)
     assert (run_folder / "starts").read_text() == "TrueFalse"  # a start again goes on with what was saved
 
 
 @pytest.mark.parametrize(("code", "kind"), [(2, AirflowFailException), (1, AirflowException)])
 def test_a_process_that_fails_fails_the_task(run_folder, code, kind):
     with pytest.raises(kind, match=f"exit code {code}"):
-        process_stage(f"import sys; sys.exit({code})", run_folder).execute({})
+        process_stage(f"import sys; sys.exit({code})", run_folder).execute(CONTEXT)
 
 
 def test_a_process_that_publishes_nothing_fails_the_task(run_folder):
     with pytest.raises(AirflowException, match="published nothing"):
-        process_stage("pass", run_folder, stage="report").execute({})
+        process_stage("pass", run_folder, stage="report").execute(CONTEXT)
 
 
 def gone(pid):

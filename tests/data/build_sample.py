@@ -1,6 +1,6 @@
 """Build the sample crawl from HTML documentation packages of Debian 12, in Common Crawl's record layout.
 
-    python tests/data/build_sample.py --work <folder for the packages>
+    python tests/data/build_sample.py --work <folder for the packages>    # needs the Internet
 
 Needs `apt-get` and `dpkg` (Debian) and, beside the project's own environment, `pip install pycld2` for the
 `languages-cld2` records. The same packages give the same bytes. Writes `CC-SAMPLE-0000N.warc.gz` and `truth.jsonl`

@@ -13,7 +13,7 @@ import pytest
 from jobs import decontaminate, deduplicate, explain, extract, filter, inspect, redact, shard, train_tokenizer
 from jobs.table import read_rows
 from pipeline import artifact
-from pipeline.artifact import Published
+from pipeline.artifact import Published, Stage
 from pipeline.errors import InputError, RecipeError
 from pipeline.storage import Storage
 from tests.jobs.conftest import REPOSITORY, job
@@ -180,7 +180,9 @@ def test_another_threshold_reruns_only_what_follows(road: dict[str, Published], 
         deduplicate.run(job(root, run="stricter"))
 
 
-def test_the_same_crawl_again_adds_nothing(road: dict[str, Published], root: Path, spark: Any) -> None:
+def test_the_same_crawl_again_adds_nothing(
+    road: dict[str, Published], root: Path, spark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against its own corpus every document is known, by signatures alone: no other stage is read again."""
     before = road["deduplicate"]
     overrides = {"deduplicate.against": [before.folder]}
@@ -192,6 +194,9 @@ def test_the_same_crawl_again_adds_nothing(road: dict[str, Published], root: Pat
     assert made.content.numbers["known_before"] == made.content.counts.in_
     with pytest.raises(RecipeError, match="rows 8, not 4"):
         deduplicate.run(job(root, overrides | {"deduplicate.rows": 4}, "later"))
+    monkeypatch.setattr(deduplicate, "STAGE", Stage("deduplicate", deduplicate.STAGE.version + 1))
+    with pytest.raises(RecipeError, match="version"):
+        deduplicate.run(job(root, overrides, "later"))
 
 
 def test_shards_do_not_depend_on_how_pages_lie_in_files(road: dict[str, Published], tmp_path: Path, spark: Any) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
-from jobs import deduplicate
+from jobs import clusters, deduplicate
 from jobs.page import minhash
 from jobs.table import read_rows, write_table
-from pipeline import artifact, recipe
-from pipeline.artifact import Building
+from pipeline import recipe
 from pipeline.recipe import Deduplicate
 from pipeline.storage import Storage
 
@@ -26,9 +26,9 @@ def document(number: int, words: list[str]) -> dict[str, Any]:
     values = minhash.signature(words, RECIPE.ngram_words, FUNCTIONS)
     return {
         "id": f"{number:032x}",
-        "exact": " ".join(words),
+        "exact": xxhash.xxh3_128_digest(" ".join(words).encode()),
         "bands": minhash.band_hashes(values, RECIPE.bands),
-        "signature": values.tobytes(),
+        "signature": minhash.shortened(values),
     }
 
 
@@ -47,13 +47,13 @@ def corpus(seed: int) -> list[dict[str, Any]]:
             texts.append(text)
         else:
             texts.append([str(rng.random()) for _ in range(200)])
-    ids = rng.sample(range(10**6), len(texts))
+    ids = sorted(rng.sample(range(10**6), len(texts)))
     return [document(number, text) for number, text in zip(ids, texts, strict=True)]
 
 
 def plain(documents: list[dict[str, Any]], settings: Deduplicate) -> dict[str, tuple[str, str]]:
     """id -> (cluster, reason) of those that leave, by comparing all pairs."""
-    first: dict[str, str] = {}
+    first: dict[bytes, str] = {}
     for row in sorted(documents, key=lambda row: row["id"]):
         first.setdefault(row["exact"], row["id"])
     unique = [row for row in documents if first[row["exact"]] == row["id"]]
@@ -66,10 +66,8 @@ def plain(documents: list[dict[str, Any]], settings: Deduplicate) -> dict[str, t
 
     for left, right in combinations(unique, 2):
         shares = any(a == b for a, b in zip(left["bands"], right["bands"], strict=True))
-        if (
-            shares
-            and minhash.similarity(left["signature"], right["signature"]) >= settings.min_jaccard * settings.verify
-        ):
+        alike = minhash.similarities(left["signature"], right["signature"], 1)[0]
+        if shares and alike >= settings.min_jaccard * settings.verify:
             low, high = sorted((find(left["id"]), find(right["id"])))
             root[high] = low
     gone = {i: (find(i), "near_copy") for i in root if find(i) != i}
@@ -85,18 +83,23 @@ def found(
     parts: int,
     earlier: list[dict[str, Any]] | None = None,
 ) -> tuple[Any, Any]:
-    storage = Storage(root)
-    building = artifact.open_stage(storage, "test", deduplicate.STAGE, settings.model_dump(), 1, [], force=True)
-    assert isinstance(building, Building)
-    files = []
+    """id -> (cluster, reason) of those that leave, and the numbers; documents lie in parts in order of their ids."""
+    storage, files, ids = Storage(root), [], []
+    step = -(-len(documents) // parts)
     for i in range(parts):
         files.append(f"signatures-{i}.parquet")
-        write_table(storage, files[-1], documents[i::parts], deduplicate._SIGNATURES)
-    write_table(storage, "earlier.parquet", earlier or [], deduplicate._SIGNATURES)
-    numbers = deduplicate.clusters(spark, building, settings, files, ["earlier.parquet"] if earlier else [])
-    rows = read_rows(storage, f"{building.work}/clusters.parquet")
-    assert len({row["id"] for row in rows}) == len(rows)
-    return {row["id"]: (row["cluster"], row["reason"]) for row in rows}, numbers
+        ids.append([row["id"] for row in documents[i * step : (i + 1) * step]])
+        write_table(storage, files[-1], documents[i * step : (i + 1) * step], clusters.SIGNATURES)
+    write_table(storage, "earlier.parquet", earlier or [], clusters.SIGNATURES)
+    old = ["earlier.parquet"] if earlier else []
+    corpus = clusters.Corpus(str(root), files, old, len(documents) + len(earlier or []))
+    numbers = clusters.find(spark, corpus, settings, "clusters")
+    gone = {}
+    for i, part in enumerate(ids):
+        rows = read_rows(storage, f"clusters/{i}.parquet")
+        assert [row["row"] for row in rows] == sorted({row["row"] for row in rows})
+        gone |= {part[row["row"]]: (row["cluster"], row["reason"]) for row in rows}
+    return gone, numbers
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -117,8 +120,18 @@ def test_equal_to_all_pairs_in_plain_python(spark: Any, tmp_path: Path, verify: 
 def test_parts_and_order_do_not_decide_who_stays(spark: Any, tmp_path: Path) -> None:
     documents = corpus(6)
     gone, numbers = found(spark, tmp_path / "a", documents, RECIPE, 1)
-    random.Random(0).shuffle(documents)
     assert found(spark, tmp_path / "b", documents, RECIPE, 5) == (gone, numbers)
+    partitions = spark.conf.get("spark.sql.shuffle.partitions")
+    spark.conf.set("spark.sql.shuffle.partitions", 1)
+    assert found(spark, tmp_path / "c", documents, RECIPE, 5) == (gone, numbers)
+    spark.conf.set("spark.sql.shuffle.partitions", partitions)
+
+
+def test_many_edges_are_connected_by_spark(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = corpus(9)
+    few = found(spark, tmp_path / "few", documents, RECIPE, 2)
+    monkeypatch.setattr(clusters, "FEW_EDGES", 0)
+    assert found(spark, tmp_path / "many", documents, RECIPE, 2) == few
 
 
 def test_large_buckets_are_starred_again_for_what_verification_rejects(spark: Any, tmp_path: Path) -> None:
@@ -145,8 +158,7 @@ def test_large_buckets_are_starred_again_for_what_verification_rejects(spark: An
 def test_what_an_earlier_corpus_holds_is_dropped_for_it(spark: Any, tmp_path: Path) -> None:
     """As if both were one corpus, but that the earlier one's documents stay, whatever their ids."""
     documents = corpus(8)
-    random.Random(3).shuffle(documents)
-    earlier, new = documents[: len(documents) // 2], documents[len(documents) // 2 :]
+    earlier, new = documents[::2], documents[1::2]
     stays = {row["id"] for row in earlier} - plain(earlier, RECIPE).keys()
     earlier = [row for row in earlier if row["id"] in stays]  # it was deduplicated then
     gone, numbers = found(spark, tmp_path, new, RECIPE, 3, earlier)

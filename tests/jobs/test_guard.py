@@ -71,12 +71,15 @@ def test_each_costs_its_own_row(how: str, reason: str, detail: str) -> None:
 
 
 def test_one_child_serves_all_pages_until_one_of_them_made_it_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Guard(lambda: {"pid": os.getpid()}, 1) as guarded:
-        assert guarded() == guarded() != {"pid": os.getpid()}
-        first = guarded()
-        monkeypatch.setattr(guard, "_PEAK_BYTES", 1)
-        assert guarded() == first
-        assert guarded() != first
+    """However large the worker itself is."""
+    held = bytearray(os.urandom(500 << 20))
+    with Guard(lambda size: {"pid": os.getpid(), "size": len(os.urandom(size))}, 5) as guarded:
+        first = guarded(1)["pid"]
+        assert guarded(1)["pid"] == first != os.getpid()
+        monkeypatch.setattr(guard, "_PEAK_BYTES", 50 << 20)
+        assert guarded(100 << 20)["pid"] == first
+        assert guarded(1)["pid"] != first
+    assert len(held) == 500 << 20
 
 
 def test_a_page_that_waits_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

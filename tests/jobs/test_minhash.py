@@ -21,8 +21,27 @@ def test_the_estimate_is_close_to_jaccard(shared: int) -> None:
     """Of 2048 functions: the standard error is below 0.012, so 0.05 is four of them."""
     left = [str(i) for i in range(300)]
     right = left[:shared] + [f"other {i}" for i in range(300 - shared)]
-    a, b = (minhash.signature(words, 1, MANY).tobytes() for words in (left, right))
-    assert minhash.similarity(a, b) == pytest.approx(shared / (600 - shared), abs=0.05)
+    a, b = (minhash.shortened(minhash.signature(words, 1, MANY)) for words in (left, right))
+    found = minhash.similarities(a + b, b + b, 2)
+    assert found[0] == pytest.approx(shared / (600 - shared), abs=0.05)
+    assert found[1] == 1.0
+
+
+@pytest.mark.parametrize("jaccard", [0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95])
+def test_recall_lies_on_the_curve_of_lsh(jaccard: float) -> None:
+    """Pairs of sets of this similarity share a bucket as often as 1 - (1 - J^rows)^bands says, within four sigma."""
+    pairs, size, bands, rows = 1000, 400, 14, 8
+    shared = round(2 * size * jaccard / (1 + jaccard))
+    jaccard = shared / (2 * size - shared)
+    found = 0
+    for pair in range(pairs):
+        common = [f"{pair} {i}" for i in range(shared)]
+        sides = [common + [f"{pair} {side} {i}" for i in range(size - shared)] for side in "ab"]
+        left, right = (minhash.band_hashes(minhash.signature(side, 1, FUNCTIONS), bands) for side in sides)
+        found += any(a == b for a, b in zip(left, right, strict=True))
+    expected = 1 - (1 - jaccard**rows) ** bands
+    sigma = (expected * (1 - expected) / pairs) ** 0.5
+    assert found / pairs == pytest.approx(expected, abs=4 * sigma + 1 / pairs)
 
 
 def test_each_function_is_as_likely_to_be_smallest_anywhere() -> None:

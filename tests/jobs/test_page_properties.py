@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +194,68 @@ def test_the_text_of_a_page_does_not_depend_on_the_pages_before_it() -> None:
     html = f"<html><body><article><p>{PROSE}</p><p>{PROSE[::2]}</p></article></body></html>"
     first, second = (extraction.extract(html, "http://x.test/", "precision", *LIMIT) for _ in range(2))
     assert first == second and first.text and PROSE[:60] in first.text
+
+
+def top_ngram(found: list[str], n: int) -> int:
+    """Plainly: characters of the longest of the most frequent n-grams, times its count; 0 where none repeats."""
+    counts = Counter(zip(*(found[i:] for i in range(n)), strict=False))
+    most = max(counts.values(), default=1)
+    return 0 if most == 1 else max(sum(map(len, gram)) for gram, count in counts.items() if count == most) * most
+
+
+def repeated_ngrams(found: list[str], n: int) -> int:
+    """Plainly: characters of n-grams that were there before, from left to right without overlap."""
+    seen: set[tuple[str, ...]] = set()
+    chars = at = 0
+    while at + n <= len(found):
+        gram = tuple(found[at : at + n])
+        chars += sum(map(len, gram)) if gram in seen else 0
+        at += n if gram in seen else 1
+        seen.add(gram)
+    return chars
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["a", "bb", "c", ".", "ddd"]), max_size=80).map(" ".join), st.integers(1, 3))
+def test_repetitions_are_those_of_the_plain_definition(text: str, times: int) -> None:
+    text = " ".join([text] * times)
+    found, row = words(text), quality.scores(text, words(text), ["the"])
+    for n in quality.TOP_NGRAMS:
+        assert row[f"top_{n}gram_chars"] == min(1.0, top_ngram(found, n) / max(1, len(text)))
+    for n in quality.DUPLICATE_NGRAMS:
+        assert row[f"duplicate_{n}gram_chars"] == min(1.0, repeated_ngrams(found, n) / max(1, len(text)))
+
+
+LINES = ["Hello there.", "We use cookies here, friend.", "As seen[3] in town[edit]", "no", "a b c d", "[1] b c", ""]
+
+
+@given(st.lists(st.sampled_from(LINES) | st.text(max_size=12), max_size=12).map("\n".join))
+def test_words_are_counted_of_the_lines_that_are_left(text: str) -> None:
+    unscripted = [line for line in map(str.strip, text.splitlines()) if quality._long(line)]
+    left = [line for line in map(quality._c4_line, unscripted) if line and "javascript" not in line.lower()]
+    row = quality.scores(text, words(text), ["the"])
+    assert row["newline_word_ratio"] == min(1.0, max(0, len(left) - 1) / max(1, sum(len(words(line)) for line in left)))
+
+
+def test_a_worker_maps_the_block_list_and_holds_no_copy(tmp_path: Path) -> None:
+    """Five million domains, 40 MB: lookups in another process cost it less than 20 MB of memory of its own."""
+    random = np.random.default_rng(1)
+    np.save(tmp_path / "list.npy", np.sort(random.integers(0, 2**63, 5_000_000, dtype=np.uint64)))
+    script = f"""
+import re, pathlib
+from jobs.extract import opened
+from jobs.page import urls
+from pipeline.recipe import load
+from pipeline.storage import Storage
+def own():
+    return int(re.search(r"Anonymous: +(\\d+) kB", pathlib.Path("/proc/self/smaps_rollup").read_text())[1])
+terms = urls.terms(load({str(DEMO)!r}).extract.block_list)
+before = own()
+blocked = opened(Storage({str(tmp_path)!r}), "list.npy", terms)
+for n in range(20_000):
+    blocked.reason(f"http://a{{n}}.b{{n}}.test/x", f"a{{n}}.b{{n}}.test")
+print(own() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=DEMO.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 20_000

@@ -10,10 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs import redact
 from jobs.page import pii
+from pipeline.errors import RecipeError
 
 KINDS = list(pii.ENTITIES)
 SHARED = Path(__file__).parents[3] / "shared/data"
@@ -37,6 +40,7 @@ SHARED = Path(__file__).parents[3] / "shared/data"
         ("12 345 678 office, 12 345 678 apples", "<PHONE> office, 12 345 678 apples"),
         ("my iban is gb50mvfc38361978683032", "my iban is <IBAN>"),
         ("He lives at 88 Linden Court, Apt 3B, Albany, NY 12203 now.", "He lives at <STREET_ADDRESS> now."),
+        ("Passport No. C01X00T47, passport: 512345678", "Passport No. <PASSPORT>, passport: <PASSPORT>"),
         ("Send it to 29 Hornsey Road, or 5401 N. Main St.", "Send it to <STREET_ADDRESS>, or <STREET_ADDRESS>"),
     ],
 )
@@ -55,6 +59,7 @@ def test_personal_data_goes(text: str, expected: str) -> None:
         "card 4111 1111 1111 1112 fails its check digit",
         "IBAN GB29 NWBK 6016 1331 9268 18 fails its check digits",
         "std::vector<int>::iterator, a @decorator, and @media (max-width: 600px)",
+        "order C01X00T47 or AB123456 came with 512345678 parts, and passport control was quick",
         "pi is 3.14159265358979 and e is 2.718281828459045",
         "serial 000-00-0000 and 666-12-3456",
         "In 1929 Wall Street crashed, and 3 Main Streets were closed; see section 12 Road Signs",
@@ -62,13 +67,32 @@ def test_personal_data_goes(text: str, expected: str) -> None:
     ],
 )
 def test_what_looks_like_it_stays(text: str) -> None:
-    assert pii.redact(text, KINDS) == (text, {})
+    assert pii.redact(text, KINDS) == (text, [])
 
 
 def test_only_the_kinds_asked_for() -> None:
     text = "a@b.org at 8.8.8.8"
-    assert pii.redact(text, ["IP"]) == ("a@b.org at <IP>", {"IP": 1})
-    assert pii.redact(text, ["EMAIL", "IP"])[1] == {"EMAIL": 1, "IP": 1}
+    assert pii.redact(text, ["IP"]) == ("a@b.org at <IP>", [("IP", "0.0.0.0")])
+    assert pii.redact(text, ["EMAIL", "IP"])[1] == [("EMAIL", "x@x.xxx"), ("IP", "0.0.0.0")]
+
+
+def test_names_go_where_a_pipeline_finds_them(tmp_path: Path) -> None:
+    """A pipeline of spaCy's own making; a model of one's own is such a folder too."""
+    pipeline = spacy.blank("en")
+    ruler = pipeline.add_pipe("entity_ruler")
+    ruler.add_patterns([{"label": "PERSON", "pattern": "Maria Lopez"}, {"label": "ORG", "pattern": "Acme"}])
+    pipeline.to_disk(tmp_path / "model")
+    text = "Maria Lopez of Acme wrote from maria@lopez.org."
+    assert pii.redact(text, ["EMAIL", "PERSON"], str(tmp_path / "model")) == (
+        "<PERSON> of Acme wrote from <EMAIL>.",
+        [("PERSON", "xxxxx xxxxx"), ("EMAIL", "xxxxx@xxxxx.xxx")],
+    )
+    before = redact.digest(tmp_path / "model")
+    ruler.add_patterns([{"label": "PERSON", "pattern": "Jo Smith"}])
+    pipeline.to_disk(tmp_path / "model")
+    assert redact.digest(tmp_path / "model") != before
+    with pytest.raises(RecipeError, match="holds no spaCy pipeline"):
+        redact.digest(tmp_path / "nothing")
 
 
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +102,8 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     monkeypatch.setattr(socket.socket, "connect", refused)
     pii._recognizers.cache_clear()
-    assert pii.redact("a@b.nosuchsuffix", ["EMAIL"])[1] == {}
-    assert pii.redact("a@b.com", ["EMAIL"])[1] == {"EMAIL": 1}
+    assert pii.redact("a@b.nosuchsuffix", ["EMAIL"])[1] == []
+    assert pii.redact("a@b.com", ["EMAIL"])[1] == [("EMAIL", "x@x.xxx")]
 
 
 @settings(deadline=None, max_examples=60)
@@ -108,7 +132,7 @@ def test_planted_strings_of_the_shared_crawl() -> None:
             gone[kind] += item["value"] not in pii.redact(item["sentence"], KINDS)[0]
     assert gone["decoy"] == 0
     assert {kind: seen[kind] - gone[kind] for kind in KINDS} == dict.fromkeys(KINDS, 0)
-    assert all(seen[kind] >= 10 for kind in KINDS)
+    assert all(seen[kind] >= 10 for kind in KINDS if kind not in ("PASSPORT", "PERSON"))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not on this machine")

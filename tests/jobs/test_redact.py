@@ -46,7 +46,10 @@ def test_what_stays_is_written_without_personal_data(spark: Any, tmp_path: Path)
     upstream(tmp_path, deduplicate.STAGE, [decided[:2], decided[2:]], deduplicate.SCHEMA, 3)
     made = redact.run(job(tmp_path))
     assert made.content.counts == Counts(in_=3, kept=3, dropped={})
-    assert made.content.numbers == {"redactions": {"EMAIL": 3, "IP": 1}}
+    assert made.content.numbers == {
+        "redactions": {"EMAIL": 3, "IP": 1},
+        "samples": {"EMAIL": ["xxxxx.xxxxx@xxxx-xxxxxx.xxx", "xxx@xxxx-xxxxxx.xxx"], "IP": ["0.0.0.0"]},
+    }
     found = [row for file in made.files(".parquet") for row in read_rows(made.storage, file)]
     assert [(row["id"], row["text"], json.loads(row["redactions"])) for row in found] == [
         ("c1", "Write to <EMAIL> or <EMAIL>.", {"EMAIL": 2}),

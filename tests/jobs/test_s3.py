@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from jobs import sources
 from pipeline.errors import InputError
 from pipeline.recipe import Input
 from tests.jobs.conftest import REPOSITORY
 
+SECRET = "planted-7f3b9c"
 SAMPLE = sorted((REPOSITORY / "tests/data/sample").glob("*.warc.gz"))
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket that holds the sample and a list of its files."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-    ):
-        monkeypatch.setenv(name, value)
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder of a bucket that holds the sample and a list of its files."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     client = boto3.client("s3")
-    client.create_bucket(Bucket="crawl")
     for file in SAMPLE:
         client.put_object(Bucket="crawl", Key=f"x/{file.name}", Body=file.read_bytes())
     client.put_object(Bucket="crawl", Key="x/warc.paths", Body="\n".join(file.name for file in SAMPLE).encode())
-    yield "s3://crawl/x"
-    server.stop()
+    return f"{s3}/x"
 
 
 def find(*warcs: str) -> list[sources.Source]:
@@ -67,3 +58,39 @@ def test_a_download_is_the_file_and_goes_on_where_it_ended(bucket: str, tmp_path
 def test_a_record_is_read_at_its_offset(bucket: str) -> None:
     with sources.open_at(f"{bucket}/{SAMPLE[0].name}", 1000, 50) as stream:
         assert stream.read() == SAMPLE[0].read_bytes()[1000:1050]
+
+
+ROAD = """
+import sys
+from pathlib import Path
+from jobs import decontaminate, deduplicate, extract, filter, redact, session, shard, train_tokenizer
+from pipeline.storage import Storage
+from tests.jobs.conftest import job
+from web import report
+warc, *roots = sys.argv[1:]
+for root in roots:
+    work = job(Path("unused"), {"input.warcs": [warc], "shard.validation": 0.2})
+    work = session.Job(work.recipe, Storage(root), work.run, work.input, work.force)
+    for stage in (extract, filter, deduplicate, redact, decontaminate, train_tokenizer, shard):
+        made = stage.run(work)
+        print(stage.STAGE.name, *(file.sha256 for file in made.content.files))
+    report.publish(work.storage, work.run)
+"""
+
+
+@pytest.mark.slow
+def test_a_corpus_in_s3_is_the_one_on_disk_and_holds_no_secret(bucket: str, tmp_path: Path) -> None:
+    """The whole road with its root in S3: the same bytes; and the key that opened it stands nowhere."""
+    command = [sys.executable, "-c", ROAD, f"{bucket}/{SAMPLE[0].name}", f"{bucket}/root", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = [line for line in done.stdout.splitlines() if re.fullmatch(r"[a-z]+( [0-9a-f]{64})+", line)]
+    assert len(made) == 14 and made[:7] == made[7:]
+    client = boto3.client("s3")
+    keys = [one["Key"] for one in client.list_objects_v2(Bucket="crawl", Prefix="x/root")["Contents"]]
+    assert len(keys) > 20
+    for key in keys:
+        assert SECRET.encode() not in client.get_object(Bucket="crawl", Key=key)["Body"].read(), key
+    assert SECRET not in done.stdout + done.stderr

@@ -178,16 +178,14 @@ def test_a_kill_costs_one_part(spark: Any, tmp_path: Path, monkeypatch: pytest.M
     class Killed(Exception):
         pass
 
-    def after_tokenizing(*arguments: Any) -> Any:
-        if arguments[-1] == "shard":
-            raise Killed
-        return run_parts(*arguments)
+    def killed(*_: Any) -> Any:
+        raise Killed
 
-    run_parts = shard.parts.run_parts
-    monkeypatch.setattr(shard.parts, "run_parts", after_tokenizing)
+    assemble = shard.assemble
+    monkeypatch.setattr(shard, "assemble", killed)
     with pytest.raises(Killed):
         shard.run(job(tmp_path / "killed", OVERRIDES))
-    monkeypatch.setattr(shard.parts, "run_parts", run_parts)
+    monkeypatch.setattr(shard, "assemble", assemble)
     storage = Storage(tmp_path / "killed")
     commits = [name for name in storage.names("_work/shard") if "/commits/" in name]
     before = {name: storage.read(name) for name in commits}
@@ -198,12 +196,23 @@ def test_a_kill_costs_one_part(spark: Any, tmp_path: Path, monkeypatch: pytest.M
     assert made.manifest.run.attempts == 2
 
 
+def test_of_the_shards_only_those_are_made_that_are_not_there(spark: Any, tmp_path: Path) -> None:
+    made = sharded(tmp_path, documents(), 3)
+    lost, *others = [Path(made.storage.path(file)) for file in made.files(".bin")]
+    written = {file: file.stat().st_mtime_ns for file in others}
+    commit = next(tmp_path.glob(f"_work/shard/*/commits/shard-{lost.stem}.json"))
+    for file in (lost, commit, Path(made.storage.path(made.file("manifest.json")))):
+        file.unlink()
+    again = shard.run(job(tmp_path, OVERRIDES))
+    assert again.manifest.content_hash == made.manifest.content_hash
+    assert {file: file.stat().st_mtime_ns for file in others} == written
+    again.verify()
+
+
 @given(key=st.integers(0, 2**128 - 1), bits=st.integers(0, 16))
 def test_a_shard_is_the_leading_bits_of_the_key(key: int, bits: int) -> None:
     number = shard.shard_of(f"{key:032x}", 1 << bits)
     assert number == key >> (128 - bits)
-    low, high = shard.keys_of(number, 1 << bits)
-    assert low <= f"{key:032x}" <= high and shard.shard_of(low, 1 << bits) == shard.shard_of(high, 1 << bits) == number
 
 
 def test_shards_and_splits_are_even() -> None:
@@ -233,3 +242,18 @@ def test_the_sample_of_the_tokenizer_does_not_depend_on_parts(spark: Any, tmp_pa
     assert 20_000 <= numbers["trained_bytes"] < 21_000
     assert numbers["vocabulary"] == len(json.loads(found[0][0])["model"]["vocab"]) + 9
     assert 1 < numbers["bytes_per_token"] < 10
+
+
+def test_a_given_tokenizer_is_identified_by_its_file(spark: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "their-tokenizer"
+    folder.mkdir()
+    corpus(tmp_path / "root", documents(), 1)
+    found = []
+    for source in (SOURCE, bpe.train(TEXTS, 700, "llama-bpe")):
+        (folder / "tokenizer.json").write_bytes(source)
+        made = train_tokenizer.run(job(tmp_path / "root", {"tokenizer.source": str(folder)}))
+        encoder = bpe.Tokenizer.from_bytes(made.storage.read(made.file("tokenizer.json")))
+        assert encoder.encode(TEXTS[7]) == bpe.Tokenizer.from_bytes(source).encode(TEXTS[7])
+        assert made.content.numbers["trained_bytes"] == 0 and made.content.numbers["held_out_documents"]
+        found.append(made.content.fingerprint)
+    assert found[0] != found[1]

@@ -39,6 +39,24 @@ def test_what_matches_nothing_is_named(tmp_path: Path) -> None:
         sources.find(given(str(tmp_path / "warc.paths")))
 
 
+@pytest.mark.parametrize(
+    "line", ["file:///etc/passwd", "ftp://host/x.warc.gz", "https://host/..", "https://host/x/", "https://host/a\0b"]
+)
+def test_a_list_of_a_stranger_names_archives_only(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """urllib would open `file:`, and the name becomes one of a file in the folder of downloads."""
+    monkeypatch.setattr(sources, "_get", lambda url: line.encode())
+    for wrong in (given("https://host/warc.paths"), given(line)):
+        with pytest.raises(InputError, match=r"is not read|names no file"):
+            sources.find(wrong)
+
+
+def test_a_password_in_a_list_is_refused_and_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_get", lambda url: b"https://me:planted@host/x.warc.gz")
+    with pytest.raises(InputError, match=r"a URL at host/x\.warc\.gz holds a password") as caught:
+        sources.find(given("https://host/warc.paths"))
+    assert "planted" not in str(caught.value)
+
+
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()

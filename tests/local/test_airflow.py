@@ -7,13 +7,16 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 from local import airflow
 from local.airflow import Installation, check_alone, members, standalone, stop_session
 from pipeline.errors import MachineError
 
+ROOT = Path(__file__).parents[2]
 STUBBORN = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -116,3 +119,24 @@ def test_spark_submit_is_found_beside_this_python(tmp_path):
 
 def test_ranks_fit_the_machine():
     assert airflow.ranks() >= 1
+
+
+def settings(where: str, folder: Path) -> dict[str, int]:
+    """What an installation says of the reading of DAG files."""
+    if where == "helm":
+        told = yaml.safe_load((ROOT / "helm/airflow-values.yaml").read_text())["config"]["dag_processor"]
+    elif where == "compose":
+        told = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["x-airflow"]["environment"]
+    else:
+        told = Installation(folder, "data", 8080).environment()
+    found = {key.lower().removeprefix("airflow__dag_processor__"): value for key, value in told.items()}
+    return {
+        key: int(found[key])
+        for key in ("dag_file_processor_timeout", "min_file_process_interval", "stale_dag_threshold")
+    }
+
+
+@pytest.mark.parametrize("where", ["local", "compose", "helm"])
+def test_a_dag_stays_in_use_where_its_file_could_not_be_read_once(where, tmp_path):
+    told = settings(where, tmp_path)
+    assert told["stale_dag_threshold"] > 2 * (told["min_file_process_interval"] + told["dag_file_processor_timeout"])

@@ -58,6 +58,8 @@ def test_mistakes_are_found_before_airflow_starts():
         resolved(options(["--set", "rl.steps=few"]))
     with pytest.raises(RecipeError, match="not KEY=VALUE"):
         settings(["rl.steps"])
+    with pytest.raises(RecipeError, match="could not determine a constructor"):
+        settings(["rl.steps=!!python/object/apply:os.getcwd []"])
     with pytest.raises(RecipeError, match="warcs"):
         resolved(options(["--warcs", "tests/data/sample/*.warc.gz", "--crawl", "CC-MAIN-2025-05"]))
 
@@ -68,7 +70,7 @@ def storage(tmp_path):
 
 
 def sight(storage, name, state, tries=1):
-    return follow.look(storage, "one", Task(name, state, tries, 100.0, 112.5 if state == "success" else None))
+    return follow.look(storage, "one", Task(name, -1, state, tries, 100.0, 112.5 if state == "success" else None))
 
 
 def test_lines_say_begin_progress_and_outcome(storage, monkeypatch):

@@ -119,6 +119,36 @@ def test_edited_manifest_is_noticed(storage: Storage) -> None:
         artifact.read(storage, published.folder)
 
 
+@pytest.mark.parametrize("path", ["../../x", "/etc/passwd", "a/../../x", "", "a\0b"])
+def test_a_manifest_leads_to_no_file_elsewhere(storage: Storage, path: str) -> None:
+    """Also one whose hash is right: files of a remote root are copied to the names that it lists."""
+    published = finish(building(storage))
+    name = published.file(artifact.MANIFEST)
+    data = json.loads(storage.read(name))
+    data["content"]["files"] = [{"path": path, "bytes": 1, "sha256": "0", "rows": 1}]
+    data["content_hash"] = artifact.digest(data["content"])
+    storage.write(name, json.dumps(data).encode())
+    with pytest.raises(ArtifactError, match="is no path below an artifact"):
+        artifact.read(storage, published.folder)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc", "a\0b"])
+def test_names_of_stages_runs_and_partitions_lead_nowhere_else(storage: Storage, name: str) -> None:
+    finish(building(storage))
+    for look in (
+        lambda: artifact.pointer(storage, name, "shard"),
+        lambda: artifact.pointer(storage, "run", name),
+        lambda: artifact.of_run(storage, "run", name),
+        lambda: artifact.read(storage, name),
+        lambda: artifact.open_stage(storage, name, STAGE, {}, 1, []),
+        lambda: artifact.open_stage(storage, "run", STAGE, {}, 1, [], name=name),
+        lambda: artifact.open_stage(storage, "run", STAGE, {"x": 1}, 1, [], partition=name),
+        lambda: artifact.open_stage(storage, "run", artifact.Stage(name, 1), {}, 1, []),
+    ):
+        with pytest.raises(StorageError, match="is no path below"):
+            look()
+
+
 def test_run_part_is_not_hashed(storage: Storage) -> None:
     first = finish(building(storage), run_numbers={"speed": 1.0})
     again = finish(building(storage, force=True), run_numbers={"speed": 2.0})

@@ -86,8 +86,8 @@ def test_missing_key_is_named_with_its_sections_line(text: str) -> None:
 
 
 def test_missing_section(text: str) -> None:
-    broken = text[: text.index("evaluation:")]
-    assert refused(broken) == "my.yaml:1: evaluation: missing"
+    broken = text[: text.index("approval:")]
+    assert refused(broken) == "my.yaml:1: approval: missing"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,44 @@ def test_what_is_no_recipe() -> None:
     assert refused("name: demo\nseed: [1\nmore: 2\n").startswith("my.yaml:3: not YAML")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:pathlib.Path.touch [{}]",
+        "!!python/object/new:pathlib.PosixPath [{}]",
+        "!!python/name:os.system",
+        "!!python/module:os",
+        "!mine {{a: 1}}",
+    ],
+)
+def test_a_recipe_makes_no_objects_and_runs_nothing(text: str, value: str, tmp_path: Path) -> None:
+    file = tmp_path / "made"
+    wrong = text.replace("seed: 1", f"seed: {value.format(file)}")
+    assert wrong != text
+    told = refused(wrong)
+    assert told.startswith(f"my.yaml:{line_of(text, 'seed:')}: could not determine a constructor for the tag")
+    assert not file.exists()
+
+
+def test_an_alias_of_itself_ends() -> None:
+    assert "my.yaml" in refused("name: &a {x: *a}\nseed: 1\n")
+    many = "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}, z: *a{n - 1}}}\n" for n in range(1, 40))
+    assert "a39: unknown key" in refused(f"a0: &a0 {{x: 1}}\n{many}")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "..", "", "a b", "A", "x\n", "a\0"])
+def test_a_name_of_a_recipe_is_one_of_a_folder(text: str, name: str) -> None:
+    assert "name:" in refused(text, {"name": name})
+    assert "input.crawl:" in refused(text, {"input.warcs": [], "input.crawl": f"CC-{name}/.."})
+
+
+def test_a_password_in_a_url_is_refused_and_not_told(text: str) -> None:
+    for url in ("https://me:planted@host/x.warc.gz", "s3://key:planted@bucket/*.warc.gz"):
+        told = refused(text, {"input.warcs": ["a.warc.gz", url]})
+        assert "holds a password" in told and "planted" not in told
+    assert parse(text, "my.yaml", {"input.warcs": ["https://host/a:b@c.warc.gz"]})
+
+
 def test_file_that_is_not_there() -> None:
     with pytest.raises(InputError, match=r"recipe none\.yaml cannot be read"):
         load("none.yaml")
@@ -166,9 +204,15 @@ def test_recipe_cannot_be_changed() -> None:
 def test_section_is_plain_data_of_that_section_only() -> None:
     demo = load(DEMO)
     assert demo.section("redact") == {
-        "kinds": ["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE", "STREET_ADDRESS"]
+        "kinds": ["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE", "PASSPORT", "STREET_ADDRESS"],
+        "person_model": None,
     }
     assert demo.section("filter")["gopher"]["max_top_ngram_chars"] == {"2": 0.2, "3": 0.18, "4": 0.16}
+
+
+def test_names_need_a_model(text: str) -> None:
+    assert "PERSON and person_model go together" in refused(text.replace("  kinds: [EMAIL", "  kinds: [PERSON, EMAIL"))
+    assert "PERSON and person_model go together" in refused(text.replace("person_model: null", "person_model: names"))
 
 
 def test_a_key_given_twice_is_refused(text: str) -> None:

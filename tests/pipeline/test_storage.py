@@ -99,7 +99,7 @@ def test_remote_has_no_local_path(remote: Storage) -> None:
         remote.local_path("a/file")
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../x", "/etc/passwd", "a//b", "", ".", "a/.", "a/"])
+@pytest.mark.parametrize("name", ["../x", "a/../x", "/etc/passwd", "a//b", "", ".", "a/.", "a/", "a\0b"])
 def test_names_cannot_leave_the_root(storage: Storage, name: str) -> None:
     for use in (storage.read, storage.exists, storage.path, storage.names, storage.remove_tree, storage.local_path):
         with pytest.raises(StorageError, match="is no path below"):
@@ -110,11 +110,25 @@ def test_names_cannot_leave_the_root(storage: Storage, name: str) -> None:
         storage.create(name, b"")
 
 
+def test_a_remote_file_holds_what_was_written_whatever_its_name(remote: Storage) -> None:
+    """pyarrow compresses by the ending of a name, unless told otherwise."""
+    for name in ("a/crawl.warc.gz", "a/log.zst", "a/plain"):
+        remote.write(name, b"bytes")
+        assert remote.read(name) == b"bytes" and remote.size(name) == 5
+
+
 @pytest.mark.parametrize("root", ["gopher://host/x", "s3://"])
 def test_scheme_that_is_not_known(root: str) -> None:
     with pytest.raises(StorageError, match="cannot open") as caught:
         Storage(root).read("x")
     assert caught.value.remedy
+
+
+def test_a_root_with_a_password_is_refused_and_not_told() -> None:
+    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID") as caught:
+        Storage("s3://key:planted@bucket/prefix")
+    assert "planted" not in str(caught.value)
+    assert Storage("abfs://container@account.example.org/x").root  # a place, and no password
 
 
 def test_file_uri_is_a_local_root(tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HfTokenizer
 
-from pipeline.errors import ArtifactError, MachineError
+from pipeline.errors import ArtifactError, InputError, MachineError
 from tokenizer import bpe, chat
 
 TEXTS = [
@@ -36,7 +40,22 @@ PIECES = [
     "e\u0301",
     "数据",
 ]
-PIECES += ["🙂", "\u200b", "\ufeff", "\0", "<|im_end|>", "<|", "|>", "the", " The", "x_1", "٣٤", "Ⅷ", "a"]
+PIECES += ["\u180e", "'ſ", "\x85", "\u2028", "İ", "=" * 40]
+PIECES += [
+    "🙂",
+    "\u200b",
+    "\ufeff",
+    "\0",
+    "<|im_end|>",
+    "<|",
+    "|>",
+    "the",
+    " The",
+    "x_1",
+    "٣٤",
+    "Ⅷ",
+    "a",
+]
 GIVEN = ["gpt2", "cl100k_base"]
 PLAIN = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=30).map("".join)
 PLAIN = PLAIN.map(lambda text: text.encode("utf-8", "ignore").decode())  # no lone surrogates
@@ -78,18 +97,25 @@ def test_ids_of_real_text_are_those_of_tokenizers(source: bytes) -> None:
 @settings(max_examples=200, deadline=None)
 @given(data=st.binary(max_size=50))
 def test_every_byte_has_an_id(data: bytes) -> None:
-    encoder = bpe.Tokenizer.from_bytes(_SMALL)
-    singles = [encoder._encoding.encode_single_token(data[i : i + 1]) for i in range(len(data))]
+    encoder = SMALL
+    singles = [byte_id(data[i : i + 1]) for i in range(len(data))]
     assert encoder.decode_bytes(singles) == data
     encoder.decode(singles)  # never an error, whatever a model samples
 
 
-_SMALL = bpe.train(TEXTS[:20], 512, "qwen2")
+SMALL = bpe.Tokenizer.from_bytes(bpe.train(TEXTS[:20], 512, "qwen2"))
+
+
+def byte_id(byte: bytes) -> int:
+    return next(i for i in range(SMALL.vocabulary) if SMALL.decode_bytes([i]) == byte)
 
 
 def test_bytes_that_are_no_utf8_decode_to_the_replacement_character() -> None:
-    encoder = bpe.Tokenizer.from_bytes(_SMALL)
-    assert encoder.decode([encoder._encoding.encode_single_token(b"\xc3")]) == "\ufffd"
+    assert SMALL.decode([byte_id(b"\xc3")]) == "\ufffd"
+
+
+def test_half_a_surrogate_pair_is_the_replacement_character() -> None:
+    assert SMALL.decode(SMALL.encode("a\ud800b \ud83d\ude42")) == "a\ufffdb 🙂"
 
 
 def test_digits_are_single_under_qwen2_and_in_threes_under_llama_bpe() -> None:
@@ -178,13 +204,32 @@ def test_a_given_tokenizer_needs_its_files(monkeypatch: pytest.MonkeyPatch, tmp_
         bpe.given("cl100k_base")
 
 
+def test_a_package_may_carry_a_given_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tiktoken_ext").mkdir()
+    (tmp_path / "tiktoken_ext" / "carried.py").write_text(
+        "ranks = {bytes([i]): i for i in range(256)} | {b'ab': 256}\n"
+        "one = {'name': 'gpt2_offline', 'pat_str': '.', 'mergeable_ranks': ranks, 'special_tokens': {}}\n"
+        "ENCODING_CONSTRUCTORS = {'gpt2_offline': lambda: one}\n"
+    )
+    code = "from tokenizer import bpe; print(bpe.Tokenizer.from_bytes(bpe.given('gpt2')).encode('xab'))"
+    env = {name: value for name, value in os.environ.items() if name != "TIKTOKEN_CACHE_DIR"}
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(bpe.__file__).parents[1])])
+    said = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
+    assert said == "[120, 256]\n"
+
+
 @pytest.mark.skipif(None in map(bpe.cached, GIVEN), reason="TIKTOKEN_CACHE_DIR holds no gpt2 and cl100k_base")
 @pytest.mark.parametrize("name", GIVEN)
 def test_a_given_tokenizer_keeps_its_ids_in_both_libraries(name: str) -> None:
     source, known = bpe.given(name), bpe.cached(name)
     assert known is not None
     encoder, hf = bpe.Tokenizer.from_bytes(source), parity(source)
-    assert encoder.vocabulary == len(known._mergeable_ranks) + len(chat.SPECIAL_TOKENS)
+    assert encoder.vocabulary == {"gpt2": 50_257 + 8, "cl100k_base": 100_277}[name]
+    assert encoder.end_of_text == known.eot_token
+    assert max(known._mergeable_ranks.values()) < min(map(encoder.special, chat.SPECIAL_TOKENS))
+    every = range(encoder.vocabulary)
+    assert all(encoder.decode_bytes([i]) == known.decode_single_token_bytes(i) for i in known._mergeable_ranks.values())
+    assert encoder.decode_bytes(every).endswith(b"".join(encoder.decode_bytes([i]) for i in every[-9:]))
 
     @settings(max_examples=300, deadline=None)
     @given(PLAIN)
@@ -197,3 +242,60 @@ def test_a_given_tokenizer_keeps_its_ids_in_both_libraries(name: str) -> None:
     check()
     text = " ".join(TEXTS)
     assert hf.encode(text, add_special_tokens=False).ids == encoder.encode(text) == known.encode_ordinary(text)
+
+
+def folder_with(tmp_path: Path, **changes: object) -> Path:
+    """A tokenizer directory as other projects write it: other special tokens, a token at the front."""
+    hf = HfTokenizer.from_str(bpe.train(TEXTS, 700, "llama-bpe").decode())
+    data = json.loads(hf.to_str())
+    data["added_tokens"] = [token | {"content": f"<{n}>"} for n, token in enumerate(data["added_tokens"][:2])]
+    data["added_tokens"][1]["content"] = chat.END_OF_TEXT
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / bpe.FILE).write_text(json.dumps(data | changes))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}},
+    ],
+)
+def test_a_directory_keeps_its_ids_and_gets_our_special_tokens(tmp_path: Path, changes: dict[str, object]) -> None:
+    folder = folder_with(tmp_path, **changes)
+    before = HfTokenizer.from_file(str(folder / bpe.FILE))
+    source = bpe.given(str(folder))
+    encoder, hf = bpe.Tokenizer.from_bytes(source), parity(source)
+    assert encoder.special("<0>") == before.token_to_id("<0>")
+    assert encoder.end_of_text == before.token_to_id(chat.END_OF_TEXT)  # it has that one already
+    assert encoder.vocabulary == before.get_vocab_size() + len(chat.SPECIAL_TOKENS) - 1
+
+    @settings(max_examples=100, deadline=None)
+    @given(PLAIN.filter(lambda text: "<0>" not in text and chat.END_OF_TEXT not in text))
+    def check(text: str) -> None:
+        ids = encoder.encode(text)
+        assert ids == before.encode(text).ids == hf.encode(text).ids
+        assert encoder.decode(ids) == (before.normalizer.normalize_str(text) if before.normalizer else text)
+
+    check()
+    assert encoder.special("<0>") not in encoder.encode("<0>")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {"type": "Unigram", "vocab": {}}}, "Unigram"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "Metaspace"),
+        ({"added_tokens": None}, "byte-level BPE"),
+    ],
+)
+def test_another_kind_of_directory_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=f"tokenizer.json: not a.*{said}"):
+        bpe.given(str(folder_with(tmp_path / "other", **changes)))
+    with pytest.raises(InputError, match=r"nowhere.*tokenizer\.json cannot be read"):
+        bpe.given(str(tmp_path / "nowhere"))
+    (tmp_path / bpe.FILE).write_bytes((folder_with(tmp_path / "plain") / bpe.FILE).read_bytes())
+    with pytest.raises(ArtifactError, match="im_start"):
+        bpe.Tokenizer.load(tmp_path)

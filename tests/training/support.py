@@ -8,16 +8,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from torch import nn
 
 from pipeline import artifact, progress, recipe
 from pipeline.artifact import Building, Published, Stage, describe
 from pipeline.storage import Storage
+from tokenizer import shards
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import PAD
 from training import checkpoint, launch, model
@@ -41,13 +47,21 @@ def write(data: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def publish(root: Path, path: Path, stage: str, tokenizer: Tokenizer) -> Published:
-    """An untrained model, as `stage` leaves one."""
+def publish(
+    root: Path,
+    path: Path,
+    stage: str,
+    tokenizer: Tokenizer,
+    net: nn.Module | None = None,
+    inputs: Sequence[Published] = (),
+) -> Published:
+    """A model (without `net` an untrained one), as `stage` leaves one that read `inputs`."""
     chosen, storage = recipe.load(path), Storage(root)
     section = {name: chosen.section(name) for name in SECTIONS[stage]}
-    opened = artifact.open_stage(storage, chosen.name, Stage(stage, 1), section, chosen.seed, [], force=True)
+    read = [source.as_input() for source in inputs]
+    opened = artifact.open_stage(storage, chosen.name, Stage(stage, 1), section, chosen.seed, read, force=True)
     assert isinstance(opened, Building)
-    net = model.build(chosen.model, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
+    net = net or model.build(chosen.model, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
     with tempfile.TemporaryDirectory() as name:
         checkpoint.export(net, tokenizer, Path(name))
         names = sorted(file.name for file in Path(name).iterdir())
@@ -56,9 +70,9 @@ def publish(root: Path, path: Path, stage: str, tokenizer: Tokenizer) -> Publish
     return opened.publish([describe(storage, opened.pointer.folder, file, 1) for file in names])
 
 
-def run(stage: ModuleType, root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run(stage: ModuleType, root: Path, path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     """The stage's `main` in this process, which keeps its process group and its own SIGTERM."""
-    monkeypatch.setattr(sys, "argv", [f"{stage.STAGE.name}.py", "--recipe", str(path), "--root", str(root)])
+    monkeypatch.setattr(sys, "argv", [f"{stage.STAGE.name}.py", "--recipe", str(path), "--root", str(root), *options])
     monkeypatch.setattr(launch, "stop", lambda: None)
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -94,3 +108,28 @@ def wait_for_step(root: Path, stage: str, step: int, running: list[subprocess.Po
         assert all(process.poll() is None for process in running), running[0].communicate()[0]
         time.sleep(0.05)
     raise AssertionError(f"step {step} was not reached")
+
+
+def publish_shards(root: Path, split: dict[str, list[list[int]]], vocabulary: int = 65_535) -> Published:
+    """A shard artifact of these documents (uint16), by file name."""
+    storage = Storage(root)
+    opened = artifact.open_stage(storage, "demo", Stage("shard", 1), {"n": str(split)}, 1, [], force=True)
+    assert isinstance(opened, Building)
+    files = []
+    for name, documents in split.items():
+        sizes = [len(document) for document in documents]
+        flat = np.array([token for document in documents for token in document], np.uint16)
+        storage.write(opened.file(f"{name}.bin"), flat.tobytes())
+        storage.write(opened.file(f"{name}.idx"), shards.index(sizes, np.dtype(np.uint16)))
+        columns = {
+            "id": [f"{name}/{n}" for n in range(len(sizes))],
+            "url": [f"https://a.org/{name}/{n}" for n in range(len(sizes))],
+            "start": np.cumsum([0, *sizes])[:-1].astype(np.int64),
+            "tokens": np.array(sizes, np.int64),
+        }
+        with storage.writing(opened.file(f"{name}.documents.parquet")) as stream:
+            pq.write_table(pa.table(columns), stream)
+        folder = opened.pointer.folder
+        files += [describe(storage, folder, name + end, 1) for end in (".bin", ".idx", ".documents.parquet")]
+    numbers = {"dtype": "uint16", "vocabulary": vocabulary, "tokenizer": "0" * 64}
+    return opened.publish(files, numbers=numbers)

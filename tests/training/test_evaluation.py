@@ -16,7 +16,7 @@ from pipeline.storage import Storage
 from tests.training import support
 from tests.training.support import REPOSITORY
 from tokenizer import bpe
-from training import conversations, evaluation
+from training import conversations, evaluation, sampler
 from training.calculator import calculator
 from training.evaluation import Measurement
 from training.sampler import Sample, Sampler
@@ -43,7 +43,7 @@ class Oracle(Sampler):
     def sample(
         self, prompts: Any, most: int, temperature: float, seeds: Any, top_k: int = 0, top_p: float = 1.0
     ) -> Any:
-        assert len(prompts) == len(seeds) <= evaluation.TOGETHER
+        assert len(prompts) == len(seeds) <= sampler.TOGETHER
         found = []
         for prompt in prompts:
             asked = TOKENIZER.decode(prompt)
@@ -118,7 +118,7 @@ def test_it_publishes_under_the_name_of_the_model(
     assert [row["prompt"] for row in results["continuations"]] == ["The", ""]
     assert [row["user"] for row in results["chats"]] == ["Hi"] and isinstance(results["chats"][0]["assistant"], str)
     assert len(results["identity"]) == 40
-    assert [e.done for e in progress.events(storage, f"_work/evaluation/{made.content.fingerprint}/progress")][-1] == 4
+    assert [e.done for e in progress.events(storage, f"_work/evaluation/{made.content.fingerprint}/progress")][-1] == 5
     evaluation.main()
     assert "already made" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*arguments, "--force"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ArtifactError, RecipeError
-from training.loader import Loader, Stream, permuted
+from tests.training import support
+from training.loader import BLOCK, Ahead, Loader, Mixture, Stream, document_positions, open_split, permuted
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_positions_restart_after_the_end_of_a_document(rows: list[list[int]]) -> None:
+    for ids, found in zip(rows, document_positions(torch.tensor(rows), 3).tolist(), strict=True):
+        at = 0
+        for token, position in zip(ids, found, strict=True):
+            assert position == at
+            at = 0 if token == 3 else at + 1
 
 
 def stream(sizes: list[int], content: str = "c") -> Stream:
@@ -56,8 +68,8 @@ def test_an_epoch_reads_every_window_once(sizes: list[int], window: int, seed: i
 @settings(max_examples=30, deadline=None)
 def test_the_ranks_together_read_the_batch(ranks: int, step: int) -> None:
     loader = Loader(stream([300, 411]), 7, 1)
-    whole = loader.batch(step, 8)["ids"]
-    parts = [loader.batch(step, 8, rank, ranks)["ids"] for rank in range(ranks)]
+    whole = loader.batch(step, 8)
+    parts = [loader.batch(step, 8, rank, ranks) for rank in range(ranks)]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -88,3 +100,76 @@ def test_it_is_a_hundred_times_faster_than_training() -> None:
     for step in range(50):
         loader.batch(step, 16)
     assert 50 * 16 * 256 / (time.perf_counter() - started) > 1_200_000
+
+
+def test_batches_are_samples_across_epochs() -> None:
+    loader = Loader(stream([60, 41]), 7, 3)
+    indices = np.array([0, loader.count - 1, loader.count, 5 * loader.count + 2, 1])
+    expected = np.stack([loader.sample(int(index)) for index in indices])
+    assert np.array_equal(loader.samples(indices), expected)
+
+
+@given(st.integers(2, 4), st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_mixture_holds_its_shares_and_each_stream_comes_in_its_order(count: int, data: st.DataObject) -> None:
+    parts = [data.draw(st.integers(1, 8)) for _ in range(count)]
+    shares = [part / sum(parts) for part in parts]
+    streams = [Stream([np.full(500, n, np.int32)], str(n)) for n in range(count)]
+    mixed = Mixture(list(zip(streams, shares, strict=True)), 5, 7)
+    block = data.draw(st.integers(0, 1000))
+    found = mixed.samples(np.arange(block * BLOCK, (block + 1) * BLOCK))
+    assert (found == found[:, :1]).all()
+    counts = np.bincount(found[:, 0], minlength=count)
+    assert np.abs(counts - np.array(shares) * BLOCK).max() <= 1
+    half = np.bincount(found[: BLOCK // 2, 0], minlength=count)
+    assert (np.abs(half - counts / 2) < 6 * np.sqrt(counts)).all()  # the order is mixed, not stream after stream
+
+
+def test_no_sample_of_a_mixture_is_lost_or_doubled() -> None:
+    one, other = stream([7 * 3000 + 1], "a"), Stream([np.arange(-7001, 0, dtype=np.int32)], "b")
+    mixed = Mixture([(one, 0.75), (other, 0.25)], 7, 1)
+    found = mixed.samples(np.arange(2 * BLOCK))
+    of_one, of_other = found[found[:, 0] >= 0], found[found[:, 0] < 0]
+    assert len(of_one) == 2 * 768 and len(np.unique(of_one[:, 0])) == len(of_one)  # less than an epoch of 3,000
+    assert np.array_equal(of_one, Loader(one, 7, 1).samples(np.arange(len(of_one))))
+    assert np.array_equal(of_other, Loader(other, 7, 2).samples(np.arange(len(of_other))))
+
+
+def test_the_ranks_of_a_mixture_together_read_the_batch_and_its_state_guards_it() -> None:
+    streams = [(stream([3000], "a"), 0.5), (stream([4000], "b"), 0.5)]
+    mixed = Mixture(streams, 7, 1)
+    whole = mixed.batch(130, 8)
+    assert torch.equal(torch.cat([mixed.batch(130, 8, rank, 4) for rank in range(4)]), whole)
+    mixed.check(json.loads(json.dumps(mixed.state())))
+    others = [Mixture([(streams[0][0], 0.4), (streams[1][0], 0.6)], 7, 1), Mixture(streams[::-1], 7, 1)]
+    others.append(Loader(streams[0][0], 7, 1))  # type: ignore[arg-type]
+    for other in others:
+        with pytest.raises(ArtifactError, match="start the stage anew"):
+            other.check(mixed.state())
+    for shares in ((0.9999, 0.0001), (0.5, 0.4)):
+        with pytest.raises(RecipeError, match="of a mixture"):
+            Mixture([(one, share) for (one, _), share in zip(streams, shares, strict=True)], 7, 1)
+
+
+def test_batches_read_ahead_are_the_same_from_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = Loader(stream([3000]), 7, 1)
+    ahead = Ahead(loader, 8, 1, 2)
+    for step in (0, 1, 2, 9, 10, 3):
+        assert torch.equal(ahead.batch(step), loader.batch(step, 8, 1, 2))
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("disk")
+
+    monkeypatch.setattr(loader, "samples", broken)
+    with pytest.raises(OSError, match="disk"):
+        ahead.batch(50)
+
+
+def test_the_start_does_not_read_the_corpus(tmp_path: Path) -> None:
+    made = support.publish_shards(tmp_path, {"train-00000": [[1] * 900], "validation-00000": [[2] * 9]}, 512)
+    found = open_split(made, "train", 512)
+    assert found.total == 900 and not found.arrays[0].flags.owndata
+    with pytest.raises(ArtifactError, match="vocabulary of 512, the tokenizer has 600"):
+        open_split(made, "train", 600)
+    with pytest.raises(ArtifactError, match="was made by tokenizer"):
+        open_split(made, "train", 512, "other")

@@ -11,6 +11,7 @@ import torch
 from pipeline.errors import ArtifactError
 from pipeline.recipe import Model
 from training import model
+from training.loader import document_positions
 
 SHAPE: dict[str, Any] = {"layers": 2, "width": 32, "heads": 2, "head_dim": 16, "mlp_width": 64, "window": 32}
 
@@ -37,6 +38,17 @@ def test_the_number_of_parameters_is_that_of_the_architecture() -> None:
     assert model.parameters(untied) == 2 * layer + 32 + 2 * 64 * 32
 
 
+def test_operations_a_token_are_those_of_palm() -> None:
+    """By hand: six a number that is multiplied, and attention's two products, forward and twice backward."""
+    tied, untied = (model.build(shape("qwen3", tied), 64, 0, 1, 1) for tied in (True, False))
+    attention = 12 * 2 * 2 * 16 * 24
+    assert model.flops_a_token(tied, 24) == 6 * model.parameters(tied) + attention
+    assert model.flops_a_token(untied, 24) == 6 * (model.parameters(untied) - 64 * 32) + attention
+    positions = 32 * 32
+    gpt2 = model.build(shape("gpt2"), 64, 0, 1, 1)
+    assert model.flops_a_token(gpt2, 24) == 6 * (model.parameters(gpt2) - positions) + attention
+
+
 @pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
 def test_a_new_model_knows_nothing_and_sees_no_future(preset: str) -> None:
     net = model.build(shape(preset), 64, 0, 1, 1).eval()
@@ -48,6 +60,20 @@ def test_a_new_model_knows_nothing_and_sees_no_future(preset: str) -> None:
     assert not torch.allclose(logits[:, 8:], changed[:, 8:], atol=1e-6)
     cost = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
     assert abs(float(cost) - 4.16) < 0.3  # ln 64
+
+
+@pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
+def test_documents_in_a_window_do_not_see_each_other(preset: str) -> None:
+    """The second document's logits are those it has alone, whatever stands before it."""
+    net = model.build(shape(preset), 64, 0, 1, 1).eval()
+    ids = torch.tensor([[5, 6, 7, 0, 8, 9, 10, 11], [12, 13, 14, 0, 8, 9, 10, 11]])
+    with torch.no_grad():
+        logits = net(input_ids=ids, position_ids=document_positions(ids, 0), use_cache=False).logits
+        alone = net(input_ids=ids[:1, 4:], use_cache=False).logits
+        together = net(input_ids=ids, use_cache=False).logits
+    for row in logits:
+        torch.testing.assert_close(row[4:], alone[0], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(together[0, 4:], alone[0], atol=1e-4)
 
 
 def test_load_gives_back_what_was_saved(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from pipeline import artifact, errors, progress, recipe
 from pipeline.artifact import Published, Stage, describe
@@ -24,6 +26,7 @@ from pipeline.storage import Storage
 from tests.training import support
 from tests.training.support import REPOSITORY, finish, wait_for_step
 from tokenizer import bpe, shards
+from tokenizer.chat import SPECIAL_TOKENS
 from training import launch, loader, pretrain
 from training.engine import rows_a_rank
 from training.launch import World
@@ -149,9 +152,173 @@ def test_it_learns_publishes_and_is_not_made_twice(
     assert numbers["bits_per_byte"] == pytest.approx(per_token * len(ids) / math.log(2) / size, abs=1e-5)
     seen = list(progress.events(Storage(tmp_path / "root"), f"_work/pretrain/{published.content.fingerprint}/progress"))
     assert seen[-1].done == seen[-1].total == 60
+    speed = seen[-1].numbers
+    assert 0 < speed["data_wait"] < speed["step_seconds"] and speed["peak_bytes"] > 2**20
+    assert speed["tokens_per_second"] == pytest.approx(8 * 32 / speed["step_seconds"], rel=0.01)
+    assert published.manifest.run.numbers.keys() >= {"step_seconds", "data_wait", "tokens_per_second", "peak_bytes"}
     capsys.readouterr()
     pretrain.main()
     assert "already made" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["0"], ["2", "--offload"], ["3"], ["3", "--offload", "--micro-batch", "2"]])
+def test_another_shape_of_the_launch_makes_the_same_model(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small(tmp_path, steps=8, evaluate_every=4)
+    found = []
+    for name, given in (("one", []), ("other", ["--zero-stage", *options])):
+        publish(tmp_path / name, path)
+        support.run(pretrain, tmp_path / name, path, monkeypatch, *given)
+        found.append(made(tmp_path / name))
+    assert found[0].content.fingerprint == found[1].content.fingerprint
+    for one, other in zip(*map(support.rows, found), strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+    one, other = (AutoModelForCausalLM.from_pretrained(x.storage.local_path(x.folder)) for x in found)
+    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_shapes_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    place = ["--recipe", str(small(tmp_path)), "--root", str(tmp_path)]
+    with pytest.raises(errors.RecipeError, match="--offload needs"):
+        launch.parse("pretrain.py", [*place, "--zero-stage", "0", "--offload"])
+    with pytest.raises(errors.RecipeError, match="--compile does not go"):
+        launch.parse("pretrain.py", [*place, "--zero-stage", "3", "--compile"])
+    with pytest.raises(errors.RecipeError, match="no number of rows"):
+        launch.parse("pretrain.py", [*place, "--micro-batch", "0"])
+
+
+def test_it_begins_with_any_model_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An architecture that is none of our presets, with fewer ids than our special tokens need."""
+    path, root = small(tmp_path, steps=4, evaluate_every=4), tmp_path / "root"
+    publish(root, path)
+    made_by = artifact.of_run(Storage(root), "demo", "tokenizer")
+    tokenizer = bpe.Tokenizer.from_bytes(Storage(root).read(made_by.file("tokenizer.json")))
+    given, shape = tmp_path / "given", {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64}
+    plain = tokenizer.vocabulary - len(SPECIAL_TOKENS)
+    torch.manual_seed(1)
+    net = MistralForCausalLM(MistralConfig(vocab_size=plain, tie_word_embeddings=True, **shape, **heads))
+    net.save_pretrained(given)
+
+    def attempt(**changes: Any) -> None:
+        data = yaml.safe_load(path.read_text())
+        data["model"] |= {"preset": "given"} | changes
+        data["pretrain"]["weights"] = str(given)
+        support.run(pretrain, root, support.write(data, root), monkeypatch)
+
+    with pytest.raises(errors.ArtifactError, match=r"holds no tokenizer.json"):
+        attempt()
+    (given / "tokenizer.json").write_bytes(bpe.train(["other words, 1234567 jumps over naïve façades"], 400, "qwen2"))
+    with pytest.raises(errors.ArtifactError, match="other ids than the corpus"):
+        attempt()
+    tokenizer.write_hf(given, 64)
+    with pytest.raises(errors.RecipeError, match=r"model\.layers is 2, model\.mlp_width is 64"):
+        attempt(layers=3, mlp_width=96)
+    attempt()
+    published = made(root)
+    assert set(published.content.assets) >= {"weights/model.safetensors", "weights/config.json"}
+    after = AutoModelForCausalLM.from_pretrained(published.storage.local_path(published.folder))
+    assert type(after) is MistralForCausalLM and after.config.vocab_size == tokenizer.vocabulary
+    moved = (after.model.layers[0].mlp.up_proj.weight - net.model.layers[0].mlp.up_proj.weight).abs().max()
+    assert 0 < float(moved) < 0.5
+    first = support.rows(published)[0]["loss"]
+    shard = artifact.of_run(Storage(root), "demo", "shard")
+    batch = loader.Loader(loader.open_split(shard, "train", tokenizer.vocabulary), 32, 1).batch(0, 8)
+    with torch.no_grad():  # the first loss is the given model's, but for the ids that it did not know
+        logits = net(input_ids=batch[:, :-1].clamp(max=plain - 1)).logits
+    known = batch[:, 1:] < plain
+    cost = torch.nn.functional.cross_entropy(logits[known], batch[:, 1:][known])
+    assert first == pytest.approx(float(cost), rel=0.02)
+
+
+def test_it_learns_within_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for within in (False, True):
+        path = small(tmp_path, within_documents=within, steps=12, evaluate_every=6)
+        publish(tmp_path / "root", path)
+        support.run(pretrain, tmp_path / "root", path, monkeypatch)
+        found.append(made(tmp_path / "root"))
+    first, second = (support.rows(one)[0]["loss"] for one in found)
+    assert first != second and first == pytest.approx(second, rel=1e-2)
+    # The published validation loss is that of windows in which no document sees another.
+    last, shard = found[1], artifact.of_run(Storage(tmp_path / "root"), "demo", "shard")
+    net = AutoModelForCausalLM.from_pretrained(last.storage.local_path(last.folder))
+    held = loader.open_split(shard, "validation", net.config.vocab_size)
+    ids, end, cost = held.read(0, held.total).tolist(), net.config.bos_token_id, 0.0
+    for at in range(0, len(ids) - 1, 32):
+        window = ids[at : at + 33]
+        begins = [0, *(n + 1 for n, token in enumerate(window[:-1]) if token == end), len(window) - 1]
+        for begin, stop in itertools.pairwise(sorted(set(begins))):
+            with torch.no_grad():
+                logits = net(input_ids=torch.tensor([window[begin:stop]])).logits[0]
+            targets = torch.tensor(window[begin + 1 : stop + 1])
+            cost += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+    assert last.content.numbers["validation_loss"] == pytest.approx(cost / (len(ids) - 1), abs=1e-5)
+
+
+def test_a_finished_run_goes_on_to_a_longer_horizon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, settings = tmp_path / "root", {"evaluate_every": 5, "checkpoint_every": 4, "keep_checkpoints": 3}
+    path = small(tmp_path, steps=10, **settings)
+    publish(root, path)
+    support.run(pretrain, root, path, monkeypatch)
+    first = made(root)
+    folders = [f"_work/pretrain/{first.content.fingerprint}/checkpoints/step-{n:08d}" for n in (4, 8, 10)]
+    assert all(Storage(root).exists(f"{folder}/commit.json") for folder in folders)
+    path = small(tmp_path, steps=20, continue_from=folders[1], **settings)
+    support.run(pretrain, root, path, monkeypatch)
+    longer = made(root)
+    assert longer.content.fingerprint != first.content.fingerprint and longer.content.assets.keys() == {"continue_from"}
+    before, after = support.rows(first), support.rows(longer)
+    assert [row["step"] for row in after] == list(range(1, 21))
+    assert after[:8] == before[:8]
+    # The ninth batch is the same, the rate is that of the longer schedule.
+    assert after[8]["loss"] == before[8]["loss"] and after[8]["lr"] > before[8]["lr"]
+    for changes, message in (
+        ({"batch": 4}, "fits no step"),
+        ({"steps": 7}, "has taken 8"),
+        ({"window": 16}, "the checkpoint read corpus"),
+        ({"continue_from": "_work/none"}, "holds no complete checkpoint"),
+    ):
+        path = small(tmp_path, **({"steps": 20, "continue_from": folders[1]} | settings | changes))
+        with pytest.raises(errors.CrawlToChatError, match=message):
+            support.run(pretrain, root, path, monkeypatch)
+
+
+def test_a_batch_that_makes_no_finite_loss_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen, learn = small(tmp_path), [], pretrain.token_loss
+    publish(tmp_path, path)
+
+    def broken(net: Any, rows: Any, z_loss: float) -> torch.Tensor:
+        seen.append(rows["ids"])
+        return learn(net, rows, z_loss) * (math.nan if len(seen) in (3, 6, 7, 8) else 1.0)
+
+    monkeypatch.setattr(pretrain, "token_loss", broken)
+    with pytest.raises(errors.StageError, match=r"steps 5 to 7: loss nan.*the rows of rank 0 are in ") as raised:
+        support.run(pretrain, tmp_path, path, monkeypatch)
+    kept = torch.load(str(raised.value.what).rsplit(" in ", 1)[1], weights_only=True)
+    assert torch.equal(kept["ids"], seen[7])
+
+
+def test_too_little_memory_says_what_to_do_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, learn = small(tmp_path, steps=8), pretrain.token_loss
+    publish(tmp_path, path)
+
+    steps = itertools.count(1)
+
+    def greedy(net: Any, rows: Any, z_loss: float) -> torch.Tensor:
+        return learn(net, rows, z_loss) + torch.zeros(10**15 if next(steps) == 7 else 1).sum()
+
+    monkeypatch.setattr(pretrain, "token_loss", greedy)
+    with pytest.raises(errors.MachineError, match="step 7 needs more memory") as raised:
+        support.run(pretrain, tmp_path, path, monkeypatch)
+    assert "--micro-batch" in raised.value.remedy
+    monkeypatch.setattr(pretrain, "token_loss", learn)
+    support.run(pretrain, tmp_path, path, monkeypatch)
+    assert "goes on from step 5" in capsys.readouterr().out
 
 
 def test_shards_of_another_vocabulary_are_refused(tmp_path: Path) -> None:

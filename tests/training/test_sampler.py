@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.recipe import Model
 from tokenizer import bpe
 from tokenizer.chat import IM_END, OUTPUT, OUTPUT_END, PAD, TOOL, TOOL_END
-from training import model
+from training import checkpoint, generate, model
 from training.calculator import calculator
 from training.sampler import Sampler, choose, seeds
 
@@ -149,6 +150,8 @@ def test_draws_follow_the_distribution() -> None:
     assert shares(top_k=2) == pytest.approx([0.625, 0.0, 0.375, 0.0], abs=0.015)
     assert shares(top_p=0.75) == pytest.approx([0.625, 0.0, 0.375, 0.0], abs=0.015)
     assert shares(top_p=0.5) == shares(top_k=1) == [1.0, 0.0, 0.0, 0.0]
+    assert shares(min_p=0.5) == pytest.approx([0.625, 0.0, 0.375, 0.0], abs=0.015)
+    assert shares(min_p=1.0) == [1.0, 0.0, 0.0, 0.0]
     edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     assert choose(rows[:2], edges).tolist() == [0, 3]
 
@@ -156,6 +159,60 @@ def test_draws_follow_the_distribution() -> None:
 def test_seeds_are_named_and_go_on() -> None:
     assert seeds("1:rl:3", 8)[:4] == seeds("1:rl:3", 4)
     assert len(set(seeds("1:rl:3", 8) + seeds("1:rl:4", 8))) == 16
+
+
+@pytest.mark.parametrize(("stop", "said"), [(" and", "one and"), ("ne a", "one a"), ("\n", "one and two and three")])
+def test_a_stop_text_ends_a_row_wherever_tokens_are_cut(stop: str, said: str) -> None:
+    script = [*TOKENIZER.encode("one and two and three"), TOKENIZER.special(IM_END)]
+    sampler = Sampler(Scripted(script), TOKENIZER)
+    one = sampler.sample([[5]], 40, 0.0, [1], stop=["never", stop])[0]
+    assert one.finished and one.ids == script[: len(one.ids)]
+    assert sampler.text(one).startswith(said) and len(sampler.text(one)) < len(said) + 8
+
+
+def test_a_stop_text_inside_a_word_ends_its_row_only() -> None:
+    net, drawn = network(), seeds("x", 4)
+    free = Sampler(net, TOKENIZER).sample(PROMPTS, 16, 1.0, drawn)
+    stop = TOKENIZER.decode(free[2].ids[3:5])
+    found = Sampler(net, TOKENIZER).sample(PROMPTS, 16, 1.0, drawn, stop=[stop])
+    for one, whole in zip(found, free, strict=True):
+        assert one.ids == whole.ids[: len(one.ids)]
+        assert (len(one.ids) < len(whole.ids)) <= (stop in TOKENIZER.decode(one.ids))
+    assert len(found[2].ids) <= 5
+
+
+def test_ids_are_heard_as_they_come() -> None:
+    heard: dict[int, list[int]] = {row: [] for row in range(4)}
+    found = Sampler(network(), TOKENIZER).sample(
+        PROMPTS, 12, 1.0, seeds("x", 4), stream=lambda row, token: heard[row].append(token)
+    )
+    assert [heard[row] for row in range(4)] == [one.ids for one in found]
+
+
+def test_many_prompts_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, drawn = Sampler(network(), TOKENIZER), seeds("x", 4)
+    whole = sampler.many(PROMPTS, 8, 1.0, drawn)
+    monkeypatch.setattr("training.sampler.TOGETHER", 3)
+    assert [one.ids for one in sampler.many(PROMPTS, 8, 1.0, drawn)] == [one.ids for one in whole]
+
+
+def said(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr("sys.argv", ["generate", *arguments])
+    generate.main()
+    return capsys.readouterr().out
+
+
+def test_the_command_says_the_same_streamed_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.export(network(spread=3.0), TOKENIZER, tmp_path)
+    arguments = ["--model", str(tmp_path), "--prompt", "one", "--prompt", "two", "--samples", "2", "--tokens", "9"]
+    arguments += ["--temperature", "1.5", "--min-p", "0.001"]
+    plain = said(arguments, monkeypatch, capsys)
+    assert plain.count("one") >= 2 and plain.index("one") < plain.index("two")
+    assert said([*arguments, "--stream"], monkeypatch, capsys) == plain == said(arguments, monkeypatch, capsys)
+    assert said([*arguments, "--seed", "2"], monkeypatch, capsys) != plain
+    assert not said([*arguments, "--chat"], monkeypatch, capsys).startswith("one")
 
 
 @pytest.mark.slow

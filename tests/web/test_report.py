@@ -61,6 +61,7 @@ def corpus(storage: Storage) -> dict[str, Published]:
         }
         for n in range(20)
     ]
+    opened(storage, "canary", []).publish([], None, {"files": 2, "canary_files": 0})
     building = opened(storage, "extract", [])
     extract = building.publish(
         table(building, pages),
@@ -88,7 +89,9 @@ def corpus(storage: Storage) -> dict[str, Published]:
         if 4 <= n < 10
     ]
     redacted = building.publish(
-        table(building, clean), Counts(in_=6, kept=6, dropped={}), {"redactions": {"EMAIL": 1005, "IP": 2}}
+        table(building, clean),
+        Counts(in_=6, kept=6, dropped={}),
+        {"redactions": {"EMAIL": 1005, "IP": 2}, "samples": {"EMAIL": ["xx@x.xx", "x0@xx.xxx"]}},
     )
     building = opened(storage, "decontaminate", [redacted])
     decided = building.publish([], Counts(in_=6, kept=6, dropped={}))
@@ -252,7 +255,7 @@ def test_documents_show_reason_scores_and_redacted_text(whole: str) -> None:
 
 def test_redactions_tokens_and_story(whole: str) -> None:
     text = " ".join(Page(whole).text.split())
-    assert "<EMAIL> 1,005" in text
+    assert "<EMAIL> 1,005 xx@x.xx x0@xx.xxx" in text
     assert "bytes per token 3.821" in text
     assert "1,234,567" in text
     assert "train bytes per token 4.05" in text
@@ -325,7 +328,7 @@ def test_same_artifacts_same_report_and_new_ones_a_new_one(storage: Storage) -> 
     shard = corpus(storage)["shard"]
     first, again = report.publish(storage, RUN), report.publish(storage, RUN)
     assert first.folder == again.folder
-    assert len(first.content.inputs) == 7
+    assert len(first.content.inputs) == 8
     made_again = report.publish(storage, RUN, force=True)
     assert made_again.manifest.content_hash == first.manifest.content_hash
     models(storage, shard)

@@ -26,6 +26,15 @@ def read(file: str, remedy: str) -> Iterator[tuple[int, str]]:
     yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
+def strings(value: Any) -> Iterator[str]:
+    """Every string in plain data: the text of an evaluation set's line, whatever its keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from strings(inner)
+
+
 def is_json(file: str) -> bool:
     """Whether a file holds JSON lines, by its name."""
     return ".jsonl" in Path(file).name

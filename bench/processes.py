@@ -1,0 +1,81 @@
+"""What a command costs with all the processes below it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil  # type: ignore[import-untyped]
+
+HOME = Path(__file__).resolve().parents[1]
+SESSION = [  # a Spark session that does nothing
+    sys.executable,
+    "-c",
+    """
+from jobs import session
+spark = session.spark("empty")
+spark.createDataFrame([(1,)], "n long").mapInArrow(lambda batches: batches, "n long").collect()
+spark.stop()
+""",
+]
+LOOK_SECONDS = 0.1
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+
+
+class Spent(NamedTuple):
+    """Seconds of a command: CPU of all its processes, wall, CPU of its JVM; MiB of its largest process but the JVM."""
+
+    cpu: float
+    wall: float
+    jvm: float
+    worker: float
+
+
+def measured(command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> Spent:
+    """Run a command to the end of its last descendant. Ends the program where it fails.
+
+    We adopt orphans and wait for them; but a process whose parent ignores its end (a worker of Spark's Python daemon)
+    is in nobody's rusage, so everybody's clock is read while it runs: the larger of the two sums counts.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    with log.open("w") as stream:
+        child = subprocess.Popen(
+            command, cwd=HOME, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT
+        )
+    clocks: dict[tuple[int, float], float] = {}
+    java: dict[tuple[int, float], float] = {}
+    largest = 0
+    status = ended = 0
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                times, key = process.cpu_times(), (process.pid, process.create_time())
+                clocks[key] = times.user + times.system
+                if process.name() == "java":
+                    java[key] = clocks[key]
+                else:
+                    largest = max(largest, process.memory_info().rss)
+        try:
+            ended, found = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            break
+        status = found if ended == child.pid else status
+        if not ended:
+            time.sleep(LOOK_SECONDS)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"{log.read_text()[-5000:]}\n{log.stem} ended with {child.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    waited = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cpu, wall = max(waited, sum(clocks.values())), time.monotonic() - began
+    print(f"{log.stem}: {cpu:.1f} CPU s, {wall:.1f} s", file=sys.stderr, flush=True)
+    return Spent(cpu, wall, sum(java.values()), largest / 2**20)

@@ -1,0 +1,144 @@
+"""CPU seconds a page of every stage from 2,400 pages to 40,000, and what the JVM takes of them: `make bench-scale`.
+
+    python -m bench.scale [--warcs 'crawl/*.warc.gz'] [--copies 1 4 17] [--root .crawl2chat/bench-scale]
+
+The crawl is repeated under other URLs with other words: of the words of five letters and more in the text of a page a
+third are turned around inside, other ones in each copy, so that two copies of a page are not near-duplicates. The cost
+of an empty Spark session, measured beside, is taken off each stage. 40,000 pages take half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import glob
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import xxhash
+from warcio.archiveiterator import ArchiveIterator
+from warcio.recordloader import ArcWarcRecord
+from warcio.warcwriter import WARCWriter
+
+from bench.processes import SESSION, Spent, measured
+from pipeline import artifact
+from pipeline.recipe import load
+from pipeline.storage import Storage
+
+HOME = Path(__file__).resolve().parents[1]
+CRAWL, SAMPLE = HOME.parent / "shared/data/crawl", HOME / "tests/data/sample"
+STAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "train_tokenizer", "shard")
+_NO_TEXT = re.compile(rb"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>")
+_WORD = re.compile(rb"(?<![A-Za-z&;\x80-\xff])[A-Za-z]{5,}(?![A-Za-z;\x80-\xff])")
+
+
+def salted(html: bytes, copy: int) -> bytes:
+    """The page with a third of its longer words turned around inside; as long as before."""
+
+    @lru_cache(None)
+    def turned(word: bytes) -> bytes:
+        if xxhash.xxh3_64_intdigest(word.lower(), seed=copy) % 3:
+            return word
+        return word[:1] + word[-2:0:-1] + word[-1:]
+
+    def text(part: bytes) -> bytes:
+        return _WORD.sub(lambda found: turned(found[0]), part)
+
+    pieces, at = [], 0
+    for tag in _NO_TEXT.finditer(html):
+        pieces += [text(html[at : tag.start()]), tag[0]]
+        at = tag.end()
+    return b"".join([*pieces, text(html[at:])])
+
+
+def records(source: Path, copy: int, writer: WARCWriter) -> Iterator[ArcWarcRecord]:
+    """The records of a WARC under other URLs, pages salted."""
+    with source.open("rb") as stream:
+        for record in ArchiveIterator(stream):
+            uri, body = record.rec_headers.get_header("WARC-Target-URI"), record.raw_stream.read()
+            if uri:
+                parts = urlsplit(uri)
+                uri = parts._replace(netloc=f"copy{copy}.{parts.netloc}").geturl()
+            if record.rec_type == "response":
+                body = salted(body, copy)
+            headers = {name: value for name, value in record.rec_headers.headers if name.startswith("WARC-")}
+            for name in ("WARC-Target-URI", "WARC-Block-Digest", "WARC-Payload-Digest"):
+                headers.pop(name, None)
+            yield writer.create_warc_record(
+                uri, record.rec_type, io.BytesIO(body), http_headers=record.http_headers, warc_headers_dict=headers
+            )
+
+
+def write(source: Path, copy: int, target: Path) -> int:
+    """Write one salted WARC; returns how many responses it holds."""
+    responses = 0
+    with target.open("wb") as stream:
+        writer = WARCWriter(stream, gzip=True)
+        for record in records(source, copy, writer):
+            writer.write_record(record)
+            responses += record.rec_type == "response"
+    return responses
+
+
+def stages(root: Path, warcs: str) -> dict[str, Spent]:
+    """Every stage, as a user would start it, below a fresh root."""
+    root.mkdir(parents=True)
+    recipe = root / "recipe.yaml"
+    recipe.write_text(load(HOME / "recipes/demo.yaml", {"input.warcs": [warcs]}).to_yaml())
+    place = ["--recipe", str(recipe), "--root", str(root), "--run", "bench"]
+    return {
+        stage: measured([sys.executable, f"jobs/{stage}.py", *place], root / f"{stage}.txt", {"PYTHONPATH": str(HOME)})
+        for stage in STAGES
+    }
+
+
+def kept(root: Path) -> str:
+    """How many pages stay after each stage that drops some."""
+    found = [artifact.of_run(Storage(root), "bench", stage).content for stage in ("extract", "filter", "deduplicate")]
+    return ", ".join(f"{content.stage} {content.counts.kept:,}" for content in found if content.counts)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    crawl = CRAWL if CRAWL.exists() else SAMPLE
+    parser.add_argument("--warcs", default=str(crawl / "*.warc.gz"), help="a glob; default: the shared crawl or sample")
+    parser.add_argument("--copies", type=int, nargs="+", default=[1, 4, 17])
+    parser.add_argument("--root", type=Path, default=HOME / ".crawl2chat/bench-scale")
+    given = parser.parse_args()
+    root, sources = given.root.resolve(), [Path(path) for path in sorted(glob.glob(given.warcs))]
+    shutil.rmtree(root, ignore_errors=True)
+    made: list[tuple[Path, int, Path]] = []
+    for copies in given.copies:
+        folder = root / f"crawl-{copies}"
+        folder.mkdir(parents=True)
+        made += [(source, copy, folder / f"{copy:02d}-{source.name}") for copy in range(copies) for source in sources]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        written = dict(zip((target for *_, target in made), pool.map(write, *zip(*made, strict=True)), strict=True))
+    print(
+        f"{datetime.date.today()}, {os.cpu_count()} cores; CPU seconds per 1,000 responses, empty session taken off\n"
+    )
+    print(f"| responses | {' | '.join(STAGES)} | JVM's share of extract | largest worker, MiB | kept |")
+    print(f"|---:|{'---:|' * (len(STAGES) + 2)}---|", flush=True)
+    for copies in given.copies:
+        responses = sum(n for target, n in written.items() if target.parent.name == f"crawl-{copies}")
+        empty = measured(SESSION, root / "session.txt", {"PYTHONPATH": str(HOME)})
+        spent = stages(root / f"made-{copies}", str(root / f"crawl-{copies}/*.warc.gz"))
+        each = [f"{1000 * (spent[stage].cpu - empty.cpu) / responses:.2f}" for stage in STAGES]
+        extract, worker = spent["extract"], max(one.worker for one in spent.values())
+        jvm = (extract.jvm - empty.jvm) / (extract.cpu - empty.cpu)
+        cells = [f"{responses:,}", *each, f"{100 * jvm:.1f} %", f"{worker:.0f}", kept(root / f"made-{copies}")]
+        print(f"| {' | '.join(cells)} |", flush=True)
+    shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""A training step beside HF Trainer with DeepSpeed and a bare PyTorch loop: `make bench-train`.
+
+    python -m bench.train [--recipe recipes/demo.yaml] [--repeats 7] [--steps 4]
+
+One process, one GPU or one core, the same model, weights, batch and AdamW for all; the contestants take turns, and the
+median of their turns counts. The first step of a turn is not timed. On a CPU the process's own seconds are counted, so
+that what else runs on the machine hardly matters. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.recipe import Recipe, load
+from training import launch, model
+from training.engine import Engine, divisor, micro_rows, parameter_groups, token_loss
+from training.launch import Shape, World
+
+HOME = Path(__file__).resolve().parents[1]
+ACCELERATE = "accelerate==1.15.0"  # Trainer asks for it; nothing else here does
+clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+Turn = Callable[[list[Tensor]], tuple[float, float]]  # batches -> (seconds of all but the first, loss of the first)
+
+
+def ours(recipe: Recipe, net: nn.Module, world: World, shape: Shape) -> Turn:
+    """Our engine."""
+    section = recipe.pretrain
+    engine = Engine(net, section.optimizer, 10**6, section.precision, world, shape)
+
+    def turn(batches: list[Tensor]) -> tuple[float, float]:
+        first = engine.step({"ids": batches[0], "mask": torch.ones_like(batches[0])}, token_loss).loss
+        started = clock()
+        for ids in batches[1:]:
+            engine.step({"ids": ids, "mask": torch.ones_like(ids)}, token_loss)
+        return clock() - started, first
+
+    return turn
+
+
+def bare(recipe: Recipe, net: nn.Module, world: World, micro: int) -> Turn:
+    """What one writes by hand: forward, backward, clip, step, with the rates of a group as the recipe says."""
+    section = recipe.pretrain
+    net.to(world.device).train()
+    fused = world.device.type == "cuda"
+    optimizer = torch.optim.AdamW(parameter_groups(net, section.optimizer), fused=fused or None)
+
+    def step(ids: Tensor) -> float:
+        total = 0.0
+        for part in ids.split(micro):
+            rows = part.to(world.device)
+            with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=section.precision == "bf16"):
+                logits = net(input_ids=rows[:, :-1], use_cache=False).logits
+            flat = logits.float().flatten(0, 1)
+            loss = nn.functional.cross_entropy(flat, rows[:, 1:].flatten()) * len(part) / len(ids)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(net.parameters(), section.optimizer.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total
+
+    def turn(batches: list[Tensor]) -> tuple[float, float]:
+        first = step(batches[0])
+        started = clock()
+        for ids in batches[1:]:
+            step(ids)
+        return clock() - started, first
+
+    return turn
+
+
+def trainer(recipe: Recipe, net: nn.Module, world: World, micro: int) -> Turn:
+    """`transformers.Trainer` with DeepSpeed's ZeRO 1."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    section, optimizer = recipe.pretrain, recipe.pretrain.optimizer
+    config = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_optimization": {"stage": 1},
+        "zero_allow_untested_optimizer": True,
+    }
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        """Ends of the steps."""
+
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.ends.append(clock())
+
+    def turn(batches: list[Tensor]) -> tuple[float, float]:
+        rows = [{"input_ids": row[:-1], "labels": row[:-1]} for ids in batches for row in ids]
+        ends = Clock()
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder, per_device_train_batch_size=micro, gradient_accumulation_steps=section.batch // micro,
+                max_steps=len(batches), learning_rate=optimizer.lr, weight_decay=optimizer.weight_decay,
+                adam_beta1=optimizer.betas[0], adam_beta2=optimizer.betas[1], max_grad_norm=optimizer.clip,
+                lr_scheduler_type="constant", bf16=section.precision == "bf16", use_cpu=world.device.type == "cpu",
+                deepspeed=config, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
+                dataloader_pin_memory=False, train_sampling_strategy="sequential",
+            )  # fmt: skip
+            made = Trainer(net, arguments, train_dataset=rows, callbacks=[ends])
+            made.train()
+        return ends.ends[-1] - ends.ends[0], float(made.state.log_history[0]["loss"])
+
+    return turn
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=HOME / "recipes/demo.yaml")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps a turn")
+    given = parser.parse_args()
+    if importlib.util.find_spec("accelerate") is None:  # transformers looks for it once, when it is imported
+        packages = HOME / ".crawl2chat/bench-packages"
+        uv = Path(sys.executable).with_name("uv")
+        subprocess.run([uv, "pip", "install", "-q", "--no-deps", "--target", packages, ACCELERATE], check=True)
+        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(HOME), str(packages)]))
+        command = [sys.executable, "-m", "bench.train", *sys.argv[1:]]
+        os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})
+    recipe = load(given.recipe, {"pretrain.optimizer.kind": "adamw"})
+    section, vocabulary = recipe.pretrain, recipe.tokenizer.vocabulary
+    world = launch.start(recipe.seed)
+    os.environ["OMP_NUM_THREADS"] = "1"  # accelerate would take all cores
+    torch.set_num_threads(1)
+    micro = divisor(section.batch, micro_rows(section.batch, section.window, vocabulary, world.device.type))
+
+    def net() -> nn.Module:
+        return model.build(recipe.model, vocabulary, 0, 1, recipe.seed)
+
+    contestants: dict[str, Turn] = {
+        "ours": ours(recipe, net(), world, Shape()),
+        "ours, --fused-loss": ours(recipe, net(), world, Shape(fused_loss=True)),
+        "ours, --fused-loss --compile": ours(recipe, net(), world, Shape(fused_loss=True, compile=True)),
+        f"bare PyTorch, {micro} rows at once": bare(recipe, net(), world, micro),
+        f"bare PyTorch, {section.batch} rows at once": bare(recipe, net(), world, section.batch),
+        f"HF Trainer + DeepSpeed, {micro} rows at once": trainer(recipe, net(), world, micro),
+        f"HF Trainer + DeepSpeed, {section.batch} rows at once": trainer(recipe, net(), world, section.batch),
+    }
+    generator = torch.Generator().manual_seed(recipe.seed)
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    losses: dict[str, float] = {}
+    for _ in range(given.repeats):
+        shape = (given.steps + 1, section.batch, section.window + 1)
+        batches = list(torch.randint(vocabulary, shape, generator=generator))
+        for name, turn in contestants.items():
+            spent, loss = turn(batches)
+            seconds[name].append(spent)
+            losses.setdefault(name, loss)
+            print(f"{name}: {spent:.2f} s", file=sys.stderr, flush=True)
+    tokens = given.steps * section.batch * section.window
+    speed = {name: tokens / statistics.median(each) for name, each in seconds.items()}
+    where = torch.cuda.get_device_name() if world.device.type == "cuda" else "one CPU core"
+    print(f"{datetime.date.today()}, {where}, {model.parameters(net()) / 1e6:.2f} M parameters, {section.precision}, ")
+    print(f"{section.batch} x {section.window} tokens a step, median of {given.repeats} turns of {given.steps} steps\n")
+    print("| | tokens a second | slowest–fastest turn | ours / this | first loss |\n|---|---:|---:|---:|---:|")
+    for name, found in speed.items():
+        slow, fast = (tokens / one for one in (max(seconds[name]), min(seconds[name])))
+        print(f"| {name} | {found:,.0f} | {slow:,.0f}–{fast:,.0f} | {speed['ours'] / found:.2f} | {losses[name]:.4f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Several crawls, each a run of the DAG `corpus`: a few at a time, all with the same form.
+
+A crawl that was made before with these settings is found again and costs seconds. To try crawls again that failed,
+clear their tasks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import DAG, Param, task
+
+from dags import form, road
+from dags.retries import DEFAULTS
+from pipeline.recipe import CRAWL_ID
+
+CRAWLS = Param(
+    type="array",
+    items={"type": "string", "pattern": CRAWL_ID},
+    minItems=1,
+    uniqueItems=True,
+    description="Common Crawl ids, one a line: CC-MAIN-2025-05.",
+)
+
+
+@task
+def runs(params: dict[str, Any], run_id: str) -> list[dict[str, Any]]:
+    """What to trigger: run id and filled form, a crawl each."""
+    filled = {key: value for key, value in params.items() if value is not None and key != "crawls"}
+    return [{"trigger_run_id": f"{run_id}__{crawl}", "conf": filled | {"crawl": crawl}} for crawl in params["crawls"]]
+
+
+with DAG(
+    "backfill",
+    doc_md=__doc__,
+    schedule=None,
+    params={"crawls": CRAWLS} | form.params(road.ROOT, road.RECIPE, road.CORPUS_SECTIONS, files=("max_warcs",)),
+    default_args=DEFAULTS,
+    tags=["crawl2chat"],
+) as dag:
+    TriggerDagRunOperator.partial(
+        task_id="corpus",
+        trigger_dag_id="corpus",
+        logical_date=None,
+        reset_dag_run=True,  # where the task is cleared
+        wait_for_completion=True,
+        deferrable=True,
+        poke_interval=10,
+        map_index_template="{{ task.conf['crawl'] }}",
+    ).expand_kwargs(runs())  # type: ignore[call-arg]

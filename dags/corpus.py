@@ -1,0 +1,23 @@
+"""A crawl goes in, token shards come out: one run a crawl, which is the partition of the asset `crawl2chat_corpus`.
+
+The DAG `model` waits for that asset. Several crawls may run side by side; what was made before is found again.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG, PartitionedAtRuntime
+
+from dags import form, road
+from dags.retries import DEFAULTS
+
+with DAG(
+    "corpus",
+    doc_md=__doc__,
+    schedule=PartitionedAtRuntime(),
+    max_active_runs=4,
+    params=form.params(road.ROOT, road.RECIPE, road.CORPUS_SECTIONS),
+    default_args=DEFAULTS,
+    tags=["crawl2chat"],
+) as dag:
+    where = road.resolve()  # type: ignore[call-arg]
+    where >> road.corpus_stages() >> road.report() >> road.announce_corpus(where)  # type: ignore[call-arg]

@@ -1,0 +1,144 @@
+"""The whole road in containers: WARCs and artifacts in S3, the DAG through Airflow's interface on PostgreSQL, a Spark
+cluster, the pages. Ends with 0 where all of it works.
+
+    # needs a container engine
+    docker compose -f docker/compose.yaml -f docker/compose.test.yaml run --rm smoke
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from local.client import DAG, Airflow
+from pipeline import artifact
+from pipeline.storage import Storage
+
+HOME = Path(__file__).resolve().parents[1]
+WARCS = "s3://crawl2chat/crawl"
+ROOT = "s3://crawl2chat/artifacts"
+RUN = "smoke"
+SHORT = {"pretrain.steps": 20, "sft.arithmetic": 400, "rl.steps": 2, "evaluation.arithmetic": 20}
+FORM = {"recipe": "recipes/demo.yaml", "root": ROOT, "warcs": [f"{WARCS}/*.warc.gz"], **SHORT}
+STAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "tokenizer", "shard", "pretrain", "sft", "rl")
+SECONDS = 3000.0
+HISTORY = "http://history-server:18080/api/v1/applications"
+SECRETS = (
+    "AIRFLOW_ADMIN_PASSWORD",
+    "AIRFLOW__API__SECRET_KEY",
+    "AIRFLOW__API_AUTH__JWT_SECRET",
+    "AIRFLOW__CORE__FERNET_KEY",
+    "AWS_SECRET_ACCESS_KEY",
+    "CRAWL2CHAT_WEB_PASSWORD",
+)
+
+
+def upload() -> None:
+    """The sample to the bucket."""
+    storage, files = Storage(WARCS), sorted((HOME / "tests" / "data" / "sample").glob("*.warc.gz"))
+    for file in files:
+        storage.write(file.name, file.read_bytes())
+    print(f"{len(files)} WARC files in {WARCS}", flush=True)
+
+
+def follow(airflow: Airflow) -> None:
+    """Trigger the DAG and wait for its end; the log of a task that failed is printed."""
+    until = time.monotonic() + SECONDS
+    while not airflow.ready(DAG, since=0.0):  # the processor is healthy before it has read its first file
+        airflow.check_imports()
+        if time.monotonic() > until:
+            sys.exit(f"Airflow does not know the DAG {DAG} after {SECONDS:.0f} s")
+        time.sleep(1)
+    airflow.trigger(DAG, RUN, FORM)
+    seen: dict[str, str] = {}
+    while (state := airflow.state(DAG, RUN)) in ("queued", "running"):
+        if time.monotonic() > until:
+            sys.exit(f"the run is still {state} after {SECONDS:.0f} s")
+        for task in airflow.tasks(DAG, RUN):
+            if task.state and seen.get(task.name) != task.state:
+                seen[task.name] = task.state
+                print(f"{time.strftime('%H:%M:%S')} {task.name}: {task.state}", flush=True)
+        time.sleep(3)
+    if state != "success":
+        for task in airflow.tasks(DAG, RUN):
+            if task.state == "failed":
+                print("\n".join(airflow.log(DAG, RUN, task)[-60:]), flush=True)
+        sys.exit(f"the run ended: {state}")
+
+
+def pages() -> None:
+    """The report is there for who knows the password, and for nobody else."""
+    page, password = f"http://web:8090/runs/{RUN}", os.environ["CRAWL2CHAT_WEB_PASSWORD"]
+    if (code := httpx.get(page).status_code) != 401:
+        sys.exit(f"{page} answers {code} without a password")
+    answer = httpx.get(page, auth=("anyone", password))
+    if answer.status_code != 200 or "crawl2chat" not in answer.text:
+        sys.exit(f"{page} answers {answer.status_code}: {answer.text[:300]}")
+    print(f"report: {len(answer.content):,} bytes", flush=True)
+
+
+def history() -> None:
+    """Every Spark stage is in the history server."""
+    names = {one["name"] for one in httpx.get(HISTORY, timeout=30).json()}
+    if missing := {f"crawl2chat {stage}" for stage in ("extract", "filter", "deduplicate", "shard")} - names:
+        sys.exit(f"the history server does not know {sorted(missing)}, but {sorted(names)}")
+    print(f"history server: {len(names)} applications", flush=True)
+
+
+def artifacts() -> None:
+    """What the run published in S3 is whole: every file has the hash that its manifest says."""
+    storage = Storage(ROOT)
+    for stage in STAGES:
+        artifact.of_run(storage, RUN, stage).verify()
+    print(f"artifacts of {len(STAGES)} stages in {ROOT} are whole", flush=True)
+
+
+def left(airflow: Airflow) -> Iterator[tuple[str, bytes]]:
+    """All that the run left where others read it, by name: artifacts, logs, what Airflow and Spark show."""
+    bucket = Storage(ROOT.rpartition("/")[0])
+    for name in bucket.names(ROOT.rpartition("/")[2]):
+        yield bucket.path(name), bucket.read(name)
+    for file in Path("/data").rglob("*"):
+        if file.is_file():
+            yield str(file), file.read_bytes()
+    for path in (f"dags/{DAG}/dagRuns/{RUN}", f"dags/{DAG}/dagRuns/{RUN}/taskInstances", "connections", "variables"):
+        yield f"Airflow's {path}", airflow.call("GET", path).content
+    for one in httpx.get(HISTORY, timeout=30).json():  # its files are compressed
+        yield f"Spark's {one['name']}", httpx.get(f"{HISTORY}/{one['id']}/environment", timeout=30).content
+
+
+def secrets(airflow: Airflow) -> None:
+    """No password and no key is in what the run left, and S3 gives nothing to who has none."""
+    hidden = {name: os.environ[name] for name in SECRETS}
+    hidden["POSTGRES_PASSWORD"] = urlsplit(os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]).password or ""
+    count = 0
+    for place, content in left(airflow):
+        count += 1
+        for name, value in hidden.items():
+            if value.encode() in content:
+                sys.exit(f"{name} stands in {place}")
+    if (code := httpx.get(f"{os.environ['AWS_ENDPOINT_URL']}/crawl2chat").status_code) != 403:
+        sys.exit(f"S3 answers {code} to a reader without a key")
+    print(f"{len(hidden)} secrets, in none of {count} files and answers", flush=True)
+
+
+def main() -> None:
+    """Entry point."""
+    upload()
+    airflow = Airflow("http://airflow-api-server:8080", {"username": "admin", "password": os.environ[SECRETS[0]]})
+    follow(airflow)
+    history()
+    pages()
+    artifacts()
+    secrets(airflow)
+    print("smoke: all of it works", flush=True)
+
+
+if __name__ == "__main__":
+    main()

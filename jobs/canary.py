@@ -1,0 +1,82 @@
+"""A few files of a crawl before all others: what they hold, how much of it stays, what it costs.
+
+    spark-submit jobs/canary.py --recipe recipes/demo.yaml --root .crawl2chat/data
+
+The files, `approval.canary_warcs` of them, are spread evenly over the input. Their parts are extract's own, so nothing
+is extracted twice. What a person may be asked about (the recipe's section `approval`) stands in the manifest's numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from jobs import extract, session, sources
+from jobs.page import quality
+from jobs.table import read_rows
+from pipeline import artifact, errors
+from pipeline.artifact import Published, Stage
+from pipeline.recipe import Filter
+from pipeline.storage import Storage
+
+STAGE = Stage("canary", 1)
+_COLUMNS = ("id", "reason", "detected", "language", "language_score", "quality", *quality.COLUMNS)
+
+
+def chosen(files: int, canaries: int) -> list[int]:
+    """Which of so many files, in order: as many as wanted, evenly spread."""
+    count = min(files, canaries)
+    return [(2 * i + 1) * files // (2 * count) for i in range(count)]
+
+
+def summary(storage: Storage, files: list[str], recipe: Filter) -> dict[str, Any]:
+    """What these parts of extract hold, and what of it the filter would keep."""
+    reasons: Counter[str | None] = Counter()
+    languages: Counter[str] = Counter()
+    for file in files:
+        for row in read_rows(storage, file, _COLUMNS):
+            reasons[row["reason"] or quality.decide(row, recipe)] += 1
+            if row["detected"]:
+                languages[row["detected"]] += 1
+    kept, pages = reasons.pop(None, 0), reasons.total()
+    return {
+        "pages": pages + kept,
+        "kept": kept,
+        "dropped": {str(reason): count for reason, count in sorted(reasons.items(), key=str)},
+        "languages": dict(sorted(languages.items())),
+    }
+
+
+def run(job: session.Job) -> Published:
+    """The stage."""
+    found = sources.find(job.recipe.input)
+    given, wanted = extract.identity(job, found), job.recipe.approval.canary_warcs
+    made_by = artifact.fingerprint(extract.STAGE, **given)
+    recipe = {"canary_warcs": wanted, "extract": made_by, "filter": job.recipe.section("filter")}
+    inputs, seed = given["inputs"], job.recipe.seed
+    building = artifact.open_stage(job.storage, job.run, STAGE, recipe, seed, inputs, force=job.force)
+    if isinstance(building, Published):
+        return building
+    numbers: dict[str, Any] = {"files": len(found), "canary_files": 0}
+    numbers["extract"] = artifact.folder_of(extract.STAGE, made_by)
+    seconds = 0.0
+    # With --force begun here, so that no later part of the stage needs it.
+    opened = extract.begin(job, found) if wanted or job.force else None
+    if wanted and opened:
+        places = chosen(len(found), wanted)
+        if isinstance(opened, Published):
+            files = [opened.files(".parquet")[place] for place in places]
+            seconds = opened.manifest.run.cpu_seconds * len(files) / len(found)
+        else:
+            records, seconds = opened.extract([opened.parts[place] for place in places], "canary")
+            files = [opened.building.file(record["file"]["path"]) for record in records.values()]
+        numbers |= {"canary_files": len(files)} | summary(job.storage, files, job.recipe.filter)
+    return building.publish([], None, numbers, {"extract_cpu_seconds": round(seconds, 3)})
+
+
+def main() -> None:
+    run(session.job(__doc__, warcs=True))
+
+
+if __name__ == "__main__":
+    errors.run(main)

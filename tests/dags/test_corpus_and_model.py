@@ -1,0 +1,117 @@
+"""A corpus announces itself as a partition; a model takes the one its recipe names, and leaves the others alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk import PartitionedAssetTimetable, PartitionedAtRuntime
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from dags import corpus, crawl_to_chat, form, model, road
+from pipeline import artifact
+from pipeline.artifact import Counts, Stage
+from pipeline.recipe import load
+from pipeline.storage import Storage
+
+RECIPE = str(Path(__file__).parents[2] / "recipes/demo.yaml")
+
+
+def publish(storage: Storage, run: str, stage: str, numbers=None, kept: int = 7) -> None:
+    building = artifact.open_stage(storage, run, Stage(stage, 1), {"of": run}, 1, [], name=stage)
+    building.publish([], Counts(in_=kept + 3, kept=kept, dropped={"x": 3}), numbers)
+
+
+@pytest.fixture
+def storage(tmp_path):
+    """Two runs that made a corpus, `old` and `new`."""
+    storage = Storage(tmp_path)
+    for run in ("old", "new"):
+        for stage in road.CORPUS_STAGES:
+            publish(storage, run, stage, {"train_tokens": 900, "validation_tokens": 100} if stage == "shard" else None)
+    return storage
+
+
+def resolved(storage: Storage, events=(), **filled):
+    params = {"recipe": RECIPE, "root": storage.root, "corpus_run": None} | filled
+    return road.resolve_model.function(params, "manual__1", {road.CORPUS: list(events)} if events else {})
+
+
+def arrived(storage: Storage, run: str, partition: str):
+    return SimpleNamespace(extra={"root": storage.root, "run": run, "partition": partition})
+
+
+def folders(storage: Storage, run: str) -> set[str]:
+    return {artifact.pointer(storage, run, stage).folder for stage in road.CORPUS_STAGES}
+
+
+def test_the_whole_road_is_the_two_halves_one_after_the_other():
+    whole, first, second = (
+        [task.task_id for task in module.dag.topological_sort()] for module in (crawl_to_chat, corpus, model)
+    )
+    assert first[-2:] == ["report", "announce_corpus"] and second[-2:] == ["report", "announce_model"]
+    assert whole == [*first[:-2], *second[1:-1]]
+    assert isinstance(corpus.dag.timetable, PartitionedAtRuntime)
+    assert isinstance(model.dag.timetable, PartitionedAssetTimetable)
+
+
+def test_each_form_asks_for_what_its_stages_read():
+    asked = {module: set(module.dag.params) for module in (crawl_to_chat, corpus, model)}
+    assert asked[corpus] | asked[model] == asked[crawl_to_chat] | {"corpus_run"}
+    both = {key.split(".")[0] for key in asked[corpus] & asked[model] if "." in key}
+    assert both == {"approval"}
+    assert "warcs" in asked[corpus] and "warcs" not in asked[model]
+    assert form.overrides({"corpus_run": "old", "seed": 4}) == {"seed": 4}
+
+
+def test_a_model_takes_the_newest_corpus_or_the_one_that_is_named(storage):
+    where = resolved(storage)
+    assert (where["run"], where["partition"]) == ("manual__1", "demo")
+    assert folders(storage, "manual__1") == folders(storage, "new")
+    resolved(storage, corpus_run="old")
+    assert folders(storage, "manual__1") == folders(storage, "old")
+    assert artifact.pointer(storage, "manual__1", "shard").state == "reused"
+    with pytest.raises(AirflowFailException, match="nothing"):
+        resolved(storage, corpus_run="nothing")
+
+
+def test_a_corpus_that_arrives_is_taken_where_the_recipe_names_it(storage):
+    resolved(storage, [arrived(storage, "old", "demo")])
+    assert folders(storage, "manual__1") == folders(storage, "old")
+    with pytest.raises(AirflowSkipException, match="CC-MAIN-2025-05 arrived"):
+        resolved(storage, [arrived(storage, "old", "CC-MAIN-2025-05")])
+
+
+def test_the_partition_is_the_crawl_or_the_name_of_the_recipe():
+    assert road.partition(load(RECIPE)) == "demo"
+    assert road.partition(load(RECIPE, {"input.warcs": [], "input.crawl": "CC-MAIN-2025-05"})) == "CC-MAIN-2025-05"
+
+
+def test_an_event_tells_numbers_and_the_page(storage):
+    where = {"root": storage.root, "run": "new", "partition": "demo", "recipe": RECIPE}
+    event, keys = SimpleNamespace(extra=None), []
+    event.add_partitions = keys.append
+    road.announce_corpus.function(where, {road.CORPUS: event})
+    assert keys == ["demo"]
+    assert event.extra == {
+        "root": storage.root,
+        "run": "new",
+        "partition": "demo",
+        "page": "http://127.0.0.1:8090/runs/new",
+        "train_tokens": 900,
+        "validation_tokens": 100,
+        "documents": 7,
+    }
+
+
+def test_only_dags_are_parsed():
+    """All else in the folder is on the list that Airflow's parser leaves out."""
+    folder = Path(corpus.__file__).parent
+    listed = {line for line in (folder / ".airflowignore").read_text().splitlines() if not line.startswith("#")}
+    assert {path.name for path in folder.glob("*.py")} - listed == {
+        "backfill.py",
+        "corpus.py",
+        "crawl_to_chat.py",
+        "model.py",
+    }

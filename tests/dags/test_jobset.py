@@ -1,0 +1,226 @@
+"""A training stage on Kubernetes, with Kubernetes' own client against a server that answers as its API does."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+
+from dags import jobset, stages
+from dags.jobset import JobSet
+from dags.stages import TrainingStage
+
+SETS = "/apis/jobset.x-k8s.io/v1alpha2/namespaces/train/jobsets"
+PODS = "/api/v1/namespaces/train/pods"
+TEMPLATE = {
+    "apiVersion": "jobset.x-k8s.io/v1alpha2",
+    "kind": "JobSet",
+    "metadata": {"generateName": "crawl2chat-"},
+    "spec": {
+        "replicatedJobs": [
+            {
+                "name": "node",
+                "template": {
+                    "spec": {
+                        "completions": 4,
+                        "parallelism": 4,
+                        "template": {
+                            "spec": {
+                                "containers": [
+                                    {"name": "torchrun", "command": ["run", "--nnodes=4", "--nproc-per-node=8", "--"]}
+                                ]
+                            }
+                        },
+                    }
+                },
+            }
+        ]
+    },
+}
+ARGUMENTS = ["training/pretrain.py", "--recipe", "r.yaml", "--root", "/data", "--run", "one"]
+
+
+class Cluster(ThreadingHTTPServer):
+    """Holds JobSets; each ends with `outcome` after it was looked at `looks` times. `calls`: what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Api)
+        self.sets: dict[str, dict] = {}
+        self.looks, self.outcome, self.breaks = 2, "Completed", 0
+        self.calls: list[str] = []
+        self.lock = threading.Lock()
+
+
+class Api(BaseHTTPRequestHandler):
+    server: Cluster
+
+    def log_message(self, *_) -> None:
+        pass
+
+    def answer(self, status: int, body) -> None:
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = body["metadata"]["name"]
+        with self.server.lock:
+            self.server.calls.append("create")
+            if name in self.server.sets:
+                self.answer(409, {"reason": "AlreadyExists"})
+                return
+            self.server.sets[name] = body | {"status": {}, "looks": 0}
+        self.answer(201, body)
+
+    def do_DELETE(self) -> None:
+        with self.server.lock:
+            self.server.calls.append("delete")
+            found = self.server.sets.pop(self.path.split("?")[0].rsplit("/", 1)[1], None)
+        self.answer(200 if found else 404, {})
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if url.path.endswith("/log") and self.server.breaks:
+            self.server.breaks -= 1
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")  # and then the connection ends
+            self.end_headers()
+            self.wfile.write(b"step 1/2: loss 7.1\n")
+        elif url.path.endswith("/log"):
+            self.answer(200, "step 1/2: loss 7.1\nstep 2/2: loss 6.9\n")
+        elif url.path == PODS:
+            assert parse_qs(url.query)["labelSelector"][0].endswith(f"{jobset.NODE}=0")
+            metadata = {"name": "pod", "uid": "u", "creationTimestamp": "2026-11-24T12:00:00Z"}
+            pod = {"metadata": metadata, "status": {"phase": "Running"}}
+            self.answer(200, {"apiVersion": "v1", "kind": "PodList", "items": [pod] if self.server.sets else []})
+        else:
+            with self.server.lock:
+                found = self.server.sets.get(url.path.rsplit("/", 1)[1])
+                if found is not None:
+                    found["looks"] += 1
+                    if found["looks"] > self.server.looks:
+                        ended = {"type": self.server.outcome, "status": "True", "message": "all jobs"}
+                        found["status"] = {"conditions": [ended]}
+            self.answer(404 if found is None else 200, found or {"reason": "NotFound"})
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
+    server = Cluster()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{server.server_address[1]}"}}],
+        "users": [{"name": "test", "user": {"token": "x"}}],
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    (tmp_path / "jobset.yaml").write_text(yaml.safe_dump(TEMPLATE))
+    # Where the client looks was read when it was imported.
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def launch(tmp_path, arguments=ARGUMENTS, **options) -> JobSet:
+    return JobSet(tmp_path / "jobset.yaml", "train", "pretrain", arguments, look_seconds=0.05, **options)
+
+
+def test_a_stage_is_started_followed_and_left_as_it_ended(cluster, tmp_path):
+    lines: list[str] = []
+    started = launch(tmp_path)
+    assert started.wait(lines.append) == 0
+    assert "step 2/2: loss 6.9" in lines and lines[-1] == f"JobSet {started.name}: Completed: all jobs"
+    made = cluster.sets[started.name]
+    (job,) = made["spec"]["replicatedJobs"]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ARGUMENTS and job["template"]["spec"]["completions"] == 4
+    assert "generateName" not in made["metadata"]
+    started.stop(1)
+    assert started.name in cluster.sets  # what has ended is nobody's to stop
+
+
+def test_each_line_comes_once_though_the_connection_breaks(cluster, tmp_path):
+    cluster.breaks, cluster.looks = 2, 40
+    lines: list[str] = []
+    launch(tmp_path).wait(lines.append)
+    assert [line for line in lines if line.startswith("step")] == ["step 1/2: loss 7.1", "step 2/2: loss 6.9"]
+    assert sum("no log at the moment" in line for line in lines) == 2
+
+
+def test_one_process_is_one_node(cluster, tmp_path):
+    started = launch(tmp_path, single=True)
+    started.wait(print)
+    (job,) = cluster.sets[started.name]["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert (spec["completions"], spec["parallelism"]) == (1, 1)
+    assert spec["template"]["spec"]["containers"][0]["command"] == ["run", "--nnodes=1", "--nproc-per-node=1", "--"]
+
+
+def test_a_worker_that_comes_back_finds_what_it_started(cluster, tmp_path):
+    cluster.looks = 10**9
+    first, lines = launch(tmp_path), list[str]()
+    thread = threading.Thread(target=first.wait, args=(print,))
+    thread.start()
+    while not cluster.sets:
+        pass
+    first._stopped.set()  # its worker died
+    thread.join()
+    cluster.looks = cluster.sets[first.name]["looks"] + 3
+    again = launch(tmp_path, [*ARGUMENTS, "--force"])  # the first try alone makes anew
+    assert again.name == first.name
+    assert again.wait(lines.append) == 0
+    assert cluster.calls == ["create"] and "found running" in lines[0]
+
+
+def test_what_failed_is_removed_before_it_is_tried_again(cluster, tmp_path):
+    cluster.looks, cluster.outcome = 0, "Failed"
+    assert launch(tmp_path).wait(print) == 1
+    cluster.outcome, cluster.looks = "Completed", 3
+    assert launch(tmp_path).wait(print) == 0
+    assert cluster.calls == ["create", "delete", "create"]
+
+
+def test_a_killed_task_removes_it(cluster, tmp_path):
+    cluster.looks = 10**9
+    started, codes = launch(tmp_path), list[int]()
+    thread = threading.Thread(target=lambda: codes.append(started.wait(print)))
+    thread.start()
+    while not cluster.sets:
+        pass
+    started.ask_to_stop()
+    thread.join(10)
+    assert codes == [1] and not cluster.sets
+
+
+def test_the_connection_chooses_the_back_end(cluster, tmp_path, monkeypatch):
+    extra = {"backend": "jobset", "template": str(tmp_path / "jobset.yaml"), "namespace": "train", "options": ["--x"]}
+    monkeypatch.setenv("AIRFLOW_CONN_DEEPSPEED_DEFAULT", json.dumps({"conn_type": "deepspeed", "extra": extra}))
+    task = TrainingStage(task_id="t", script="pretrain.py", stage="pretrain")
+    task.arguments = [f"{stages.HOME}/training/pretrain.py", *ARGUMENTS[1:], ""]
+    started = task.launch()
+    assert isinstance(started, JobSet) and started.arguments == [*ARGUMENTS, "--x"] and not started.single
+    alone = TrainingStage(task_id="e", script="evaluation.py", stage="evaluation-sft", ranks=False)
+    alone.arguments = [f"{stages.HOME}/training/evaluation.py", *ARGUMENTS[1:]]
+    assert alone.launch().single
+    monkeypatch.setenv("AIRFLOW_CONN_DEEPSPEED_DEFAULT", json.dumps({"extra": {"backend": "slurm"}}))
+    with pytest.raises(stages.AirflowFailException, match="slurm"):
+        task.launch()
+
+
+def test_names_are_those_of_kubernetes_and_differ_by_run():
+    names = {jobset.name("evaluation-sft", [*ARGUMENTS[:-1], run]) for run in ("one", "two")}
+    assert len(names) == 2
+    assert all(len(name) <= 52 and name.replace("-", "").isalnum() and name.islower() for name in names)

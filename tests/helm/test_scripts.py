@@ -1,0 +1,158 @@
+"""The two programs that the chart carries, run: torchrun with its ranks' exit code, and the checks of `helm test`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+FILES = REPOSITORY / "helm" / "crawl2chat" / "files"
+RANK = """
+import os, pathlib, signal, sys, time
+how, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+rank = os.environ["RANK"]
+if how == "wait":
+    def save(*_):
+        (folder / f"saved-{rank}").touch()
+        sys.exit(85)
+    signal.signal(signal.SIGTERM, save)
+    (folder / f"ready-{rank}").touch()
+    time.sleep(60)
+if how == "kill" and rank == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(how) if how.isdigit() else 0)
+"""
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[[str], subprocess.Popen[bytes]]:
+    """Start two ranks that end as told."""
+    pytest.importorskip("torch")
+    (tmp_path / "rank.py").write_text(RANK)
+
+    def start(how: str) -> subprocess.Popen[bytes]:
+        options = ["--nnodes=1", "--nproc-per-node=2", "--node-rank=0", "--master-addr=127.0.0.1", "--master-port=0"]
+        script = ["--shutdown-timeout=20", "--", str(tmp_path / "rank.py"), how, str(tmp_path)]
+        return subprocess.Popen(
+            [sys.executable, str(FILES / "torchrun.py"), *options, *script],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize(("how", "code"), [("0", 0), ("85", 85), ("2", 2), ("kill", 128 + signal.SIGKILL)])
+def test_torchrun_ends_as_its_ranks_do(torchrun: Callable[[str], subprocess.Popen[bytes]], how: str, code: int) -> None:
+    assert torchrun(how).wait(60) == code
+
+
+def test_asked_to_stop_it_lets_ranks_save_and_asks_to_be_resumed(
+    torchrun: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    process = torchrun("wait")
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 85
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+
+
+class Api(BaseHTTPRequestHandler):
+    """An API server that allows what a Role of the chart does, and pages that answer."""
+
+    rules: list[dict[str, Any]]
+    asked: list[dict[str, Any]]
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/healthz" else 404)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        assert self.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        assert self.headers["Authorization"] == "Bearer the-token"
+        review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        what = review["spec"]["resourceAttributes"]
+        self.asked.append(what)
+        name = "/".join(part for part in (what["resource"], what.get("subresource")) if part)
+        allowed = what["namespace"] == "place" and any(
+            what["group"] in rule["apiGroups"] and name in rule["resources"] and what["verb"] in rule["verbs"]
+            for rule in self.rules
+        )
+        body = json.dumps({**review, "status": {"allowed": allowed}}).encode()
+        self.send_response(201)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def api() -> Iterator[tuple[str, type[Api]]]:
+    handler = type("Handler", (Api,), {"rules": [], "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    server.server_close()
+
+
+def check(url: str, root: Path | str, account: Path, page: str = "/healthz") -> subprocess.CompletedProcess[str]:
+    account.mkdir(exist_ok=True)
+    (account / "namespace").write_text("place")
+    (account / "token").write_text("the-token")
+    return subprocess.run(
+        [sys.executable, str(FILES / "check.py"), str(root), f"{url}{page}"],
+        env={**os.environ, "API": url, "ACCOUNT": str(account), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def role() -> list[dict[str, Any]]:
+    """The rules of the chart's Role, as they stand in the template (it has no placeholders there)."""
+    text = (FILES.parent / "templates" / "accounts.yaml").read_text()
+    part = text.split("\nrules:\n", 1)[1].split("\n---", 1)[0]
+    return yaml.safe_load(part)
+
+
+def test_the_role_of_the_chart_passes(api: tuple[str, type[Api]], tmp_path: Path) -> None:
+    url, handler = api
+    handler.rules = role()
+    told = check(url, tmp_path / "root", tmp_path / "account")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert told.stdout.count(": ok\n") == len(told.stdout.splitlines()) == len(handler.asked) + 2
+    assert "the-token" not in told.stdout + told.stderr
+
+
+def test_too_few_rights_fail_and_so_do_too_many(api: tuple[str, type[Api]], tmp_path: Path) -> None:
+    url, handler = api
+    handler.rules = [rule for rule in role() if rule["apiGroups"] != ["jobset.x-k8s.io"]]
+    told = check(url, tmp_path / "root", tmp_path / "account")
+    assert told.returncode == 1 and "may create jobsets: FAILED" in told.stdout
+    handler.rules = [*role(), {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]
+    told = check(url, tmp_path / "root", tmp_path / "account")
+    assert told.returncode == 1 and "may not get secrets: FAILED" in told.stdout
+
+
+def test_a_root_or_a_page_that_does_not_answer_fails(api: tuple[str, type[Api]], tmp_path: Path) -> None:
+    url, handler = api
+    handler.rules = role()
+    told = check(url, "/proc/nothing", tmp_path / "account", "/gone")
+    assert told.returncode == 1
+    assert "can write /proc/nothing: FAILED" in told.stdout and "/gone answers: FAILED: HTTP Error 404" in told.stdout

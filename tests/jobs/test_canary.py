@@ -1,0 +1,148 @@
+"""The canary reads a few files that extract then need not read, and batches add up to the whole stage."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import canary, extract, filter, parts, session
+from pipeline import artifact
+from pipeline.artifact import Published
+from pipeline.errors import InputError, ServerError
+from pipeline.progress import events, last_event
+from pipeline.recipe import load
+from pipeline.storage import Storage
+from tests.jobs.conftest import job
+from tests.jobs.crawl_server import Server
+
+SAMPLE = Path("tests/data/sample")
+TWO = {"approval.canary_warcs": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> tuple[Published, Published]:
+    """extract and filter of the sample, made at once."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("jobs.session.spark", lambda name: spark)
+    patch.setattr(spark, "stop", lambda: None)
+    work = job(tmp_path_factory.mktemp("whole"))
+    made = extract.run(work)
+    assert made is not None
+    found = made, filter.run(work)
+    patch.undo()
+    return found
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The parts that each application works on."""
+    seen: list[list[str]] = []
+    real = parts.waiting
+
+    def waiting(*given: Any) -> list[tuple[str, str]]:
+        left = real(*given)
+        seen.append([name for name, _ in left])
+        return left
+
+    monkeypatch.setattr("jobs.extract.parts.waiting", waiting)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("files", "canaries", "places"),
+    [(5, 2, [1, 3]), (5, 1, [2]), (3, 8, [0, 1, 2]), (90_000, 3, [15_000, 45_000, 75_000]), (0, 2, [])],
+)
+def test_the_files_are_spread(files: int, canaries: int, places: list[int]) -> None:
+    assert canary.chosen(files, canaries) == places
+
+
+def test_it_tells_what_extract_and_filter_will_say_of_its_files(tmp_path: Path, spark: Any, read: Any) -> None:
+    made = canary.run(job(tmp_path, TWO))
+    assert sorted({name for names in read for name in names}) == ["00001", "00003"]
+    files = [str(SAMPLE / f"CC-SAMPLE-0000{number}.warc.gz") for number in (1, 3)]
+    alone = job(tmp_path / "alone", {"input.warcs": files})
+    extracted, filtered = extract.run(alone), filter.run(alone)
+    assert extracted and extracted.content.counts and filtered.content.counts
+    numbers, counts = made.content.numbers, extracted.content.counts
+    assert (numbers["files"], numbers["canary_files"]) == (5, 2)
+    assert (numbers["pages"], numbers["kept"]) == (counts.in_, filtered.content.counts.kept)
+    assert numbers["dropped"] == counts.dropped | filtered.content.counts.dropped
+    assert sum(numbers["languages"].values()) == counts.kept
+    assert made.manifest.run.numbers["extract_cpu_seconds"] > 0.1
+    again = canary.run(job(tmp_path, TWO, run="again"))
+    assert again.manifest == made.manifest
+
+
+def test_extract_reads_what_the_canary_left_and_makes_the_same(
+    tmp_path: Path, spark: Any, read: Any, whole: tuple[Published, Published]
+) -> None:
+    canary.run(job(tmp_path, TWO))
+    read.clear()
+    made = extract.run(job(tmp_path, TWO))
+    assert read[0] == ["00000", "00002", "00004"]
+    assert made and made.manifest.content_hash == whole[0].manifest.content_hash
+    assert made.folder == canary.run(job(tmp_path, TWO)).content.numbers["extract"]
+
+
+def test_after_extract_the_canary_reads_its_parts(tmp_path: Path, spark: Any, read: Any) -> None:
+    before = canary.run(job(tmp_path / "before", TWO)).content.numbers
+    extract.run(job(tmp_path, TWO))
+    read.clear()
+    after = canary.run(job(tmp_path, TWO))
+    assert read == [] and after.content.numbers == before
+    assert after.manifest.run.numbers["extract_cpu_seconds"] > 0.1
+
+
+def test_without_a_canary_the_files_are_counted_and_none_is_read(tmp_path: Path, read: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(session, "spark", lambda name: pytest.fail("no Spark is needed"))
+    numbers = canary.run(job(tmp_path)).content.numbers
+    assert (numbers["files"], numbers["canary_files"]) == (5, 0)
+    assert read == []
+
+
+def test_batches_make_what_one_application_makes(
+    tmp_path: Path, spark: Any, read: Any, whole: tuple[Published, Published]
+) -> None:
+    work = job(tmp_path)
+    for number in (3, 1, 2):
+        assert extract.run(replace(work, batch=(number, 3))) is None
+        pointer = artifact.pointer(work.storage, "test", "extract")
+        assert pointer and artifact.is_committed(work.storage, pointer.work, f"batch-{number}-of-3")
+    assert [one for one in read if one][::2] == [["00003", "00004"], ["00000"], ["00001", "00002"]]
+    assert pointer.state == "running"
+    streams = {name.rpartition("-")[0] for name in work.storage.names(f"{pointer.work}/progress")}
+    assert len(streams) == 3
+    told = [(event.done, event.total) for event in events(work.storage, f"{pointer.work}/progress")]
+    assert (1, 1) in told and (2, 2) in told
+    read.clear()
+    made = extract.run(work)
+    assert read[0] == []
+    assert made and made.manifest.content_hash == whole[0].manifest.content_hash
+    assert made.manifest.run.attempts == 4
+    last = last_event(work.storage, f"{pointer.work}/progress")
+    assert last and (last.done, last.total) == (5, 5)
+
+
+@pytest.mark.parametrize("given", ["--batch 0/3", "--batch 4/3", "--batch 3", "--batch 1/2 --force"])
+def test_a_batch_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["extract.py", "--recipe", "recipes/demo.yaml", "--root", "x", *given.split()])
+    with pytest.raises(SystemExit) as told:
+        session.job("", warcs=True, batches=True)
+    assert told.value.code == 2
+    assert "--batch" in capsys.readouterr().err
+
+
+def test_a_server_that_refuses_for_now_is_told_from_one_that_knows_nothing(
+    tmp_path: Path, spark: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.sources._LONGEST_WAIT", 0.01)
+    for path, weather, kind in (("/a.warc.gz", "503", ServerError), ("/b.warc.gz", "404", InputError)):
+        server.files[path], server.weather = b"", lambda weather=weather: weather  # type: ignore[misc]
+        recipe = load("recipes/demo.yaml", {"input.warcs": [server.base + path]})
+        with pytest.raises(InputError) as told:
+            extract.run(session.Job(recipe, Storage(tmp_path), "test", [], False))
+        assert type(told.value) is kind

@@ -1,0 +1,75 @@
+"""A corpus that is ready starts the model whose recipe names it, in a running Airflow; another one does not.
+
+On the way a person is asked, approves and rejects, and extract is mapped over batches.
+"""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from local.airflow import Installation
+from local.airflow import standalone as started
+from local.client import DAGS
+from local.web import served
+from pipeline import artifact
+from pipeline.storage import Storage
+from tests.local import runs
+from tests.local.runs import answer, ended, in_state, until
+
+ASKS = {"approval.canary_warcs": 1, "approval.core_hours": 1e-6}
+
+
+def triggered(airflow, dag: str) -> list[str]:
+    found = airflow.call("GET", f"dags/{dag}/dagRuns").json()["dag_runs"]
+    return [run["dag_run_id"] for run in found]
+
+
+@pytest.mark.slow
+def test_a_corpus_starts_the_model_that_names_it(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    recipe, other = (runs.recipe(tmp_path, name, ASKS) for name in ("small", "other"))
+    monkeypatch.setenv("CRAWL2CHAT_RECIPE", str(recipe))
+    monkeypatch.setenv("CRAWL2CHAT_BATCH_FILES", "2")
+    installation = Installation(runs.REPOSITORY, str(root), 8196, tmp_path / "airflow")
+    with served(installation), started(installation, print, DAGS) as airflow:
+        plugins = airflow.call("GET", "plugins").json()["plugins"]
+        views = [view for plugin in plugins for view in plugin["external_views"]]
+        assert [view["href"] for view in views] == [f"{installation.web_url}/runs/{{RUN_ID}}"]
+
+        airflow.trigger("corpus", "first", {"root": str(root)})
+        in_state(airflow, "corpus", "first", "corpus.approve", "awaiting_input")
+        asked = answer(airflow, "corpus", "first", "corpus.approve", "Approve")
+        assert "core hours, 1e-06 need no asking" in asked["subject"]
+        assert "| WARC files | 5 |" in asked["body"]
+        assert ended(airflow, "corpus", "first") == "success"
+        tasks = airflow.tasks("corpus", "first")
+        assert sorted(task.index for task in tasks if task.name == "corpus.extract_batch") == [0, 1]
+        assert {task.tries for task in tasks} == {1}
+        links = airflow.call("GET", "dags/corpus/dagRuns/first/taskInstances/corpus.filter/links").json()
+        assert links["extra_links"] == {"Live and report": f"{installation.web_url}/runs/first"}
+
+        (made,) = until(lambda: triggered(airflow, "model"))
+        assert ended(airflow, "model", made) == "success"
+        storage, name = Storage(root), artifact.run_name(made)
+        assert artifact.of_run(storage, name, "evaluation-rl").content.counts is None
+        assert artifact.pointer(storage, name, "shard").state == "reused"
+        page = httpx.get(f"{installation.web_url}/runs/{made}").text
+        assert "Reinforcement learning" in page
+
+        events = airflow.call("GET", "assets/events").json()["asset_events"]
+        told = {event["name"]: event for event in events}
+        assert told["crawl2chat_corpus"]["partition_key"] == told["crawl2chat_model"]["partition_key"] == "small"
+        assert told["crawl2chat_corpus"]["extra"]["documents"] > 100
+        assert told["crawl2chat_model"]["extra"]["bits_per_byte"] > 0
+
+        airflow.trigger("corpus", "second", {"root": str(root), "recipe": str(other)})
+        in_state(airflow, "corpus", "second", "corpus.approve", "awaiting_input")
+        answer(airflow, "corpus", "second", "corpus.approve", "Reject")
+        assert ended(airflow, "corpus", "second") == "failed"
+
+        airflow.trigger("corpus", "third", {"root": str(root), "recipe": str(other), "approval.core_hours": 1.0})
+        assert ended(airflow, "corpus", "third") == "success"
+        (left,) = until(lambda: [run for run in triggered(airflow, "model") if run != made])
+        assert ended(airflow, "model", left) == "success"
+        assert {task.state for task in airflow.tasks("model", left)} == {"skipped"}

@@ -1,0 +1,125 @@
+"""The fused loss beside the plain one: the same value, the same gradients, and never all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.errors import StageError
+from tests.training.test_model import shape
+from training import cross_entropy, model
+from training.cross_entropy import FusedHead
+from training.engine import token_loss
+
+
+def losses(preset: str, tied: bool, vocabulary: int, rows: int, seed: int, z_loss: float, chunk: int) -> Any:
+    """Loss and gradients, plain and fused with so many tokens a chunk."""
+    ids = torch.randint(vocabulary, (rows, 13), generator=torch.Generator().manual_seed(seed))
+    mask = torch.randint(2, (rows, 13), generator=torch.Generator().manual_seed(seed + 1))
+    for fused in (False, True):
+        net = model.build(shape(preset, tied), vocabulary, 0, 1, seed)
+        if fused:
+            FusedHead.into(net)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cross_entropy, "CHUNK_BYTES", {"cpu": chunk * 4 * vocabulary})
+            loss = token_loss(net, {"ids": ids, "mask": mask}, z_loss)
+        (loss * 0.37).backward()  # type: ignore[no-untyped-call]
+        yield float(loss.detach()), {name: p.grad for name, p in net.named_parameters()}
+
+
+@given(
+    st.sampled_from(["qwen3", "gpt2"]), st.booleans(), st.integers(2, 300), st.integers(1, 5), st.integers(0, 99),
+    st.sampled_from([0.0, 1e-3, 0.5]), st.integers(1, 80),
+)  # fmt: skip
+@settings(max_examples=12, deadline=None)
+def test_value_and_gradients_are_those_of_the_plain_loss(
+    preset: str, tied: bool, vocabulary: int, rows: int, seed: int, z_loss: float, chunk: int
+) -> None:
+    (plain, wanted), (fused, found) = losses(preset, tied, vocabulary, rows, seed, z_loss, chunk)
+    assert fused == pytest.approx(plain, rel=1e-6, abs=1e-6)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=2e-5 * float(gradient.abs().max() + 1e-3))
+
+
+def test_z_loss_pulls_the_sum_of_the_logits_to_one() -> None:
+    """By its definition: d/dw of the loss plus z x logsumexp^2, by autograd on whole logits."""
+    net = model.build(shape("qwen3"), 50, 0, 1, 1)
+    ids = torch.arange(26).view(2, 13)
+    batch = {"ids": ids, "mask": torch.ones_like(ids)}
+    logits = net(input_ids=ids[:, :-1]).logits
+    cost = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    (cost + 0.3 * logits.logsumexp(-1).square().sum()).backward()
+    wanted = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    net.zero_grad()
+    found = token_loss(net, batch, 0.3)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert float(found.detach()) == pytest.approx(float(cost.detach()), rel=1e-6)
+    for ours, theirs in zip((p.grad for p in net.parameters()), wanted, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers of a result whose last dimension is the vocabulary."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.most = vocabulary, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.shape[-1:] == (self.vocabulary,):
+            self.most = max(self.most, out.numel())
+        return out
+
+
+@pytest.mark.parametrize(("fused", "most"), [(False, 48 * 997), (True, 32 * 997)])  # 32: the output layer's matrix
+def test_no_more_logits_exist_than_a_chunk_has(fused: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", {"cpu": 5 * 4 * 997})
+    net = model.build(shape("qwen3"), 997, 0, 1, 1)
+    if fused:
+        FusedHead.into(net)
+    ids = torch.arange(52).view(4, 13)
+    with Largest(997) as seen:
+        token_loss(net, {"ids": ids, "mask": torch.ones_like(ids)}).backward()  # type: ignore[no-untyped-call]
+    assert seen.most == most
+
+
+def test_bf16_is_near() -> None:
+    ids = torch.arange(52).view(4, 13)
+    for_both = []
+    for fused in (False, True):
+        net = model.build(shape("qwen3"), 64, 0, 1, 1)
+        if fused:
+            FusedHead.into(net)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = token_loss(net, {"ids": ids, "mask": torch.ones_like(ids)})
+        loss.backward()  # type: ignore[no-untyped-call]
+        for_both.append((float(loss.detach()), [p.grad for p in net.parameters()]))
+    (plain, wanted), (fused_loss, found) = for_both
+    assert fused_loss == pytest.approx(plain, rel=1e-3)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours is not None and theirs is not None and ours.dtype == torch.float32
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.03
+
+
+def test_told_nothing_it_is_the_layer_it_was() -> None:
+    plain, fused = (model.build(shape("qwen3"), 64, 0, 1, 1) for _ in range(2))
+    FusedHead.into(fused)
+    ids = torch.arange(12)[None]
+    assert torch.equal(plain(input_ids=ids).logits, fused(input_ids=ids).logits)
+    assert fused.state_dict().keys() == plain.state_dict().keys()
+    assert model.parameters(fused) == model.parameters(plain)
+
+
+def test_an_output_layer_of_another_kind_is_refused() -> None:
+    net = model.build(shape("qwen3"), 64, 0, 1, 1)
+    net.config.final_logit_softcapping = 30.0  # type: ignore[union-attr]
+    with pytest.raises(StageError, match="more than one matrix"):
+        FusedHead.into(net)

@@ -1,0 +1,133 @@
+"""The same 20 steps, whatever the shape of the launch: plain PyTorch beside every stage of ZeRO.
+
+    python -m tests.training.test_parity    # prints the table of bench/RESULTS.md
+
+Step 1 differs by the rounding of one forward and backward. Later steps differ by what Adam and Muon make of it: both
+divide by a gradient's size, so a last bit becomes a step of another direction where the gradient is almost nothing.
+That noise is measured here, by plain PyTorch that sums the same rows in other orders, and is the bound.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.test_engine import ROWS, batch, network, optimizer, part, plain
+from training import launch
+from training.engine import Engine, token_loss
+from training.launch import Shape
+
+STEPS = 20
+FIRST = 1e-5  # relative, at step 1
+SLACK = 4  # times the noise that was measured: it is the largest of few orders, not of all
+ORDERS = tuple(
+    tuple(slice(at, at + size) for at in range(0, ROWS, size)[::step]) for size in (1, 2, 4) for step in (1, -1)
+)
+
+Curve = list[tuple[float, float]]  # loss and gradient norm of each step
+# optimizer, accumulation, shape of the launch
+Case = tuple[str, int, dict[str, Any]]
+SHAPES: list[dict[str, Any]] = [
+    *({"zero_stage": stage} for stage in range(4)),
+    *({"zero_stage": stage, "offload": True} for stage in range(1, 4)),
+    *({"zero_stage": stage, "fused_loss": True, "recompute": True} for stage in range(4)),
+]
+MATRIX: list[Case] = list(itertools.product(("adamw", "muon"), (1, 4), SHAPES))
+FEW: list[Case] = [
+    ("adamw", 4, {"zero_stage": 3}),
+    ("muon", 4, {"zero_stage": 2}),
+    ("muon", 1, {"zero_stage": 3, "offload": True, "fused_loss": True, "recompute": True}),
+    ("adamw", 1, {"zero_stage": 0, "fused_loss": True}),
+]
+
+
+def gap(one: Curve, other: Curve) -> tuple[float, float]:
+    """Largest relative difference of loss or gradient norm at step 1, and at any later step."""
+    each = [max(abs(a - b) / abs(b) for a, b in zip(*pair, strict=True)) for pair in zip(one, other, strict=True)]
+    return each[0], max(each[1:])
+
+
+def noise(kind: str) -> float:
+    """The largest relative difference after step 1 that the order of sums makes, in plain PyTorch."""
+    reference = plain(kind, STEPS)
+    return max(gap(plain(kind, STEPS, cuts), reference)[1] for cuts in ORDERS)
+
+
+def curves(ranks: int, cases: list[Case], folder: Path) -> list[Curve]:
+    """Each case on so many ranks, all in one launch."""
+    port, running = launch._free_port(), []
+    for rank in range(ranks):
+        env = os.environ | {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }  # fmt: skip
+        command = [sys.executable, __file__, json.dumps(cases), str(folder / f"{rank}.json")]
+        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    said = [process.communicate(timeout=900)[0] for process in running]
+    assert all(process.returncode == 0 for process in running), "\n".join(said)
+    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+    assert all(one == found[0] for one in found)
+    return [[(loss, norm) for loss, norm in curve] for curve in found[0]]
+
+
+def check(cases: list[Case], ranks: int, folder: Path) -> list[tuple[Case, float, float, float]]:
+    """The cases that are too far from plain PyTorch: with their two gaps and the bound."""
+    launch.start(1)  # one thread here as there
+    wanted = {kind: plain(kind, STEPS) for kind, *_ in cases}
+    bound = {kind: SLACK * noise(kind) for kind in wanted}
+    far = []
+    for case, curve in zip(cases, curves(ranks, cases, folder), strict=True):
+        first, later = gap(curve, wanted[case[0]])
+        if first > FIRST or later > bound[case[0]]:
+            far.append((case, first, later, bound[case[0]]))
+    return far
+
+
+def test_two_ranks_of_some_stages_equal_plain_torch(tmp_path: Path) -> None:
+    assert not check(FEW, 2, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_stage_equals_plain_torch(ranks: int, tmp_path: Path) -> None:
+    assert not check(MATRIX, ranks, tmp_path)
+
+
+def table() -> None:
+    """Print all gaps as Markdown."""
+    launch.start(1)
+    wanted = {kind: plain(kind, STEPS) for kind in ("adamw", "muon")}
+    for kind in wanted:
+        print(f"noise of the order of sums, {kind}: {noise(kind):.1e}")
+    print("\n| optimizer | shape | accumulation | ranks | step 1 | later |\n|---|---|---:|---:|---:|---:|")
+    for ranks in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            found = curves(ranks, MATRIX, Path(folder))
+        for (kind, accumulation, shape), curve in zip(MATRIX, found, strict=True):
+            first, later = gap(curve, wanted[kind])
+            name = " ".join(["ZeRO", str(shape["zero_stage"]), *(key for key in shape if key != "zero_stage")])
+            print(f"| {kind} | {name} | {accumulation} | {ranks} | {first:.1e} | {later:.1e} |", flush=True)
+
+
+def main(cases: str, out: str) -> None:
+    found = []
+    for kind, accumulation, shape in json.loads(cases):
+        world = launch.start(1)
+        made = Engine(network(), optimizer(kind), STEPS, "fp32", world, Shape(**shape))
+        micro = ROWS // world.size // accumulation
+        metrics: list[Any] = [made.step(part(batch(s), world), token_loss, micro) for s in range(STEPS)]
+        found.append([(m.loss, m.grad_norm) for m in metrics])
+    Path(out).write_text(json.dumps(found))
+    launch.stop()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:]) if sys.argv[1:] else table()

@@ -1,0 +1,18 @@
+"""GPT-2's recipes see as many tokens as docs/reproduce-gpt2.md says."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import recipe
+from tests.training.support import REPOSITORY
+
+
+@pytest.mark.parametrize(("name", "tokens", "floor"), [("gpt2-124m", 9.89e9, 0.0), ("gpt2-1.5b", 33.55e9, 0.1)])
+def test_the_recipes_are_what_the_table_says(name: str, tokens: float, floor: float) -> None:
+    made = recipe.load(REPOSITORY / "recipes" / f"{name}.yaml")
+    learning, optimizer = made.pretrain, made.pretrain.optimizer
+    assert learning.steps * learning.batch * learning.window == pytest.approx(tokens, rel=1e-3)
+    assert round(optimizer.warmup * learning.steps) == pytest.approx(700, abs=1)
+    assert (optimizer.fall, optimizer.floor, optimizer.lr, optimizer.weight_decay) == ("cosine", floor, 0.0006, 0.1)
+    assert (made.tokenizer.source, made.model.window) == ("gpt2", 1024)

@@ -1,0 +1,58 @@
+"""Slow ranks and hanging ones; the two-machine cases are in test_nodes.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pipeline.errors import NodeError
+from training.launch import World
+from training.watchdog import Laps, Watchdog, stragglers
+
+WORLD = World(0, 0, 3, 3, torch.device("cpu"), (("a", "10.0.0.1"), ("b", "10.0.0.2"), ("c", "10.0.0.3")))
+HANG = """
+import time, torch
+from training.launch import World
+from training.watchdog import Watchdog
+def stuck_in_a_kernel():
+    time.sleep(60)
+with Watchdog(World(0, 0, 1, 1, torch.device("cpu")), 0.5) as watchdog:
+    for step in range(1, 6):
+        watchdog.beat(step)
+        time.sleep(0.2)
+    stuck_in_a_kernel()
+"""
+
+
+def test_a_process_that_hangs_ends_with_its_stack() -> None:
+    done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=50)
+    assert done.returncode == NodeError.exit_code
+    assert "rank 0: step 5 takes more than 0.5 s" in done.stderr and "in stuck_in_a_kernel" in done.stderr
+
+
+def test_beats_keep_it_quiet_and_its_end_ends_it() -> None:
+    with Watchdog(World(0, 0, 1, 1, torch.device("cpu")), 0.6) as watchdog:
+        for step in range(4):
+            watchdog.beat(step)
+            time.sleep(0.3)
+    time.sleep(0.9)  # it would have ended this process
+
+
+def test_laps_count_what_is_within() -> None:
+    laps = Laps(torch.device("cpu"))
+    for _ in range(3):
+        with laps:
+            time.sleep(0.02)
+        time.sleep(0.2)
+    assert laps.taken() == pytest.approx(0.06, abs=0.05)
+    assert laps.taken() == 0.0
+
+
+def test_slow_ranks_are_named() -> None:
+    assert stragglers(WORLD, [1.0, 1.4, 1.1]) == []
+    assert stragglers(WORLD, [1.0, 2.5, 1.1]) == ["rank 1 on b is slow: 2.5 times the seconds of the fastest rank"]
+    assert stragglers(WORLD, [0.0, 0.0, 0.0]) == []

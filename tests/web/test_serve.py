@@ -1,0 +1,182 @@
+"""The pages of the runs: live while one goes, the report afterwards, and closed to those who bring no password."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+
+from pipeline import artifact
+from pipeline.artifact import Building, Counts, Stage
+from pipeline.progress import Progress
+from pipeline.storage import Storage
+from web import report, serve
+
+RUN = "manual__2026-11-24T12:00:00+00:00"  # Airflow's own form of an id
+NAME = artifact.run_name(RUN)
+TIME = re.compile(r"[0-9.]+ s\b")  # how long a stage runs by now
+
+
+def begin(storage: Storage, name: str) -> Building:
+    building = artifact.open_stage(storage, NAME, Stage(name, 1), {}, 1, [])
+    assert isinstance(building, Building)
+    return building
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    """A run whose extract is made, and whose pretraining goes."""
+    storage = Storage(tmp_path / "root")
+    begin(storage, "extract").publish([], Counts(in_=20, kept=12, dropped={"not_200": 8}))
+    progress = Progress(storage, begin(storage, "pretrain").progress_folder, "pretrain", "step")
+    for step in range(1, 11):
+        progress(step, 40, loss=7.0 / step, note="<b>not shown</b>")
+    progress.flush()
+    return storage
+
+
+def test_a_run_is_live_until_its_report_is_there(storage: Storage) -> None:
+    client = TestClient(serve.application(storage.root))
+    page = client.get(f"/runs/{RUN}")
+    assert page.status_code == 200
+    for told in ("20 in, 12 kept", "10 of 40 steps, loss 0.7", 'value="0.250"', "Pretraining, loss", "waiting"):
+        assert told in page.text
+    assert "not shown" not in page.text
+    part, whole = (TIME.sub("", text) for text in (client.get(f"/runs/{RUN}/stages").text, page.text))
+    assert part.strip().startswith("<table") and part.strip() in whole
+    report.publish(storage, RUN)
+    assert client.get(f"/runs/{RUN}/stages").status_code == 205
+    assert client.get(f"/runs/{RUN}").text == report.render(report.Run(storage, NAME)) != page.text
+
+
+def test_runs_are_listed_the_newest_first(storage: Storage) -> None:
+    later = artifact.open_stage(storage, "later", Stage("filter", 1), {}, 1, [])
+    assert isinstance(later, Building)
+    text = TestClient(serve.application(storage.root)).get("/").text
+    assert text.index("/runs/later") < text.index(f"/runs/{NAME}")
+    assert "Pretraining" in text and "Filter" in text
+
+
+def test_a_run_that_nobody_began_waits(tmp_path: Path) -> None:
+    client = TestClient(serve.application(str(tmp_path)))
+    assert "None yet" in client.get("/").text
+    assert client.get("/runs/nothing").text.count('class="waiting"') == len(report.STAGES)
+
+
+@pytest.fixture
+def address(storage: Storage) -> Iterator[tuple[str, int]]:
+    """Of a server, beside whose root lies a run that is none of its own."""
+    outside = Storage(Path(storage.root).parent / "outside")
+    artifact.open_stage(outside, "secret", Stage("extract", 1), {}, 1, [])
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = uvicorn.Server(uvicorn.Config(serve.application(storage.root), log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        yield listening.getsockname()
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_path_leads_nowhere_else(address: tuple[str, int], storage: Storage) -> None:
+    """Sent as they are: a client of higher level would take the dots away."""
+    ways = ("..", "%2e%2e", "%252e%252e", "a/../../outside", "../../outside/runs/secret")
+    ways += ("..%2f..%2foutside%2fruns%2fsecret", "..%252f..%252foutside%252fruns%252fsecret")
+    ways += ("/etc/passwd", "%2fetc%2fpasswd", "..%5coutside", "a%00b", "%00", "..;/outside", ".", "%2e", "x" * 200)
+    for path in [f"{start}{way}{end}" for way in ways for start in ("/", "/runs/") for end in ("", "/stages")]:
+        connection = http.client.HTTPConnection(*address, timeout=30)
+        connection.putrequest("GET", path, skip_accept_encoding=True)
+        connection.endheaders()
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        assert answer.status in (200, 400, 404), (path, answer.status)
+        assert answer.status != 200 or text.count('class="waiting"') == len(report.STAGES), path
+
+
+def test_pages_run_no_script_but_ours_and_are_framed_by_airflow_alone(storage: Storage) -> None:
+    policy = TestClient(serve.application(storage.root, framed_by="http://127.0.0.1:8080")).get("/").headers
+    assert "script-src 'self'" in policy["Content-Security-Policy"]
+    assert "frame-ancestors 'self' http://127.0.0.1:8080" in policy["Content-Security-Policy"]
+
+
+def test_the_password_opens(storage: Storage) -> None:
+    client = TestClient(serve.application(storage.root, "open sesame"))
+    assert client.get("/healthz").text == "ok"
+    for path in ("/", f"/runs/{RUN}", f"/runs/{RUN}/stages", "/live.js"):
+        assert client.get(path).status_code == 401
+        assert client.get(path, auth=("anybody", "open")).status_code == 401
+        assert client.get(path, headers={"Authorization": "Basic !"}).status_code == 401
+        assert client.get(path, auth=("anybody", "open sesame")).status_code == 200
+
+
+def test_who_guesses_is_kept_out_for_a_while(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(serve.time, "monotonic", lambda: now)
+    app = serve.application(storage.root, "open sesame")
+    client, other = TestClient(app), TestClient(app, client=("10.0.0.9", 1))
+    for _ in range(100):
+        assert client.get("/").status_code == 401  # without a password is no guess
+    for _ in range(serve.MOST_WRONG):
+        assert client.get("/", auth=("anybody", "guess")).status_code == 401
+    told = client.get("/", auth=("anybody", "open sesame"))
+    assert told.status_code == 429 and told.headers["Retry-After"] == "60"
+    assert other.get("/", auth=("anybody", "open sesame")).status_code == 200
+    assert client.get("/healthz").status_code == 200
+    now += serve.WRONG_SECONDS + 1
+    assert client.get("/", auth=("anybody", "open sesame")).status_code == 200
+
+
+def test_passwords_are_compared_in_constant_time(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return False
+
+    monkeypatch.setattr(serve.hmac, "compare_digest", compare)
+    client = TestClient(serve.application(storage.root, "open sesame"))
+    assert client.get("/", auth=("anybody", "open sesame")).status_code == 401
+    assert compared == [(b"open sesame", b"open sesame")]
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("127.0.0.2", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("web", False)],
+)
+def test_which_addresses_are_this_machine_s(host: str, local: bool) -> None:
+    assert serve.is_loopback(host) is local
+
+
+def test_the_command_serves_this_machine_and_refuses_others_without_password(storage: Storage) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "web.serve", "--root", storage.root, "--port", port]
+    refused = subprocess.run([*command, "--host", "0.0.0.0"], capture_output=True, text=True)
+    assert refused.returncode and serve.PASSWORD in refused.stderr
+    process = subprocess.Popen(command)
+    try:
+        for _ in range(300):
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/healthz").text == "ok":
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/", headers={"Host": "evil.example"}).status_code == 400
+    finally:
+        process.terminate()
+        process.wait()

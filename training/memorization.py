@@ -1,0 +1,201 @@
+"""Stage `memorization`: what a model says word for word from its training text, and from which pages.
+
+    python training/memorization.py --recipe recipes/demo.yaml --root .crawl2chat/data --of pretrain
+
+Three questions, answered by the exact index of `training/spans.py` over the shards that the model was made from.
+Prompted with the beginning of a training document (and, to compare, of a held-out one): for how many tokens does it go
+on as the document does? Of what it says freely: what is the longest run of tokens that stands in the shards? Of an
+evaluation set: what is the longest run that the shards hold? (Greedy prompts: Carlini et al. 2023, arXiv:2202.07646.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from pipeline import artifact, errors, lines
+from pipeline.artifact import Published, Stage
+from pipeline.errors import ArtifactError
+from pipeline.progress import Progress
+from pipeline.recipe import Memorization
+from tokenizer.bpe import Tokenizer
+from tokenizer.shards import Shard, of_split
+from training import launch, model, spans
+from training.loop import source_model
+from training.sampler import Sampler, seeds
+
+STAGE = Stage("memorization", 1, libraries=("torch", "transformers"))
+SHOWN = 20  # rows of each kind that the results show in full, the longest first
+
+
+def shards_of(made: Published) -> Published:
+    """The shard artifact that a model was trained on."""
+    for source in artifact.lineage(made.storage, made):
+        if source.content.stage == "shard":
+            return source
+    raise ArtifactError(f"{made.folder} does not say which shards made it", "name a model of this pipeline")
+
+
+def chosen(shards: Published, split: str, count: int, least: int, seed: int) -> list[dict[str, Any]]:
+    """`count` documents of a split with at least so many tokens, by a hash of (seed, id): `id`, `url`, `ids`."""
+    found: list[tuple[str, str, str, str, int, int]] = []
+    for name in of_split(shards, split):
+        with shards.storage.reading(shards.file(name.replace(".bin", ".documents.parquet"))) as stream:
+            rows = pq.read_table(stream, columns=["id", "url", "start", "tokens"]).to_pylist()
+        for row in rows:
+            key = hashlib.sha256(f"{seed}:memorization:{row['id']}".encode()).hexdigest()
+            if row["tokens"] >= least:
+                found.append((key, name, row["id"], row["url"], row["start"], row["tokens"]))
+        found = sorted(found)[:count]
+    names, folder = {name for _, name, *_ in found}, shards.on_disk(".bin", ".idx")
+    tokens = {name: Shard(folder / name).tokens for name in names}
+    return [
+        {"id": document, "url": url, "ids": tokens[name][start : start + size].tolist()}
+        for _, name, document, url, start, size in found
+    ]
+
+
+def common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two sequences share from their beginning."""
+    return next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def questions(file: str) -> Iterator[str]:
+    """The texts of an evaluation set: all strings of each JSON line."""
+    for number, line in lines.read(file, "check memorization.sets"):
+        yield "\n".join(lines.strings(lines.parsed(file, number, line)))
+
+
+class Memory:
+    """The measurements of one model."""
+
+    def __init__(self, sampler: Sampler, index: spans.Index, shards: Published, recipe: Memorization, seed: int):
+        self.sampler, self.index, self.shards, self.recipe, self.seed = sampler, index, shards, recipe, seed
+
+    def continuations(self, split: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Documents of a split, gone on with greedily: tokens verbatim, and the longest span of the answer."""
+        recipe, tokenizer = self.recipe, self.sampler.tokenizer
+        found = chosen(self.shards, split, recipe.documents, recipe.prompt_tokens + recipe.new_tokens, self.seed)
+        prompts = [row["ids"][: recipe.prompt_tokens] for row in found]
+        said = [one.ids for one in self.sampler.many(prompts, recipe.new_tokens, 0.0, [0] * len(prompts))]
+        rows = []
+        for row, prompt, ids, span in zip(found, prompts, said, self.index.spans(said), strict=True):
+            verbatim = common(ids, row["ids"][len(prompt) :])
+            rows.append(
+                {
+                    "document": row["id"],
+                    "url": row["url"],
+                    "prompt": tokenizer.decode(prompt),
+                    "verbatim": verbatim,
+                    "text": tokenizer.decode(ids[:verbatim]),
+                    "answer": tokenizer.decode(ids),
+                    "longest_span": span.length,
+                }
+            )
+        lengths = [row["verbatim"] for row in rows]
+        return self._numbers(split, lengths), _longest_first(rows, "verbatim")
+
+    def free(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Samples at temperature 1 from the beginning of a page: the longest span of each, and whose it is."""
+        tokenizer, count = self.sampler.tokenizer, self.recipe.free_samples
+        drawn = seeds(f"{self.seed}:memorization", count)
+        found = self.sampler.many([[tokenizer.end_of_text]] * count, self.recipe.new_tokens, 1.0, drawn)
+        ids = [[token for token in one.ids if token != tokenizer.end_of_text] for one in found]
+        rows = self._rows(ids, self.index.spans(ids))
+        return self._numbers("free", [row["tokens"] for row in rows]), _longest_first(rows, "tokens")
+
+    def contamination(self, file: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The questions of an evaluation set: the longest span of each that the shards hold."""
+        ids = [self.sampler.tokenizer.encode(text) for text in questions(file)]
+        rows = self._rows(ids, self.index.spans(ids))
+        return self._numbers("contamination", [row["tokens"] for row in rows]), _longest_first(rows, "tokens")
+
+    def _rows(self, ids: Sequence[Sequence[int]], found: Sequence[spans.Span]) -> list[dict[str, Any]]:
+        return [
+            {
+                "tokens": span.length,
+                "of": len(one),
+                "times": span.times,
+                "document": span.document,
+                "url": span.url,
+                "text": self.sampler.tokenizer.decode(one[span.start : span.start + span.length]),
+            }
+            for one, span in zip(ids, found, strict=True)
+        ]
+
+    def _numbers(self, name: str, lengths: list[int]) -> dict[str, Any]:
+        """Mean and largest length, and the share of those that count as recited; None where there are none."""
+        if not lengths:
+            return {f"{name}_samples": 0}
+        return {
+            f"{name}_samples": len(lengths),
+            f"{name}_mean": round(float(np.mean(lengths)), 3),
+            f"{name}_longest": max(lengths),
+            f"{name}_recited": round(float(np.mean([length >= self.recipe.recited for length in lengths])), 6),
+        }
+
+
+def _longest_first(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: -row[key])[:SHOWN]
+
+
+def main() -> None:
+    """Entry point."""
+    job, of = launch.parse_of("memorization.py")
+    if os.environ.get("RANK", "0") != "0":
+        return  # there is nothing here to share
+    recipe = job.recipe.memorization
+    assets = {file: hashlib.sha256("\n".join(questions(file)).encode()).hexdigest() for file in recipe.sets}
+    launch.seed_all(job.recipe.seed)
+    source = source_model(job, of)
+    shards = shards_of(source)
+    opened = artifact.open_stage(
+        job.storage,
+        job.run,
+        STAGE,
+        {"memorization": job.recipe.section("memorization")},
+        job.recipe.seed,
+        [source.as_input(), shards.as_input()],
+        name=f"memorization-{of}",
+        assets=assets,
+        force=job.force,
+    )
+    if isinstance(opened, Published):
+        return
+    progress = Progress(opened.storage, opened.progress_folder, STAGE.name, "part")
+    index = spans.build(job.storage, job.run, shards)
+    folder = source.on_disk()
+    network = model.load(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    memory = Memory(Sampler(network, Tokenizer.load(folder)), index, shards, recipe, job.recipe.seed)
+    parts = {
+        "train": lambda: memory.continuations("train"),
+        "validation": lambda: memory.continuations("validation"),
+        "free": memory.free,
+    }
+    results: dict[str, Any] = {"numbers": {}, "sets": {}}
+    for done, (name, measure) in enumerate(parts.items(), 1):
+        numbers, results[name] = measure()
+        results["numbers"] |= numbers
+        progress(done, len(parts) + len(recipe.sets), **numbers)
+    for done, file in enumerate(recipe.sets, len(parts) + 1):
+        numbers, rows = memory.contamination(file)
+        results["sets"][Path(file).name] = numbers | {"rows": rows}
+        progress(done, len(parts) + len(recipe.sets), **numbers)
+    job.storage.write(opened.file("results.json"), json.dumps(results, ensure_ascii=False, indent=1).encode())
+    files = [artifact.describe(job.storage, opened.pointer.folder, "results.json", 1)]
+    opened.publish(files, numbers=results["numbers"])
+    print(json.dumps(results["numbers"]), flush=True)
+    for row in results["free"][:3]:
+        print(f"{row['tokens']} tokens of {row['url']}: {row['text']!r}", flush=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)

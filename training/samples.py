@@ -1,0 +1,48 @@
+"""What a model says to the same prompts while it learns, step after step, of a run that is over or under way.
+
+    python -m training.samples --root .crawl2chat/data [--run demo] [--prompt The]
+
+Pretraining writes them at every evaluation; of a run under way it shows those there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from pipeline import artifact, errors
+from pipeline.errors import ArtifactError
+from pipeline.storage import Storage
+
+SAMPLES = "samples.jsonl"
+
+
+def read(storage: Storage, run: str) -> list[dict[str, str]]:
+    """Rows of `step`, `prompt`, `text` of the run's pretraining: from its artifact, or from its work so far."""
+    found = artifact.pointer(storage, run, "pretrain")
+    if found is None:
+        raise ArtifactError(f"pretrain has not run in run {run!r} below {storage.root}", "name another --run")
+    name = f"{found.work if found.state == 'running' else found.folder}/{SAMPLES}"
+    if not storage.exists(name):
+        raise ArtifactError(f"{storage.path(name)} does not exist", "wait for pretrain.evaluate_every steps")
+    return [json.loads(line) for line in storage.read(name).decode().split("\n") if line]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--run", default="demo")
+    parser.add_argument("--prompt", action="append", help="only these; default: all of the recipe's")
+    given = parser.parse_args()
+    rows = read(Storage(given.root), artifact.run_name(given.run))
+    for prompt in dict.fromkeys(row["prompt"] for row in rows):
+        if given.prompt is None or prompt in given.prompt:
+            print(f"{prompt!r}")
+            for row in rows:
+                if row["prompt"] == prompt:
+                    print(f"{row['step']:>8}  {json.dumps(row['text'], ensure_ascii=False)[1:-1]}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
