@@ -60,9 +60,25 @@ def in_state(airflow: Airflow, dag: str, run: str, task: str, state: str) -> Tas
 
 
 def answer(airflow: Airflow, dag: str, run: str, task: str, choice: str) -> dict[str, Any]:
-    """Answer as a person does on the page Required Actions; what it asked."""
+    """Answer as a person does on the page Required Actions; what it asked.
+
+    Airflow asks anew where an answer comes before its scheduler saw the task wait (apache/airflow#67287).
+    """
     path = f"dags/{dag}/dagRuns/{run}/taskInstances/{task}/-1/hitlDetails"
-    asked: dict[str, Any] = airflow.call("GET", path).json()
-    given = airflow.call("PATCH", path, json={"chosen_options": [choice], "params_input": {}})
-    assert given.status_code == 200, given.text
+
+    def ask() -> dict[str, Any]:
+        in_state(airflow, dag, run, task, "awaiting_input")
+        asked: dict[str, Any] = airflow.call("GET", path).json()
+        given = airflow.call("PATCH", path, json={"chosen_options": [choice], "params_input": {}})
+        assert given.status_code == 200, given.text
+        return asked
+
+    def taken() -> str:
+        (now,) = (one.state for one in airflow.tasks(dag, run) if one.name == task)
+        if now == "awaiting_input":
+            ask()
+        return now if now in ("success", "failed") else ""
+
+    asked = ask()
+    until(taken)
     return asked

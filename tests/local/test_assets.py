@@ -15,7 +15,7 @@ from local.web import served
 from pipeline import artifact
 from pipeline.storage import Storage
 from tests.local import runs
-from tests.local.runs import answer, ended, in_state, until
+from tests.local.runs import answer, ended, until
 
 ASKS = {"approval.canary_warcs": 1, "approval.core_hours": 1e-6}
 
@@ -38,14 +38,13 @@ def test_a_corpus_starts_the_model_that_names_it(tmp_path, monkeypatch):
         assert [view["href"] for view in views] == [f"{installation.web_url}/runs/{{RUN_ID}}"]
 
         airflow.trigger("corpus", "first", {"root": str(root)})
-        in_state(airflow, "corpus", "first", "corpus.approve", "awaiting_input")
         asked = answer(airflow, "corpus", "first", "corpus.approve", "Approve")
         assert "core hours, 1e-06 need no asking" in asked["subject"]
         assert "| WARC files | 5 |" in asked["body"]
         assert ended(airflow, "corpus", "first") == "success"
         tasks = airflow.tasks("corpus", "first")
         assert sorted(task.index for task in tasks if task.name == "corpus.extract_batch") == [0, 1]
-        assert {task.tries for task in tasks} == {1}
+        assert {task.tries for task in tasks if task.name != "corpus.approve"} == {1}
         links = airflow.call("GET", "dags/corpus/dagRuns/first/taskInstances/corpus.filter/links").json()
         assert links["extra_links"] == {"Live and report": f"{installation.web_url}/runs/first"}
 
@@ -64,7 +63,6 @@ def test_a_corpus_starts_the_model_that_names_it(tmp_path, monkeypatch):
         assert told["crawl2chat_model"]["extra"]["bits_per_byte"] > 0
 
         airflow.trigger("corpus", "second", {"root": str(root), "recipe": str(other)})
-        in_state(airflow, "corpus", "second", "corpus.approve", "awaiting_input")
         answer(airflow, "corpus", "second", "corpus.approve", "Reject")
         assert ended(airflow, "corpus", "second") == "failed"
 
