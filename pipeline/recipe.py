@@ -21,6 +21,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+# What several stages of training share.
+Precision = Annotated[
+    Literal["fp32", "bf16"],
+    Field(description="Numbers of the products; weights, gradients and their sums are fp32 in both."),
+]
+EvaluateEvery = Annotated[int, Field(ge=1, description="Steps between two measurements on what was held out.")]
+CheckpointEvery = Annotated[int, Field(ge=1, description="Steps between two checkpoints, from which a run goes on.")]
+KeepCheckpoints = Annotated[int, Field(ge=1, description="The newest that stay, each with an export.")]
+NewTokens = Annotated[int, Field(ge=1, description="Tokens of an answer, at most.")]
 
 
 class Section(BaseModel):
@@ -67,7 +76,7 @@ class BlockList(Section):
         "'file:PATH' stands for the lines of a file, 'datatrove:NAME' for a list in that package."
     )
     soft_words: list[str] = Field(description="Words of which `soft_least` together drop the page.")
-    soft_least: PositiveInt
+    soft_least: PositiveInt = Field(description="How many different soft words drop the page.")
     sub_words: list[str] = Field(description="Runs of letters and digits that drop the page wherever they stand.")
     allow: list[str] = Field(description="Domains that are never blocked, with all below them.")
 
@@ -100,39 +109,47 @@ class Extract(Section):
 class Gopher(Section):
     """Thresholds of the Gopher rules (Rae et al. 2021, table A1), as FineWeb sets them. Fractions of 1."""
 
-    min_words: Count
-    max_words: PositiveInt
-    min_mean_word_length: Positive
-    max_mean_word_length: Positive
-    max_symbol_word_ratio: Fraction
-    max_bullet_lines: Fraction
-    max_ellipsis_lines: Fraction
-    min_alpha_words: Fraction
-    min_stop_words: Count
-    max_duplicate_lines: Fraction
-    max_duplicate_line_chars: Fraction
-    max_duplicate_paragraphs: Fraction
-    max_duplicate_paragraph_chars: Fraction
-    max_top_ngram_chars: dict[Literal["2", "3", "4"], Fraction]
-    max_duplicate_ngram_chars: dict[Literal["5", "6", "7", "8", "9", "10"], Fraction]
+    min_words: Count = Field(description="Fewest words, punctuation marks not counted.")
+    max_words: PositiveInt = Field(description="Most words.")
+    min_mean_word_length: Positive = Field(description="Least mean length of the words, characters.")
+    max_mean_word_length: Positive = Field(description="Largest mean length of the words, characters.")
+    max_symbol_word_ratio: Fraction = Field(description="Most signs '#', or ellipses, a word.")
+    max_bullet_lines: Fraction = Field(description="Share of the lines that may begin with a bullet point.")
+    max_ellipsis_lines: Fraction = Field(description="Share of the lines that may end with an ellipsis.")
+    min_alpha_words: Fraction = Field(description="Least share of the words that hold a letter.")
+    min_stop_words: Count = Field(description="How many different stop words of `extract.languages` must occur.")
+    max_duplicate_lines: Fraction = Field(description="Share of the lines that may repeat an earlier one.")
+    max_duplicate_line_chars: Fraction = Field(description="The same, as a share of the characters.")
+    max_duplicate_paragraphs: Fraction = Field(description="Share of the paragraphs that may repeat an earlier one.")
+    max_duplicate_paragraph_chars: Fraction = Field(description="The same, as a share of the characters.")
+    max_top_ngram_chars: dict[Literal["2", "3", "4"], Fraction] = Field(
+        description="For runs of so many words: share of the characters that the most frequent run may cover."
+    )
+    max_duplicate_ngram_chars: dict[Literal["5", "6", "7", "8", "9", "10"], Fraction] = Field(
+        description="For runs of so many words: share of the characters that repeated runs may cover together."
+    )
 
 
 class C4(Section):
     """Rules of C4 (Raffel et al. 2020) that FineWeb keeps, on whole documents."""
 
-    min_sentences: Count
-    drop_lorem_ipsum: bool
-    drop_curly_brace: bool
+    min_sentences: Count = Field(description="Fewest sentences, in lines of at least three words.")
+    drop_lorem_ipsum: bool = Field(description="Drop documents with the words 'lorem ipsum'.")
+    drop_curly_brace: bool = Field(description="Drop documents with a curly brace, which are mostly code.")
 
 
 class FineWeb(Section):
     """Rules found for FineWeb (Penedo et al. 2024, section 3.6)."""
 
     min_line_punctuation: Fraction = Field(description="Share of lines that end in a terminal punctuation mark.")
-    short_line_chars: PositiveInt
-    max_short_lines: Fraction
-    max_duplicate_line_chars: Fraction
-    max_newline_word_ratio: Positive
+    short_line_chars: PositiveInt = Field(
+        description="Up to so many characters a line is short: 10, 20, 30, 40, 50 or 60."
+    )
+    max_short_lines: Fraction = Field(description="Share of the lines that may be short.")
+    max_duplicate_line_chars: Fraction = Field(
+        description="Share of the characters that may stand in lines that repeat an earlier one, of those C4 leaves."
+    )
+    max_newline_word_ratio: Positive = Field(description="Most line breaks a word.")
 
 
 class Filter(Section):
@@ -151,11 +168,11 @@ class Filter(Section):
 class Deduplicate(Section):
     """Exact copies, then MinHash-LSH: (1 - (1 - s^rows)^bands) is the chance to find a pair of Jaccard s."""
 
-    ngram_words: PositiveInt
-    bands: PositiveInt
+    ngram_words: PositiveInt = Field(description="Words of a run; texts are compared by the runs they share.")
+    bands: PositiveInt = Field(description="Two texts that agree in all hashes of a band are a pair to look at.")
     rows: PositiveInt = Field(description="Hashes a band.")
     verify: bool = Field(description="Keep a pair only if its estimated Jaccard reaches `min_jaccard`.")
-    min_jaccard: Fraction
+    min_jaccard: Fraction = Field(description="Least share of common runs of words. Only where pairs are verified.")
     max_bucket: PositiveInt = Field(description="Buckets up to this size give all pairs; larger ones a star.")
     against: list[str] = Field(
         description="Folders, below the root, of deduplicate artifacts of earlier corpora: what they hold already is "
@@ -169,7 +186,7 @@ PiiKind = Literal["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE", "PASS
 class Redact(Section):
     """Personal data to replace by `<KIND>` placeholders."""
 
-    kinds: list[PiiKind] = Field(min_length=1)
+    kinds: list[PiiKind] = Field(min_length=1, description="What is looked for. PERSON needs `person_model`.")
     person_model: str | None = Field(description="Folder of a spaCy pipeline that finds names, for PERSON.")
 
     @model_validator(mode="after")
@@ -230,12 +247,12 @@ class Model(Section):
     """The network. `python -m training.depth` fills it, and more, from one number."""
 
     preset: Literal["qwen3", "llama", "gpt2", "given"] = Field(description="'given': that of `pretrain.weights`.")
-    layers: PositiveInt
-    width: PositiveInt
-    heads: PositiveInt
-    kv_heads: PositiveInt
-    head_dim: PositiveInt
-    mlp_width: PositiveInt
+    layers: PositiveInt = Field(description="Blocks of attention and MLP.")
+    width: PositiveInt = Field(description="Numbers that stand for a token between the blocks.")
+    heads: PositiveInt = Field(description="Heads of attention for queries.")
+    kv_heads: PositiveInt = Field(description="Heads for keys and values, each for as many of the queries'.")
+    head_dim: PositiveInt = Field(description="Numbers of a head.")
+    mlp_width: PositiveInt = Field(description="Numbers within an MLP.")
     window: PositiveInt = Field(description="Positions the model is made for, tokens.")
     tied: bool = Field(description="One matrix for embedding and output.")
 
@@ -254,11 +271,15 @@ class Optimizer(Section):
     GPT-3's schedule is `fall: cosine`, `floor: 0.1` and a `decay` of all that `warmup` leaves.
     """
 
-    kind: Literal["adamw", "muon"]
+    kind: Literal["adamw", "muon"] = Field(description="Of the layers' matrices; all else is AdamW's.")
     lr: Positive = Field(description="Peak learning rate of AdamW (with Muon: of embeddings, norms and biases).")
     muon_lr: Positive = Field(description="Peak learning rate of Muon. Only for 'muon'.")
-    betas: Annotated[tuple[Fraction, Fraction], Strict(False)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = Field(
+        description="How slowly AdamW forgets: mean of the gradient, mean of its square."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        description="Share of a weight that a step takes off, times the rate; not of norms and biases."
+    )
     warmup: Fraction = Field(description="Share of the steps with rising rate.")
     decay: Fraction = Field(description="Share of the steps with falling rate, at the end.")
     fall: Literal["linear", "cosine"] = Field(description="Shape of the falling rate.")
@@ -292,12 +313,12 @@ class Pretrain(Section):
         description="A token sees its own document only, and positions restart there; else a window is one text."
     )
     batch: PositiveInt = Field(description="Samples an optimizer step, over all ranks and accumulation.")
-    steps: PositiveInt
-    precision: Literal["fp32", "bf16"]
+    steps: PositiveInt = Field(description="Optimizer steps.")
+    precision: Precision
     optimizer: Optimizer
     evaluate_every: PositiveInt = Field(description="Steps between two looks at validation loss and samples.")
-    checkpoint_every: PositiveInt
-    keep_checkpoints: PositiveInt = Field(description="The newest that stay, each with an export.")
+    checkpoint_every: CheckpointEvery
+    keep_checkpoints: KeepCheckpoints
     prompts: list[str] = Field(description="Prompts whose continuations are logged while the model learns.")
     mix: dict[str, Fraction] = Field(
         description="Folders, below the root, of other shard artifacts of the same tokenizer, each with its share of "
@@ -320,30 +341,30 @@ class Sft(Section):
         "'builtin:arithmetic'.",
     )
     arithmetic: Count = Field(description="Conversations that 'builtin:arithmetic' makes.")
-    window: PositiveInt
+    window: PositiveInt = Field(description="Tokens a row, into which conversations are packed whole.")
     batch: PositiveInt = Field(description="Packed rows an optimizer step, over all ranks and accumulation.")
-    epochs: Positive
-    precision: Literal["fp32", "bf16"]
+    epochs: Positive = Field(description="How often each conversation is seen.")
+    precision: Precision
     optimizer: Optimizer
-    evaluate_every: PositiveInt
-    checkpoint_every: PositiveInt
-    keep_checkpoints: PositiveInt = Field(description="The newest that stay, each with an export.")
+    evaluate_every: EvaluateEvery
+    checkpoint_every: CheckpointEvery
+    keep_checkpoints: KeepCheckpoints
 
 
 class Rl(Section):
     """GRPO on verifiable tasks: sample many answers, score them, learn from the difference."""
 
-    task: Literal["arithmetic"]
+    task: Literal["arithmetic"] = Field(description="Whose answers can be checked: sums and differences.")
     prompts: PositiveInt = Field(description="Questions an optimizer step, over all ranks.")
     samples: Annotated[int, Field(ge=2)] = Field(description="Answers a question.")
-    steps: PositiveInt
-    max_new_tokens: PositiveInt
-    temperature: Positive
-    precision: Literal["fp32", "bf16"]
+    steps: PositiveInt = Field(description="Optimizer steps.")
+    max_new_tokens: NewTokens
+    temperature: Positive = Field(description="At which answers are sampled: 1 as the model says, less is bolder.")
+    precision: Precision
     optimizer: Optimizer
-    evaluate_every: PositiveInt
-    checkpoint_every: PositiveInt
-    keep_checkpoints: PositiveInt = Field(description="The newest that stay, each with an export.")
+    evaluate_every: EvaluateEvery
+    checkpoint_every: CheckpointEvery
+    keep_checkpoints: KeepCheckpoints
 
 
 class Task(Section):
@@ -368,10 +389,13 @@ class Evaluation(Section):
 
     arithmetic: PositiveInt = Field(description="Questions with operand pairs no training stage has seen.")
     samples: PositiveInt = Field(description="Answers a question at temperature 1.")
-    max_new_tokens: PositiveInt
+    max_new_tokens: NewTokens
     prompts: list[str] = Field(description="Prompts for the samples shown side by side.")
     chats: list[str] = Field(description="User messages for the conversations shown side by side.")
-    tasks: list[Task]
+    tasks: list[Task] = Field(
+        description="Evaluation sets on local files, each with name, kind, file, shots, examples and most: see "
+        "docs/evaluate.md."
+    )
     demonstrations: list[str] = Field(
         description="Prompts that show a base model at work: JSON-lines files of {'name', 'prompt', 'stop'}, or "
         "'builtin:translation', 'builtin:assistant'."
@@ -389,9 +413,9 @@ class Memorization(Section):
     """How much of its training text a model says word for word."""
 
     documents: PositiveInt = Field(description="Documents whose beginning is the prompt, of each split.")
-    prompt_tokens: PositiveInt
+    prompt_tokens: PositiveInt = Field(description="Tokens of a document that the model is given.")
     new_tokens: PositiveInt = Field(description="Tokens of an answer or a free sample, at most.")
-    free_samples: PositiveInt
+    free_samples: PositiveInt = Field(description="Texts that the model writes without a prompt.")
     recited: PositiveInt = Field(description="A run of so many tokens counts as recited.")
     sets: list[str] = Field(description="Evaluation sets (JSON lines) to look for in the shards.")
 
@@ -423,7 +447,7 @@ class Recipe(Section):
     """All of it."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$", description="Names the recipe and runs by hand.")
-    seed: Count
+    seed: Count = Field(description="Of all that is drawn: hashes, weights, order of the data, samples.")
     input: Input
     extract: Extract
     filter: Filter

@@ -28,6 +28,11 @@ def test_every_value_of_the_recipe_has_a_field_and_no_field_is_invented():
     assert set(form.recipe_params()) == expected
 
 
+def test_every_field_says_what_it_is():
+    mute = [key for key, schema in form.leaves(Recipe.model_json_schema()) if len(schema.get("description", "")) < 10]
+    assert not mute, "give these a description in pipeline/recipe.py"
+
+
 def test_no_reference_is_left_in_any_schema():
     assert '"$' not in json.dumps([param.schema for param in PARAMS.values()])
 
@@ -70,7 +75,7 @@ def test_ranges_choices_and_words_come_from_the_recipe():
 
 
 def test_the_help_says_what_may_stand_there_and_what_the_recipe_says():
-    assert PARAMS["deduplicate.bands"].description == "From 1. recipes/demo.yaml: 14"
+    assert PARAMS["deduplicate.rows"].description == "Hashes a band. From 1. recipes/demo.yaml: 8"
     assert PARAMS["extract.language_gate"].description.endswith("From 0 to 1. recipes/demo.yaml: 0.1")
     assert PARAMS["deduplicate.verify"].description.endswith("recipes/demo.yaml: yes")
     assert PARAMS["pretrain.optimizer.lr"].description.startswith("Peak learning rate of AdamW")
@@ -79,7 +84,7 @@ def test_the_help_says_what_may_stand_there_and_what_the_recipe_says():
 @pytest.mark.parametrize("recipe", ["recipes/none.yaml", "s3://bucket/recipe.yaml"])
 def test_a_recipe_that_cannot_be_read_here_leaves_the_form_without_its_values(recipe):
     params = form.params("somewhere", recipe)
-    assert params["deduplicate.bands"].description == "From 1."
+    assert params["deduplicate.rows"].description == "Hashes a band. From 1."
     assert params["recipe"].value == recipe
 
 

@@ -237,63 +237,98 @@ def test_an_export_is_what_transformers_loads(tied: bool, tmp_path: Path) -> Non
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == first
 
 
-# (ranks, shape of the launch, step to go to)
-Leg = tuple[int, Shape, int]
-ELASTIC: dict[str, list[Leg]] = {
-    "stage 1": [(2, Shape(1), 3), (1, Shape(1), 5), (2, Shape(1), 8)],
-    "stage 2": [(2, Shape(2), 3), (1, Shape(2), 5), (2, Shape(2), 8)],
-    "stage 3": [(2, Shape(3), 3), (1, Shape(3), 5), (2, Shape(3), 8)],
-    "all": [(2, Shape(3), 3), (1, Shape(0), 5), (2, Shape(2, offload=True), 8)],
+KINDS = ("adamw", "muon")
+# Shapes of the launches that go to step 3, 5 and 8, on 2, 1 and 2 ranks.
+ELASTIC: dict[str, list[Shape]] = {
+    "stage 1": [Shape(1)] * 3,
+    "stage 2": [Shape(2)] * 3,
+    "stage 3": [Shape(3)] * 3,
+    "all": [Shape(3), Shape(0), Shape(2, offload=True)],
 }
+# A folder with a checkpoint, and how a launch goes on from there: optimizer, shape, step to go to.
+Leg = tuple[Path, str, Shape, int]
+
+
+@pytest.fixture(scope="module")
+def elastic(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[float]]:
+    """Losses of all steps, by optimizer and row of `ELASTIC`."""
+    root, found = tmp_path_factory.mktemp("elastic"), {(kind, name): [] for kind in KINDS for name in ELASTIC}
+    for number, (ranks, until) in enumerate(((2, 3), (1, 5), (2, 8))):
+        legs = [(root / f"{kind} {name}", kind, ELASTIC[name][number], until) for kind, name in found]
+        for losses, more in zip(found.values(), ranked(ranks, legs), strict=True):
+            losses += more
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("legs", ELASTIC.values(), ids=ELASTIC)
-def test_another_number_of_ranks_goes_on(kind: str, legs: list[Leg], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ELASTIC)
+def test_another_number_of_ranks_goes_on(kind: str, name: str, elastic: dict[tuple[str, str], list[float]]) -> None:
     """As one rank all the way, but for rounding: 1e-5 is forty times the noise of tests/training/test_parity.py."""
-    losses = [x for ranks, shape, until in legs for x in ranked(tmp_path, ranks, kind, until, shape)]
-    assert losses == pytest.approx(train(engine(kind), 8), rel=1e-5)
+    assert elastic[kind, name] == pytest.approx(train(engine(kind), 8), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Shape], list[tuple[list[float], Path]]]:
+    """By optimizer and shape: losses and folder of eight steps, and of three and then, in another launch, five more."""
+    root = tmp_path_factory.mktemp("ranks")
+    cases = [(kind, shape) for kind in KINDS for shape in SHAPES]
+
+    def legs(part: str, until: int) -> list[Leg]:
+        return [(root / f"{part} {kind} {shape}", kind, shape, until) for kind, shape in cases]
+
+    whole, begun, ended = (ranked(2, legs(*leg)) for leg in (("whole", 8), ("parts", 3), ("parts", 8)))
+    return {
+        case: [(losses, of_whole), (first + second, of_parts)]
+        for case, losses, first, second, (of_whole, *_), (of_parts, *_) in zip(
+            cases, whole, begun, ended, legs("whole", 8), legs("parts", 8), strict=True
+        )
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_two_ranks_go_on_bit_identically(kind: str, shape: Shape, tmp_path: Path) -> None:
-    whole = ranked(tmp_path / "whole", 2, kind, 8, shape)
-    parts = [x for until in (3, 8) for x in ranked(tmp_path / "parts", 2, kind, until, shape)]
-    assert parts == whole
-    one, other = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "parts"))
+def test_two_ranks_go_on_bit_identically(kind: str, shape: Shape, two_ranks: Any) -> None:
+    (whole, at), (parts, then) = two_ranks[kind, shape]
+    assert parts == whole and len(whole) == 8
+    one, other = (torch.load(folder / "weights.pt", weights_only=True) for folder in (at, then))
     assert same(one, other)
 
 
-def ranked(root: Path, ranks: int, kind: str, until: int, shape: Shape) -> list[float]:
-    """Train to step `until` on so many ranks from the checkpoint in `root`; the losses of the steps taken."""
+def ranked(ranks: int, legs: list[Leg]) -> list[list[float]]:
+    """One launch of so many ranks that goes all these legs, one after the other; the losses of the steps of each."""
     port, running = launch._free_port(), []
-    root.mkdir(exist_ok=True)
+    told = json.dumps([(str(root), kind, dataclasses.asdict(shape), until) for root, kind, shape, until in legs])
     for rank in range(ranks):
         env = os.environ | {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }  # fmt: skip
-        command = [sys.executable, __file__, str(root), kind, str(until), json.dumps(dataclasses.asdict(shape))]
+        command = [sys.executable, __file__, told]
         running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     said = [process.communicate(timeout=300)[0] for process in running]
     assert all(process.returncode == 0 for process in running), "\n".join(said)
-    losses: list[float] = json.loads((root / "losses.json").read_text())
-    return losses
+    return [json.loads((root / "losses.json").read_text()) for root, *_ in legs]
 
 
-def main(root: str, kind: str, until: str, shape: str) -> None:
-    made = engine(kind, shape=Shape(**json.loads(shape)))
-    saved = checkpoints(Path(root), made)
+def go(root: Path, kind: str, shape: Shape, until: int) -> None:
+    """One leg."""
+    made = engine(kind, shape=shape)
+    saved = checkpoints(root, made)
     saved.load(made)
-    losses = train(made, int(until))
+    losses = train(made, until)
     saved.save(made, {})
     last = weights(made)
     if made.world.first:
-        (Path(root) / "losses.json").write_text(json.dumps(losses))
-        torch.save(last, Path(root) / "weights.pt")
+        (root / "losses.json").write_text(json.dumps(losses))
+        torch.save(last, root / "weights.pt")
+
+
+def main(told: str) -> None:
+    for root, kind, shape, until in json.loads(told):
+        Path(root).mkdir(exist_ok=True)
+        go(Path(root), kind, Shape(**shape), until)
     launch.stop()
 
 
