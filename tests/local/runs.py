@@ -12,6 +12,11 @@ from pipeline.recipe import load
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {
+    "model.layers": 2,
+    "model.width": 64,
+    "model.heads": 1,
+    "model.kv_heads": 1,
+    "model.mlp_width": 128,
     "pretrain.steps": 4,
     "pretrain.evaluate_every": 2,
     "sft.arithmetic": 40,
@@ -19,6 +24,8 @@ SMALL = {
     "rl.steps": 1,
     "rl.prompts": 4,
     "evaluation.arithmetic": 4,
+    "evaluation.samples": 1,
+    "evaluation.max_new_tokens": 16,
 }
 LONGEST = 1800.0  # seconds: that nothing hangs, not how long it takes
 
