@@ -26,6 +26,7 @@ from pipeline.errors import InputError, RecipeError
 from pipeline.progress import Progress
 from pipeline.recipe import load
 from pipeline.storage import Storage
+from tests.local.runs import SMALL
 
 
 @pytest.mark.parametrize(
@@ -141,8 +142,7 @@ def test_a_run_that_found_all_of_it_made_says_so(storage):
 
 
 def command(root, *more):
-    small = ["pretrain.steps=20", "sft.arithmetic=400", "rl.steps=1", "rl.prompts=4", "evaluation.arithmetic=4"]
-    small += ["pretrain.evaluate_every=10", "sft.evaluate_every=10"]
+    small = [f"{key}={value}" for key, value in SMALL.items()]
     return [sys.executable, "-m", "local.run", "--root", str(root), "--port", "8197", *more, "--set", *small]
 
 
