@@ -1,6 +1,7 @@
 """Token shards go in, a chat model comes out: of a corpus that arrived, or of one that the form names.
 
-Every corpus that arrives starts a run; one that the recipe (`CRAWL2CHAT_RECIPE`) does not name ends it at once.
+Every corpus that arrives starts a run; one that the recipe (`CRAWL2CHAT_RECIPE`) does not name ends it at once, so
+runs do not wait for each other; their stages wait for the slots of one pool.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ with DAG(
     "model",
     doc_md=__doc__,
     schedule=PartitionedAssetTimetable(assets=road.CORPUS),
-    max_active_runs=1,
     params={"corpus_run": CORPUS_RUN} | form.params(road.ROOT, road.RECIPE, road.MODEL_SECTIONS),
     default_args=DEFAULTS,
     tags=["crawl2chat"],

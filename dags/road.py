@@ -22,6 +22,7 @@ from pipeline.storage import Storage
 ROOT = os.environ.get("CRAWL2CHAT_ROOT", ".crawl2chat/data")
 RECIPE = os.environ.get("CRAWL2CHAT_RECIPE", "recipes/demo.yaml")  # of runs that nobody fills a form for
 EXTRACT_POOL = os.environ.get("CRAWL2CHAT_EXTRACT_POOL", "default_pool")  # its slots: batches at a time
+TRAINING_POOL = os.environ.get("CRAWL2CHAT_TRAINING_POOL", "default_pool")  # its slots: launches at a time
 CORPUS, MODEL = Asset("crawl2chat_corpus"), Asset("crawl2chat_model")
 CORPUS_STAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "tokenizer", "shard")
 CORPUS_SECTIONS = ("seed", *CORPUS_STAGES, "approval")
@@ -106,11 +107,14 @@ def corpus_stages() -> TaskGroup:
     return group
 
 
+def training(task_id: str, **options: Any) -> TrainingStage:
+    """A launch: of those that wait for a slot, the run that got furthest goes first."""
+    return TrainingStage(task_id=task_id, pool=TRAINING_POOL, weight_rule="upstream", **options)
+
+
 def evaluation(task_id: str, of: str) -> TrainingStage:
     """Measure what the stage `of` made."""
-    return TrainingStage(
-        task_id=task_id, script="evaluation.py", stage=f"evaluation-{of}", arguments=["--of", of], ranks=False
-    )
+    return training(task_id, script="evaluation.py", stage=f"evaluation-{of}", arguments=["--of", of], ranks=False)
 
 
 def model_stages() -> TaskGroup:
@@ -118,11 +122,11 @@ def model_stages() -> TaskGroup:
     with TaskGroup("model", tooltip="DeepSpeed: from token shards to a chat model") as group:
         chain(
             AskForPretraining(task_id="approve"),
-            TrainingStage(task_id="pretrain", script="pretrain.py", stage="pretrain"),
+            training("pretrain", script="pretrain.py", stage="pretrain"),
             evaluation("evaluate_base", "pretrain"),
-            TrainingStage(task_id="sft", script="sft.py", stage="sft"),
+            training("sft", script="sft.py", stage="sft"),
             evaluation("evaluate_sft", "sft"),
-            TrainingStage(task_id="rl", script="rl.py", stage="rl"),
+            training("rl", script="rl.py", stage="rl"),
             evaluation("evaluate_rl", "rl"),
         )
     return group

@@ -25,7 +25,7 @@ from pipeline.errors import MachineError
 
 START_SECONDS = 240.0  # a first start on two slow cores takes a minute
 STOP_SECONDS = 15.0
-EXTRACT_POOL = "crawl2chat_extract"
+POOLS = {"CRAWL2CHAT_EXTRACT_POOL": "crawl2chat_extract", "CRAWL2CHAT_TRAINING_POOL": "crawl2chat_training"}
 _LOG_LINES = 30
 
 
@@ -94,7 +94,7 @@ class Installation:
             "TORCH_EXTENSIONS_DIR": str(self.home / ".crawl2chat" / "torch_extensions"),
             "CRAWL2CHAT_HOME": str(self.home),
             "CRAWL2CHAT_ROOT": self.root,
-            "CRAWL2CHAT_EXTRACT_POOL": EXTRACT_POOL,
+            **POOLS,
             "CRAWL2CHAT_WEB_URL": self.web_url,
             "DO_NOT_TRACK": "1",
             "SCARF_ANALYTICS": "false",
@@ -205,7 +205,8 @@ def standalone(
         installation.session_file.write_text(str(process.pid))
         client = Airflow(installation.url)
         _wait(process, client, installation, began, dags)
-        client.pool(EXTRACT_POOL, 1)  # one application at a time: it uses all cores
+        for pool in POOLS.values():
+            client.pool(pool, 1)  # one application, one launch at a time: it uses all cores
         say(f"Airflow is ready after {time.time() - began:.0f} s: {installation.url}")
         yield client
     finally:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from airflow.sdk import PartitionedAssetTimetable, PartitionedAtRuntime
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.serialization.serialized_objects import DagSerialization
 
 from dags import corpus, crawl_to_chat, form, model, road
+from dags.stages import TrainingStage
+from local import airflow
 from pipeline import artifact
 from pipeline.artifact import Counts, Stage
 from pipeline.recipe import load
 from pipeline.storage import Storage
 
-RECIPE = str(Path(__file__).parents[2] / "recipes/demo.yaml")
+REPOSITORY = Path(__file__).parents[2]
+RECIPE = str(REPOSITORY / "recipes/demo.yaml")
 
 
 def publish(storage: Storage, run: str, stage: str, numbers=None, kept: int = 7) -> None:
@@ -81,6 +87,31 @@ def test_a_corpus_that_arrives_is_taken_where_the_recipe_names_it(storage):
     assert folders(storage, "manual__1") == folders(storage, "old")
     with pytest.raises(AirflowSkipException, match="CC-MAIN-2025-05 arrived"):
         resolved(storage, [arrived(storage, "old", "CC-MAIN-2025-05")])
+
+
+def test_trainings_of_all_runs_share_a_pool_and_who_got_furthest_goes_first():
+    stages = [task for task in model.dag.tasks if isinstance(task, TrainingStage)]
+    assert {task.pool for task in stages} == {road.TRAINING_POOL}
+    read = DagSerialization.from_dict(DagSerialization.to_dict(model.dag))  # as the scheduler does
+    weights = {}
+    for task in (read.get_task(stage.task_id) for stage in stages):
+        weights[task.task_id.removeprefix("model.")] = task.weight_rule.get_weight(SimpleNamespace(task=task))
+    order = ["pretrain", "evaluate_base", "sft", "evaluate_sft", "rl", "evaluate_rl"]
+    assert sorted(weights, key=weights.__getitem__) == order
+    assert len(set(weights.values())) == len(order)
+
+
+def test_each_installation_makes_the_pools_that_it_names():
+    compose = yaml.safe_load((REPOSITORY / "docker/compose.yaml").read_text())["services"]["init"]
+    chart = yaml.safe_load((REPOSITORY / "helm/airflow-values.yaml").read_text())
+    made = {
+        "compose": (compose["environment"], compose["command"][-1]),
+        "helm": ({one["name"]: one.get("value") for one in chart["env"]}, chart["migrateDatabaseJob"]["args"][-1]),
+    }
+    for place, (environment, script) in made.items():
+        for name, pool in airflow.POOLS.items():
+            assert environment[name] == pool, place
+            assert re.search(rf"airflow pools set {pool} \d", script), place
 
 
 def test_the_partition_is_the_crawl_or_the_name_of_the_recipe():
