@@ -39,7 +39,7 @@ def test_each_dag_runs_to_its_end(tmp_path):
         "TORCH_EXTENSIONS_DIR": str(REPOSITORY / ".crawl2chat/torch_extensions"),
     }
     subprocess.run(["airflow", "db", "migrate"], env=env, check=True, capture_output=True)
-    form = SMALL | {"root": str(tmp_path / "data"), "approval.canary_warcs": 1}
+    form = SMALL | {"root": str(tmp_path / "data"), "max_warcs": SMALL["input.max_warcs"], "approval.canary_warcs": 1}
     command = [sys.executable, "-c", CODE, json.dumps(form)]
     done = subprocess.run(
         command, env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=LONGEST, check=False

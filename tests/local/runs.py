@@ -12,6 +12,7 @@ from pipeline.recipe import load
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {
+    "input.max_warcs": 2,
     "model.layers": 2,
     "model.width": 64,
     "model.heads": 1,

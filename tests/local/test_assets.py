@@ -30,7 +30,7 @@ def test_a_corpus_starts_the_model_that_names_it(tmp_path, monkeypatch):
     root = tmp_path / "data"
     recipe, other = (runs.recipe(tmp_path, name, ASKS) for name in ("small", "other"))
     monkeypatch.setenv("CRAWL2CHAT_RECIPE", str(recipe))
-    monkeypatch.setenv("CRAWL2CHAT_BATCH_FILES", "2")
+    monkeypatch.setenv("CRAWL2CHAT_BATCH_FILES", "1")
     installation = Installation(runs.REPOSITORY, str(root), 8196, tmp_path / "airflow")
     with served(installation), started(installation, print, DAGS) as airflow:
         plugins = airflow.call("GET", "plugins").json()["plugins"]
@@ -40,7 +40,7 @@ def test_a_corpus_starts_the_model_that_names_it(tmp_path, monkeypatch):
         airflow.trigger("corpus", "first", {"root": str(root)})
         asked = answer(airflow, "corpus", "first", "corpus.approve", "Approve")
         assert "core hours, 1e-06 need no asking" in asked["subject"]
-        assert "| WARC files | 5 |" in asked["body"]
+        assert "| WARC files | 2 |" in asked["body"]
         assert ended(airflow, "corpus", "first") == "success"
         tasks = airflow.tasks("corpus", "first")
         assert sorted(task.index for task in tasks if task.name == "corpus.extract_batch") == [0, 1]
