@@ -36,41 +36,37 @@ class Quick(Installation):
         return super().environment() | {name: "15", f"{name}_DETECTION_INTERVAL": "5"}
 
 
-def processes(installation: Installation, wanted: Callable[[list[str]], bool]) -> list[psutil.Process]:
-    """Of the session of Airflow, those whose command line is wanted, the oldest first."""
+def processes(installation: Installation, wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """Of the session of Airflow, those that are wanted, the oldest first."""
     found = []
     for pid in members(int(installation.session_file.read_text())):
         try:
             process = psutil.Process(pid)
-            if wanted(process.cmdline()):
+            if wanted(process):
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
     return sorted(found, key=lambda process: process.create_time())
 
 
-def driver(command: list[str]) -> bool:
-    return "org.apache.spark.deploy.SparkSubmit" in command  # not the launcher that comes first
+def driver(process: psutil.Process) -> bool:
+    return "org.apache.spark.deploy.SparkSubmit" in process.cmdline()  # not the launcher that comes first
 
 
-def worker(command: list[str]) -> bool:
-    return any("LocalExecutor" in part and "idle" not in part for part in command)
-
-
-def runs_redact(process: psutil.Process) -> bool:
-    """Whether this worker holds redact; one that has just ended another task still bears its name."""
-    try:
-        return any("redact.py" in part for child in process.children(recursive=True) for part in child.cmdline())
-    except psutil.Error:
+def worker(process: psutil.Process) -> bool:
+    """Of redact: one that has just ended another task bears its name for a while."""
+    if not any("LocalExecutor" in part and "idle" not in part for part in process.cmdline()):
         return False
+    return any(part.endswith("redact.py") for child in process.children(recursive=True) for part in child.cmdline())
 
 
-def rank(command: list[str]) -> bool:
+def rank(process: psutil.Process) -> bool:
+    command = process.cmdline()
     return "deepspeed.launcher.launch" not in command and any(part.endswith("training/sft.py") for part in command)
 
 
-def scheduler(command: list[str]) -> bool:
-    return command[-2:] == ["airflow", "scheduler"] or (len(command) > 1 and command[-1] == "scheduler")
+def scheduler(process: psutil.Process) -> bool:
+    return process.cmdline()[-1:] == ["scheduler"]
 
 
 def left(root: Path) -> list[list[str]]:
@@ -97,14 +93,11 @@ def test_a_run_survives_what_it_loses(tmp_path):
     installation = Quick(runs.REPOSITORY, str(root), 8296, tmp_path / "airflow")
     form = {"root": str(root), "recipe": str(runs.recipe(tmp_path, "killed", {"input.max_warcs": None}))}
 
-    def kill(airflow, task: str, which: Callable[[list[str]], bool]) -> None:
+    def kill(airflow, task: str, which: Callable[[psutil.Process], bool]) -> None:
         """Once the stage has begun."""
         in_state(airflow, DAG, "one", task, "running")
         until(lambda: begun(Storage(root), POINTERS[task]) == 1, 0.1)
-        found = until(lambda: processes(installation, which), 0.1)
-        if which == worker:
-            found = until(lambda: [one for one in processes(installation, which) if runs_redact(one)], 0.1)
-        found[0].send_signal(signal.SIGKILL)
+        until(lambda: processes(installation, which), 0.1)[0].send_signal(signal.SIGKILL)
 
     with started(installation, print) as airflow:
         airflow.trigger(DAG, "one", form)
