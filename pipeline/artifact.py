@@ -479,11 +479,11 @@ def adopt(storage: Storage, source: str, run: str, names: Sequence[str]) -> None
             _point(storage, run, found.model_copy(update={"state": "reused"}))
 
 
-def runs_with(storage: Storage, name: str) -> list[str]:
-    """The runs that have published their stage `name`, in the order in which they began it."""
+def runs_with(storage: Storage, name: str, running: bool = False) -> list[str]:
+    """The runs that have published their stage `name`, in the order in which they began it; with `running`, all."""
     paths = [path for path in storage.names("runs") if path.endswith(f"/{name}.json")]
     found = [(Pointer.model_validate_json(storage.read(path)), path.split("/")[1]) for path in paths]
-    return [run for _, run in sorted((one.started, run) for one, run in found if one.state != "running")]
+    return [run for _, run in sorted((one.started, run) for one, run in found if running or one.state != "running")]
 
 
 def newest_run(storage: Storage, name: str) -> str:

@@ -1,6 +1,6 @@
 """What a model says to the same prompts while it learns, step after step, of a run that is over or under way.
 
-    python -m training.samples --root .crawl2chat/data [--run demo] [--prompt The]
+    python -m training.samples --root .crawl2chat/data [--run …] [--prompt The]
 
 Pretraining writes them at every evaluation; of a run under way it shows those there are.
 """
@@ -32,10 +32,13 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
-    parser.add_argument("--run", default="demo")
+    parser.add_argument("--run", help="default: the one whose pretraining began last")
     parser.add_argument("--prompt", action="append", help="only these; default: all of the recipe's")
     given = parser.parse_args()
-    rows = read(Storage(given.root), artifact.run_name(given.run))
+    storage = Storage(given.root)
+    if not (runs := [given.run] if given.run else artifact.runs_with(storage, "pretrain", running=True)):
+        raise ArtifactError(f"no run below {storage.root} has begun pretrain", "run pretrain first")
+    rows = read(storage, artifact.run_name(runs[-1]))
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
         if given.prompt is None or prompt in given.prompt:
             print(f"{prompt!r}")

@@ -305,6 +305,7 @@ def filled(text: str, place: Place) -> str:
     if "all/…" in text or "--model …" in text:
         model = str(place.made("rl").relative_to(place.folder))
         text = re.sub(r"\S+/all/…", model, text).replace("--model …", f"--model {model}")
+    text = text.replace("--run …", "--run demo")  # as stages by hand are named
     if "https://…" in text:
         rows = pq.read_table(place.made("redact") / "part-00000.parquet", columns=["id"]).to_pylist()
         pages = pq.read_table(place.made("extract") / "part-00000.parquet", columns=["id", "url"]).to_pylist()
