@@ -34,7 +34,7 @@ ui: $(READY) ## start Airflow and stay, to trigger DAGs by hand
 test: $(READY) ## the tests
 	@python -m pytest -m "not slow" $(ARGS)
 
-test-all: $(READY) ## the slow tests too: whole runs, kills
+test-all: $(READY) ## the slow tests, which make test leaves out: whole runs, kills
 	@python -m pytest -m slow $(ARGS)
 
 bench-demo: $(READY) ## what the demo's model learns, with three seeds (about 25 minutes)

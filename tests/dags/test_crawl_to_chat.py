@@ -69,14 +69,6 @@ def test_parsing_is_light():
 CONTEXT = {"ti": SimpleNamespace(run_id="one", xcom_push=lambda key, value: None)}
 
 
-class Log:
-    def __init__(self):
-        self.lines = []
-
-    def info(self, text, *values):
-        self.lines.append(text % values if values else text)
-
-
 @pytest.fixture
 def run_folder(tmp_path):
     """A root whose run `one` holds a published `extract` and an unfinished `filter`."""

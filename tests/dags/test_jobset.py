@@ -14,6 +14,7 @@ import yaml
 from dags import jobset, stages
 from dags.jobset import JobSet
 from dags.stages import TrainingStage
+from tests.local.runs import until
 
 SETS = "/apis/jobset.x-k8s.io/v1alpha2/namespaces/train/jobsets"
 PODS = "/api/v1/namespaces/train/pods"
@@ -71,6 +72,7 @@ class Api(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_POST(self) -> None:
+        assert urlsplit(self.path).path == SETS
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         name = body["metadata"]["name"]
         with self.server.lock:
@@ -172,12 +174,12 @@ def test_one_process_is_one_node(cluster, tmp_path):
 def test_a_worker_that_comes_back_finds_what_it_started(cluster, tmp_path):
     cluster.looks = 10**9
     first, lines = launch(tmp_path), list[str]()
-    thread = threading.Thread(target=first.wait, args=(print,))
+    thread = threading.Thread(target=first.wait, args=(print,), daemon=True)
     thread.start()
-    while not cluster.sets:
-        pass
+    until(lambda: cluster.sets, 0.01, 30)
     first._stopped.set()  # its worker died
-    thread.join()
+    thread.join(30)
+    assert not thread.is_alive()
     cluster.looks = cluster.sets[first.name]["looks"] + 3
     again = launch(tmp_path, [*ARGUMENTS, "--force"])  # the first try alone makes anew
     assert again.name == first.name
@@ -196,10 +198,9 @@ def test_what_failed_is_removed_before_it_is_tried_again(cluster, tmp_path):
 def test_a_killed_task_removes_it(cluster, tmp_path):
     cluster.looks = 10**9
     started, codes = launch(tmp_path), list[int]()
-    thread = threading.Thread(target=lambda: codes.append(started.wait(print)))
+    thread = threading.Thread(target=lambda: codes.append(started.wait(print)), daemon=True)
     thread.start()
-    while not cluster.sets:
-        pass
+    until(lambda: cluster.sets, 0.01, 30)
     started.ask_to_stop()
     thread.join(10)
     assert codes == [1] and not cluster.sets

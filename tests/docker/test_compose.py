@@ -148,7 +148,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(tmp_path_factory.mktemp("compose"))
     began = time.monotonic()
     try:
-        told = stack.compose("up", "-d", "--wait", "--quiet-pull")
+        told = stack.compose("up", "-d", "--wait", "--wait-timeout", "600", "--quiet-pull")
         seconds = time.monotonic() - began
         assert told.returncode == 0, stack.logs()[-5000:]
         say(f"all services are healthy after {seconds:.0f} s")

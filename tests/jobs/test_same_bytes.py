@@ -56,6 +56,7 @@ def road(folder: Path, master: str, warcs: list[Path], settings: dict[str, str])
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYSPARK_PYTHON": sys.executable},
         capture_output=True,
         text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-5000:]
     made = [artifact.of_run(Storage(folder / "root"), "test", stage) for stage in STAGES]

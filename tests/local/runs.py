@@ -63,7 +63,9 @@ def in_state(airflow: Airflow, dag: str, run: str, task: str, state: str) -> Tas
     """A task of a run, once it is in this state."""
 
     def look() -> list[Task]:
-        return [one for one in airflow.tasks(dag, run) if (one.name, one.state) == (task, state)]
+        found = [one for one in airflow.tasks(dag, run) if (one.name, one.state) == (task, state)]
+        assert found or airflow.state(dag, run) not in ("success", "failed"), f"{run} ended, {task} never {state}"
+        return found
 
     return until(look)[0]  # type: ignore[no-any-return]
 

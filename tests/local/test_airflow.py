@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -117,8 +118,12 @@ def test_spark_submit_is_found_beside_this_python(tmp_path):
     assert os.access(f"{first}/spark-submit", os.X_OK)
 
 
-def test_ranks_fit_the_machine():
-    assert airflow.ranks() >= 1
+@pytest.mark.parametrize(("gpus", "cores", "ranks"), [(0, 1, 1), (0, 3, 2), (1, 3, 1), (2, 1, 2)])
+def test_ranks_fit_the_machine(monkeypatch, gpus, cores, ranks):
+    told = "".join(f"GPU {n}: NVIDIA H100 80GB HBM3 (UUID: x)\n" for n in range(gpus))
+    monkeypatch.setattr(airflow.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=told))
+    monkeypatch.setattr(airflow.os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert airflow.ranks() == ranks
 
 
 def settings(where: str, folder: Path) -> dict[str, int]:

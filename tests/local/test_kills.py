@@ -96,8 +96,8 @@ def test_a_run_survives_what_it_loses(tmp_path):
     def kill(airflow, task: str, which: Callable[[psutil.Process], bool]) -> None:
         """Once the stage has begun."""
         in_state(airflow, DAG, "one", task, "running")
-        until(lambda: begun(Storage(root), POINTERS[task]) == 1, 0.1)
-        until(lambda: processes(installation, which), 0.1)[0].send_signal(signal.SIGKILL)
+        until(lambda: begun(Storage(root), POINTERS[task]), 0.1, 300)
+        until(lambda: processes(installation, which), 0.1, 300)[0].send_signal(signal.SIGKILL)
 
     with started(installation, print) as airflow:
         airflow.trigger(DAG, "one", form)

@@ -105,7 +105,8 @@ def wait_for_step(root: Path, stage: str, step: int, running: list[subprocess.Po
         folder = f"{pointer.work}/progress" if pointer else "none"
         if any(event.done >= step and event.time > now for event in progress.events(storage, folder)):
             return
-        assert all(process.poll() is None for process in running), running[0].communicate()[0]
+        over = [process for process in running if process.poll() is not None]
+        assert not over, over[0].communicate(timeout=60)[0]
         time.sleep(0.05)
     raise AssertionError(f"step {step} was not reached")
 
