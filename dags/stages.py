@@ -32,7 +32,7 @@ from pipeline.errors import EXIT_RESUME, CrawlToChatError
 HOME = os.environ.get("CRAWL2CHAT_HOME") or str(Path(__file__).resolve().parents[1])
 TRAINING_CONNECTION = "deepspeed_default"
 MOST_BATCHES = 20
-FILES_A_BATCH = int(os.environ.get("CRAWL2CHAT_BATCH_FILES", "100"))  # WARC files: about a core hour
+FILES_A_BATCH = int(os.environ.get("CRAWL2CHAT_BATCH_FILES", "100"))  # WARC files: some 14 core hours (docs/scale.md)
 MAX_STARTS = 100  # of one attempt of a training stage; each start goes on where the last one saved
 STOP_SECONDS = 60.0  # a rank that was asked to stop may take so long to save
 
