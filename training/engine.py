@@ -305,6 +305,7 @@ class Engine:
             if "step" in state:
                 state["step"] = state["step"] * 0 + first["updates"]  # a number or a tensor, as it was
         self.zero.weights_from_master()
+        self.gather()
 
     def gather(self) -> None:
         """Bring `plain` to the weights in training: nothing to do below stage 3. All ranks call it."""

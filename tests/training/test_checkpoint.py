@@ -76,13 +76,14 @@ def test_going_on_is_bit_identical(kind: str, shape: Shape, tmp_path: Path) -> N
     saved = checkpoints(tmp_path, first)
     torch.manual_seed(77)
     saved.save(first, {"note": [1]})
-    drawn = torch.rand(3)
+    drawn, kept = torch.rand(3), weights(first)
     train(first, 5)
     again = engine(kind, shape=shape)
     torch.manual_seed(1)
     assert saved.load(again) == {"note": [1]}
     assert torch.equal(torch.rand(3), drawn)
     assert again.done == 3
+    assert same(again.plain.state_dict(), kept)  # a run that was finished but not published measures these
     assert train(again, 8) == losses[3:]
     assert same(weights(again), weights(whole))
 
