@@ -16,3 +16,6 @@ def test_the_recipes_are_what_the_table_says(name: str, tokens: float, floor: fl
     assert round(optimizer.warmup * learning.steps) == pytest.approx(700, abs=1)
     assert (optimizer.fall, optimizer.floor, optimizer.lr, optimizer.weight_decay) == ("cosine", floor, 0.0006, 0.1)
     assert (made.tokenizer.source, made.model.window) == ("gpt2", 1024)
+    fineweb = recipe.load(REPOSITORY / "recipes/fineweb.yaml")
+    for section in ("extract", "filter", "deduplicate", "redact", "decontaminate"):
+        assert made.section(section) == fineweb.section(section)
