@@ -42,10 +42,10 @@ TABLE_TOKENS = 50_000_000  # the tables count no more than these: their bigrams 
 class Corpus:
     """Both splits of a shard artifact, and how many bytes of text a validation token stands for.
 
-    `others`: training splits mixed in, each with its share of the samples.
+    `others`: training splits mixed in, each with its share of the samples. `sources`: all artifacts they are from.
     """
 
-    shards: Published
+    sources: tuple[Published, ...]
     train: loader.Stream
     others: tuple[tuple[loader.Stream, float], ...]
     validation: loader.Stream
@@ -58,6 +58,11 @@ class Corpus:
             return loader.Loader(self.train, window, seed)
         own = 1 - sum(share for _, share in self.others)
         return loader.Mixture([(self.train, own), *self.others], window, seed)
+
+    def verify(self) -> None:
+        """Raise `ArtifactError` where a file is not what its manifest says."""
+        for source in self.sources:
+            source.verify()
 
     def bits_per_byte(self, cost: float) -> float:
         """From nats a validation token."""
@@ -96,8 +101,10 @@ def open_corpus(shards: Published, tokenizer: Tokenizer, mix: Iterable[tuple[Pub
     def opened(source: Published, split: str) -> loader.Stream:
         return loader.open_split(source, split, tokenizer.vocabulary, tokenizer.sha256)
 
-    others = tuple((opened(other, "train"), share) for other, share in mix)
-    return Corpus(shards, opened(shards, "train"), others, opened(shards, "validation"), tokens, size)
+    mixed = list(mix)
+    others = tuple((opened(other, "train"), share) for other, share in mixed)
+    sources = (shards, *(other for other, _ in mixed))
+    return Corpus(sources, opened(shards, "train"), others, opened(shards, "validation"), tokens, size)
 
 
 def windows(stream: loader.Stream, window: int, most: int | None) -> Iterator[torch.Tensor]:
@@ -181,8 +188,8 @@ class Pretraining(Loop):
         self.loader = corpus.samples(recipe.pretrain.window, recipe.seed)
         self.ahead = loader.Ahead(self.loader, recipe.pretrain.batch, world.rank, world.size)
         # Hashing ten billion tokens takes half a minute: the model learns meanwhile, and is not published before.
-        check = world.local_rank == 0 and corpus.shards.storage.local
-        self.verified = ThreadPoolExecutor(1).submit(corpus.shards.verify) if check else None
+        check = world.local_rank == 0 and job.storage.local
+        self.verified = ThreadPoolExecutor(1).submit(corpus.verify) if check else None
         self.samples: list[dict[str, Any]] = []
         self.flops = model.flops_a_token(net, recipe.pretrain.window)
 

@@ -59,6 +59,10 @@ def test_a_mixture_is_learned_from_and_another_tokenizer_refused(
     data["pretrain"] = plain | {"mix": {strange.folder: 1.0}}
     with pytest.raises(RecipeError, match="leave nothing for this run"):
         support.run(pretrain, tmp_path, support.write(data, tmp_path), monkeypatch)
+    data["pretrain"] = plain | {"steps": 5}
+    damage(Path(other.storage.path(other.file("train-00001.bin"))))
+    with pytest.raises(ArtifactError, match=r"train-00001\.bin is not the file that was published"):
+        support.run(pretrain, tmp_path, support.write(data, tmp_path), monkeypatch)
 
 
 def upload(root: Path, folders: tuple[str, ...]) -> None:
