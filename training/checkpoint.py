@@ -58,7 +58,7 @@ class Checkpoints:
     def save(self, engine: Engine, position: dict[str, Any]) -> None:
         """Save after step `engine.done`. `position`: plain data of the stage, returned by `load`."""
         folder = f"{self.folder}/step-{engine.done:08d}"
-        if self.world.first and self.storage.exists(f"{folder}/{COMMIT}"):
+        if self.world.first:
             self.storage.remove(f"{folder}/{COMMIT}")  # saved again, by a launch of another shape perhaps
         launch.wait(self.world)
         state = engine.state() | {"torch": torch.get_rng_state()}

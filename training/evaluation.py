@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline import artifact, errors
+from pipeline import errors
 from pipeline.artifact import Published, Stage
 from pipeline.progress import Progress
 from pipeline.recipe import Evaluation
@@ -23,7 +23,7 @@ from tokenizer.bpe import Tokenizer
 from tokenizer.chat import Message, prompt
 from training import benchmarks, conversations, launch, model
 from training.calculator import calculator
-from training.loop import source_model
+from training.loop import opened, publish_results, source_model
 from training.sampler import Sample, Sampler, seeds
 from training.tasks import Arithmetic
 
@@ -154,26 +154,14 @@ def main() -> None:
         return  # there is nothing here to share
     launch.seed_all(job.recipe.seed)
     source = source_model(job, of)
-    opened = artifact.open_stage(
-        job.storage,
-        job.run,
-        STAGE,
-        {"evaluation": job.recipe.section("evaluation")},
-        job.recipe.seed,
-        [source.as_input()],
-        name=f"evaluation-{of}",
-        assets=conversations.identity_assets() | benchmarks.assets(job.recipe.evaluation),
-        force=job.force,
-    )
-    if isinstance(opened, Published):
+    assets = conversations.identity_assets() | benchmarks.assets(job.recipe.evaluation)
+    building = opened(job, STAGE, [source], assets, name=f"evaluation-{of}")
+    if isinstance(building, Published):
         return
     folder = source.on_disk()
-    progress = Progress(opened.storage, opened.progress_folder, STAGE.name, "part")
+    progress = Progress(building.storage, building.progress_folder, STAGE.name, "part")
     results = measure(folder, job.recipe.evaluation, job.recipe.seed, progress)
-    job.storage.write(opened.file("results.json"), json.dumps(results, ensure_ascii=False, indent=1).encode())
-    opened.publish(
-        [artifact.describe(job.storage, opened.pointer.folder, "results.json", 1)], numbers=results["numbers"]
-    )
+    publish_results(building, results)
     print(json.dumps(results["numbers"]), flush=True)
 
 

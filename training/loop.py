@@ -28,7 +28,13 @@ from training.watchdog import Watchdog, stragglers
 
 _MEAN_STEPS = 10
 # Sections of the recipe that decide what a stage makes.
-SECTIONS = {"pretrain": ("model", "pretrain"), "sft": ("sft",), "rl": ("rl",)}
+SECTIONS = {
+    "pretrain": ("model", "pretrain"),
+    "sft": ("sft",),
+    "rl": ("rl",),
+    "evaluation": ("evaluation",),
+    "memorization": ("memorization",),
+}
 
 
 def source_model(job: Job, stage: str) -> Published:
@@ -216,17 +222,34 @@ def open_stage(
     sources: Callable[[], list[Published]],
     assets: Callable[[], dict[str, str]] = dict,
 ) -> tuple[Published | Building, list[Published]]:
-    """Open a stage on the artifacts it reads; the same on all ranks, though rank 0 alone looks."""
+    """As `opened`, on the artifacts it reads; the same on all ranks, though rank 0 alone looks."""
 
-    def opened() -> tuple[Published | Building, list[Published]]:
+    def look() -> tuple[Published | Building, list[Published]]:
         found = sources()
-        section = {name: job.recipe.section(name) for name in SECTIONS[stage.name]}
-        inputs, seed = [source.as_input() for source in found], job.recipe.seed
-        return artifact.open_stage(
-            job.storage, job.run, stage, section, seed, inputs, assets=assets(), force=job.force
-        ), found
+        return opened(job, stage, found, assets()), found
 
-    return launch.by_first(world, opened)
+    return launch.by_first(world, look)
+
+
+def opened(
+    job: Job, stage: Stage, sources: Sequence[Published], assets: dict[str, str], name: str | None = None
+) -> Published | Building:
+    """What a stage made of these artifacts with its sections of the recipe, or the artifact in the making.
+
+    `name`: of its pointer in the run, where that is not the stage's.
+    """
+    section = {name: job.recipe.section(name) for name in SECTIONS[stage.name]}
+    inputs = [source.as_input() for source in sources]
+    return artifact.open_stage(
+        job.storage, job.run, stage, section, job.recipe.seed, inputs, name=name, assets=assets, force=job.force
+    )
+
+
+def publish_results(building: Building, results: dict[str, Any]) -> Published:
+    """Publish `results.json`, whose `numbers` are the manifest's too."""
+    building.storage.write(building.file("results.json"), json.dumps(results, ensure_ascii=False, indent=1).encode())
+    files = [artifact.describe(building.storage, building.pointer.folder, "results.json", 1)]
+    return building.publish(files, numbers=results["numbers"])
 
 
 def continued(job: Job, source: Published) -> tuple[nn.Module, Tokenizer]:

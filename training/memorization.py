@@ -29,37 +29,38 @@ from pipeline.recipe import Memorization
 from tokenizer.bpe import Tokenizer
 from tokenizer.shards import Shard, of_split
 from training import launch, model, spans
-from training.loop import source_model
+from training.loop import opened, publish_results, source_model
 from training.sampler import Sampler, seeds
 
-STAGE = Stage("memorization", 1, libraries=("torch", "transformers"))
+STAGE = Stage("memorization", 2, libraries=("torch", "transformers"))
 SHOWN = 20  # rows of each kind that the results show in full, the longest first
 
 
-def shards_of(made: Published) -> Published:
-    """The shard artifact that a model was trained on."""
-    for source in artifact.lineage(made.storage, made):
-        if source.content.stage == "shard":
-            return source
-    raise ArtifactError(f"{made.folder} does not say which shards made it", "name a model of this pipeline")
+def shards_of(made: Published) -> list[Published]:
+    """The shard artifacts that a model was trained on."""
+    found = [source for source in artifact.lineage(made.storage, made) if source.content.stage == "shard"]
+    if not found:
+        raise ArtifactError(f"{made.folder} does not say which shards made it", "name a model of this pipeline")
+    return found
 
 
-def chosen(shards: Published, split: str, count: int, least: int, seed: int) -> list[dict[str, Any]]:
+def chosen(shards: Sequence[Published], split: str, count: int, least: int, seed: int) -> list[dict[str, Any]]:
     """`count` documents of a split with at least so many tokens, by a hash of (seed, id): `id`, `url`, `ids`."""
-    found: list[tuple[str, str, str, str, int, int]] = []
-    for name in of_split(shards, split):
-        with shards.storage.reading(shards.file(name.replace(".bin", ".documents.parquet"))) as stream:
-            rows = pq.read_table(stream, columns=["id", "url", "start", "tokens"]).to_pylist()
-        for row in rows:
-            key = hashlib.sha256(f"{seed}:memorization:{row['id']}".encode()).hexdigest()
-            if row["tokens"] >= least:
-                found.append((key, name, row["id"], row["url"], row["start"], row["tokens"]))
-        found = sorted(found)[:count]
-    names, folder = {name for _, name, *_ in found}, shards.on_disk(".bin", ".idx")
-    tokens = {name: Shard(folder / name).tokens for name in names}
+    found: list[tuple[str, Path, str, str, int, int]] = []
+    for source in shards:
+        folder = source.on_disk(".bin", ".idx")
+        for name in of_split(source, split):
+            with source.storage.reading(source.file(name.replace(".bin", ".documents.parquet"))) as stream:
+                rows = pq.read_table(stream, columns=["id", "url", "start", "tokens"]).to_pylist()
+            for row in rows:
+                key = hashlib.sha256(f"{seed}:memorization:{row['id']}".encode()).hexdigest()
+                if row["tokens"] >= least:
+                    found.append((key, folder / name, row["id"], row["url"], row["start"], row["tokens"]))
+            found = sorted(found)[:count]
+    tokens = {file: Shard(file).tokens for file in {file for _, file, *_ in found}}
     return [
-        {"id": document, "url": url, "ids": tokens[name][start : start + size].tolist()}
-        for _, name, document, url, start, size in found
+        {"id": document, "url": url, "ids": tokens[file][start : start + size].tolist()}
+        for _, file, document, url, start, size in found
     ]
 
 
@@ -77,7 +78,9 @@ def questions(file: str) -> Iterator[str]:
 class Memory:
     """The measurements of one model."""
 
-    def __init__(self, sampler: Sampler, index: spans.Index, shards: Published, recipe: Memorization, seed: int):
+    def __init__(
+        self, sampler: Sampler, index: spans.Index, shards: Sequence[Published], recipe: Memorization, seed: int
+    ) -> None:
         self.sampler, self.index, self.shards, self.recipe, self.seed = sampler, index, shards, recipe, seed
 
     def continuations(self, split: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -157,20 +160,10 @@ def main() -> None:
     launch.seed_all(job.recipe.seed)
     source = source_model(job, of)
     shards = shards_of(source)
-    opened = artifact.open_stage(
-        job.storage,
-        job.run,
-        STAGE,
-        {"memorization": job.recipe.section("memorization")},
-        job.recipe.seed,
-        [source.as_input(), shards.as_input()],
-        name=f"memorization-{of}",
-        assets=assets,
-        force=job.force,
-    )
-    if isinstance(opened, Published):
+    building = opened(job, STAGE, [source, *shards], assets, name=f"memorization-{of}")
+    if isinstance(building, Published):
         return
-    progress = Progress(opened.storage, opened.progress_folder, STAGE.name, "part")
+    progress = Progress(building.storage, building.progress_folder, STAGE.name, "part")
     index = spans.build(job.storage, job.run, shards)
     folder = source.on_disk()
     network = model.load(folder).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -187,11 +180,9 @@ def main() -> None:
         progress(done, len(parts) + len(recipe.sets), **numbers)
     for done, file in enumerate(recipe.sets, len(parts) + 1):
         numbers, rows = memory.contamination(file)
-        results["sets"][Path(file).name] = numbers | {"rows": rows}
+        results["sets"][file] = numbers | {"rows": rows}
         progress(done, len(parts) + len(recipe.sets), **numbers)
-    job.storage.write(opened.file("results.json"), json.dumps(results, ensure_ascii=False, indent=1).encode())
-    files = [artifact.describe(job.storage, opened.pointer.folder, "results.json", 1)]
-    opened.publish(files, numbers=results["numbers"])
+    publish_results(building, results)
     print(json.dumps(results["numbers"]), flush=True)
     for row in results["free"][:3]:
         print(f"{row['tokens']} tokens of {row['url']}: {row['text']!r}", flush=True)

@@ -7,6 +7,7 @@ gpt2 (LayerNorm, GELU, learned positions).
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -163,15 +164,23 @@ def flops_a_token(network: nn.Module, window: int) -> float:
 
 
 # Dense bf16 products a second, from NVIDIA's data sheets (their figures with sparsity halved), by words of the name.
-PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+}
 
 
 def peak_flops(device: torch.device) -> float | None:
     """What the device's data sheet promises in bf16; None where we know none, as of CPUs."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if all(word in name for word in known.split())), None)
+    words = set(re.split("[ -]", torch.cuda.get_device_name(device)))
+    return next((peak for known, peak in PEAK_FLOPS.items() if words >= set(known.split())), None)
 
 
 def parameters(network: nn.Module) -> int:

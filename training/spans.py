@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,9 @@ class _Part:
 
     @functools.cached_property
     def documents(self) -> dict[str, Any]:
-        """Columns of the sidecar: `id`, `url`, `start` and `tokens` of each document, in order."""
+        """Columns of the sidecar: `id`, `url` and `start` of each document, in order."""
         with self._storage.reading(self._name.replace(".bin", ".documents.parquet")) as stream:
-            table = pq.read_table(stream, columns=["id", "url", "start", "tokens"])
+            table = pq.read_table(stream, columns=["id", "url", "start"])
         return {column: table[column].to_numpy() for column in table.column_names}
 
     def document_at(self, position: int) -> tuple[str, str]:
@@ -136,16 +136,18 @@ class _Part:
 
 
 class Index:
-    """The training split of a shard artifact with its suffix arrays."""
+    """The training splits of shard artifacts with their suffix arrays. `made`: pairs of both."""
 
-    def __init__(self, shards: Published, made: Published) -> None:
-        storage, sizes = shards.storage, {file.path: file.bytes for file in made.content.files}
-        tokens, orders = shards.on_disk(".bin", ".idx"), made.on_disk()
-        self.parts = [
-            _Part(storage, shards.file(path), tokens / path, orders / _name(path))
-            for path in of_split(shards, "train")
-            if sizes[_name(path)]  # what is empty cannot be mapped
-        ]
+    def __init__(self, made: Iterable[tuple[Published, Published]]) -> None:
+        self.parts: list[_Part] = []
+        for shards, arrays in made:
+            sizes = {file.path: file.bytes for file in arrays.content.files}
+            tokens, orders = shards.on_disk(".bin", ".idx"), arrays.on_disk()
+            self.parts += [
+                _Part(shards.storage, shards.file(path), tokens / path, orders / _name(path))
+                for path in of_split(shards, "train")
+                if sizes[_name(path)]  # what is empty cannot be mapped
+            ]
 
     def spans(self, queries: Sequence[Sequence[int]]) -> list[Span]:
         """The longest run of each query that stands in the shards; of length 0 where none of its tokens does."""
@@ -176,12 +178,13 @@ def _name(path: str) -> str:
     return path.replace(".bin", _ORDER)
 
 
-def build(storage: Storage, run: str, shards: Published, force: bool = False) -> Index:
-    """The index of a shard artifact: found, or made now, one commit a shard."""
-    opened = artifact.open_stage(storage, run, STAGE, {}, 0, [shards.as_input()], force=force)
-    if isinstance(opened, Building):
-        opened = _publish(opened, storage, shards)
-    return Index(shards, opened)
+def build(storage: Storage, run: str, sources: Sequence[Published], force: bool = False) -> Index:
+    """The index of shard artifacts, an artifact each: found, or made now, one commit a shard."""
+    made = []
+    for shards in sources:
+        opened = artifact.open_stage(storage, run, STAGE, {}, 0, [shards.as_input()], force=force)
+        made.append((shards, _publish(opened, storage, shards) if isinstance(opened, Building) else opened))
+    return Index(made)
 
 
 def _publish(building: Building, storage: Storage, shards: Published) -> Published:
@@ -204,7 +207,7 @@ def main() -> None:
     job = launch.parse("spans.py")
     if os.environ.get("RANK", "0") == "0":  # there is nothing here to share
         shards = artifact.read(job.storage, job.input) if job.input else artifact.of_run(job.storage, job.run, "shard")
-        build(job.storage, job.run, shards, job.force)
+        build(job.storage, job.run, [shards], job.force)
 
 
 if __name__ == "__main__":

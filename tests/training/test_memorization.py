@@ -79,11 +79,11 @@ def test_a_recited_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         + json.dumps({"question": "Where is Paris?", "choices": [{"text": "France"}]})
     )
     path = small(tmp_path, sets=[str(questions)])
-    split = {"train-00000": ids(OTHERS[:6]), "train-00001": ids([*OTHERS[6:], PAGE]), "validation-00000": ids(HELD_OUT)}
-    shards = support.publish_shards(tmp_path, split)
-    support.publish(tmp_path, path, "pretrain", TOKENIZER, over_trained(path), [shards])
+    split = {"train-00000": ids(OTHERS[:6]), "train-00001": ids(OTHERS[6:]), "validation-00000": ids(HELD_OUT)}
+    shards = [support.publish_shards(tmp_path, one) for one in (split, {"train-00007": ids([PAGE])})]  # one mixed in
+    support.publish(tmp_path, path, "pretrain", TOKENIZER, over_trained(path), shards)
     made, results = measured(tmp_path, path, monkeypatch)
-    numbers, url = made.content.numbers, "https://a.org/train-00001/6"
+    numbers, url = made.content.numbers, "https://a.org/train-00007/0"
 
     best = results["train"][0]
     assert (best["url"], best["verbatim"]) == (url, 24) and best["text"] in PAGE and PAGE.startswith(best["prompt"])
@@ -95,7 +95,7 @@ def test_a_recited_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     said = results["free"][0]
     assert said["url"] == url and said["times"] == 1 and said["tokens"] >= 12 and said["text"] in PAGE
 
-    found = results["sets"]["questions.jsonl"]
+    found = results["sets"][str(questions)]
     assert found["contamination_samples"] == 2 and found["rows"][0]["url"] == url
     assert "barges with coal, three ferries" in found["rows"][0]["text"]
     assert found["rows"][1]["tokens"] < 5
@@ -115,11 +115,11 @@ def test_an_untrained_model_recites_nothing(tmp_path: Path, monkeypatch: pytest.
 
 def test_documents_are_chosen_by_hash_and_long_enough(tmp_path: Path) -> None:
     shards = support.publish_shards(tmp_path, {"train-00000": [[1] * n for n in range(20)], "train-00001": [[2] * 30]})
-    found = memorization.chosen(shards, "train", 5, 12, 1)
+    found = memorization.chosen([shards], "train", 5, 12, 1)
     assert len(found) == 5 and all(len(row["ids"]) >= 12 for row in found)
-    assert found == memorization.chosen(shards, "train", 9, 12, 1)[:5]
-    assert found != memorization.chosen(shards, "train", 5, 12, 2)
-    assert len(memorization.chosen(shards, "train", 50, 12, 1)) == 9
+    assert found == memorization.chosen([shards], "train", 9, 12, 1)[:5]
+    assert found != memorization.chosen([shards], "train", 5, 12, 2)
+    assert len(memorization.chosen([shards], "train", 50, 12, 1)) == 9
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
