@@ -25,14 +25,13 @@ from typing import Any, NamedTuple
 
 from warcio.archiveiterator import ArchiveIterator
 
-from bench.processes import SESSION, Spent, measured
+from bench.processes import HOME, SESSION, Spent, measured
 from jobs.page import quality
 from jobs.table import read_rows
 from pipeline import artifact
 from pipeline.recipe import Filter, load
 from pipeline.storage import Storage
 
-HOME = Path(__file__).resolve().parents[1]
 CRAWL, SAMPLE = HOME.parent / "shared/data/crawl", HOME / "tests/data/sample"
 RECIPE = HOME / "recipes/fineweb.yaml"
 STAGES = ("extract", "filter", "deduplicate", "redact")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -39,25 +40,25 @@ WARM_UP = 3  # steps, in which layers are compiled
 ROWS = 32  # of a step: enough micro-batches that the optimizer's share is a real run's
 
 
-def measure(recipe: Recipe, world: World, seconds: float, micro: int) -> tuple[float, float, int]:
-    """Tokens a second, FLOP a token and peak bytes with so many rows at once."""
+def measure(recipe: Recipe, world: World, seconds: float, micro: int) -> tuple[float, float, int, int]:
+    """Tokens a second, FLOP a token, peak bytes and parameters with so many rows at once."""
     section = recipe.pretrain
     torch.manual_seed(recipe.seed)
     net = model.build(recipe.model, VOCABULARY, 0, 1, recipe.seed)
-    compiled = world.device.type == "cuda"
-    shape = Shape(micro_batch=micro, fused_loss=True, compile=compiled, recompute=False)
+    shape = Shape(micro_batch=micro, fused_loss=True, compile=True)
     engine = Engine(net, section.optimizer, 10**6, section.precision, world, shape)
     taken, started = 0, 0.0
-    while taken < WARM_UP or time.perf_counter() - started < seconds:
-        ids = torch.randint(VOCABULARY, (ROWS, section.window + 1))
-        engine.step({"ids": ids, "mask": torch.ones_like(ids)}, token_loss)  # ends with the loss on the CPU
-        taken += 1
-        if taken == WARM_UP:
-            started = time.perf_counter()
-    spent = time.perf_counter() - started
-    peak = torch.cuda.max_memory_allocated() if compiled else 0
-    engine.deepspeed.destroy()
-    return (taken - WARM_UP) * ROWS * section.window / spent, model.flops_a_token(net, section.window), peak
+    try:
+        while taken < WARM_UP or time.perf_counter() - started < seconds:
+            ids = torch.randint(VOCABULARY, (ROWS, section.window + 1))
+            engine.step({"ids": ids, "mask": torch.ones_like(ids)}, token_loss)  # ends with the loss on the CPU
+            taken += 1
+            if taken == WARM_UP:
+                started = time.perf_counter()
+    finally:
+        engine.deepspeed.destroy()  # also where memory was short: the next try needs it
+    speed = (taken - WARM_UP) * ROWS * section.window / (time.perf_counter() - started)
+    return speed, model.flops_a_token(net, section.window), torch.cuda.max_memory_allocated(), model.parameters(net)
 
 
 def main() -> None:
@@ -76,17 +77,17 @@ def main() -> None:
     for name in given.models:
         recipe = MODELS[name]()
         for micro in (32, 16, 8, 4, 2, 1):
+            gc.collect()  # an engine and its hooks hold each other
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             try:
-                speed, each, peak = measure(recipe, world, given.seconds, micro)
+                speed, each, peak, numbers = measure(recipe, world, given.seconds, micro)
             except torch.OutOfMemoryError:
                 print(f"{name}: {micro} rows at once are too many", file=sys.stderr, flush=True)
                 continue
             share = f"{speed * each / promised:.1%}" if promised else "–"
-            numbers = model.parameters(model.build(recipe.model, VOCABULARY, 0, 1, 1)) / 1e6
             print(
-                f"| {name} | {numbers:.0f} M | {micro} | {speed:,.0f} | {speed * each / 1e12:.0f} | {share} | "
+                f"| {name} | {numbers / 1e6:.0f} M | {micro} | {speed:,.0f} | {speed * each / 1e12:.0f} | {share} | "
                 f"{peak / 2**30:.1f} | {PUBLISHED.get(name, '–')} |",
                 flush=True,
             )

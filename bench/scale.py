@@ -28,12 +28,11 @@ from warcio.archiveiterator import ArchiveIterator
 from warcio.recordloader import ArcWarcRecord
 from warcio.warcwriter import WARCWriter
 
-from bench.processes import SESSION, Spent, measured
+from bench.processes import HOME, SESSION, Spent, measured
 from pipeline import artifact
 from pipeline.recipe import load
 from pipeline.storage import Storage
 
-HOME = Path(__file__).resolve().parents[1]
 CRAWL, SAMPLE = HOME.parent / "shared/data/crawl", HOME / "tests/data/sample"
 STAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "train_tokenizer", "shard")
 _NO_TEXT = re.compile(rb"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>")

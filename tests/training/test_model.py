@@ -49,6 +49,24 @@ def test_operations_a_token_are_those_of_palm() -> None:
     assert model.flops_a_token(gpt2, 24) == 6 * (model.parameters(gpt2) - positions) + attention
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", None),
+        ("NVIDIA GH200 480GB", None),
+    ],
+)
+def test_a_data_sheet_is_that_of_this_card(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert model.peak_flops(torch.device("cuda")) == peak
+    assert model.peak_flops(torch.device("cpu")) is None
+
+
 @pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
 def test_a_new_model_knows_nothing_and_sees_no_future(preset: str) -> None:
     net = model.build(shape(preset), 64, 0, 1, 1).eval()
