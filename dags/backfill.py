@@ -41,6 +41,7 @@ with DAG(
 ) as dag:
     TriggerDagRunOperator.partial(
         task_id="corpus",
+        retries=0,  # a crawl that failed, or that somebody rejected, is not begun anew: its own tasks had their tries
         trigger_dag_id="corpus",
         logical_date=None,
         reset_dag_run=True,  # where the task is cleared

@@ -22,8 +22,9 @@ import yaml
 GROUP, VERSION, PLURAL = "jobset.x-k8s.io", "v1alpha2", "jobsets"
 NAME_OF, NODE = "jobset.sigs.k8s.io/jobset-name", "batch.kubernetes.io/job-completion-index"
 LOOK_SECONDS = 5.0
+MISSES = 60  # looks in a row that Kubernetes may leave without an answer: five minutes, as where its server is updated
 _SIZE = re.compile(r"^(--nnodes|--nproc-per-node)=.*")  # of torchrun
-NOT_FOUND, CONFLICT = 404, 409
+NOT_FOUND, CONFLICT, REFUSED = 404, 409, (401, 403)
 
 
 def name(stage: str, arguments: Sequence[str]) -> str:
@@ -64,16 +65,25 @@ class JobSet:
     def wait(self, log: Callable[[str], None]) -> int:
         """Start it, or go on with the one that runs; its logs line by line; 0 where it completed, else 1."""
         found = self._read()
-        if found is not None and ended(found) is not None:
-            self._remove()  # of an earlier try; what it made is found again
+        if found is not None and (ended(found) is not None or "deletionTimestamp" in found["metadata"]):
+            self._remove()  # of an earlier try, or that is being removed; what it made is found again
             found = None
         if found is None:
             self._create()
         log(f"JobSet {self.namespace}/{self.name}: {'started' if found is None else 'found running'}")
         follower = threading.Thread(target=self._follow, args=(log,), daemon=True)
         follower.start()
+        misses = 0
         while not self._stopped.wait(self.look_seconds):
-            found = self._read()
+            try:
+                found = self._read()
+            except self._lost as error:  # the training goes on meanwhile
+                misses += 1
+                if misses == MISSES or getattr(error, "status", None) in REFUSED:
+                    raise
+                log(f"no answer from Kubernetes: {' '.join(str(error).split())[:200]}")
+                continue
+            misses = 0
             if found is None:
                 self._stopped.set()
                 log(f"JobSet {self.name} is gone: somebody removed it")

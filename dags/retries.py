@@ -1,4 +1,4 @@
-"""What is tried again after an error, how often and how soon: by kind, told by the exit code of a stage."""
+"""What is tried again after an error, how often and how soon: by its kind, which its exit code tells."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.sdk import RetryDecision, RetryPolicy
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException
 
 from pipeline import errors
+from pipeline.errors import CrawlToChatError
 
 # Exit codes of errors that trying again cannot mend: recipe, input, artifact, machine, stage.
 FINAL = tuple(
@@ -27,29 +28,22 @@ class StageFailed(AirflowException):  # type: ignore[misc]
     """A stage ended with this exit code: of ours, negative for a signal, None where nobody knows."""
 
     def __init__(self, stage: str, code: int | None) -> None:
-        super().__init__(f"{stage} ended with exit code {code}")
-        self.code = code
-
-
-def failed(stage: str, code: int | None) -> AirflowException:
-    """The error of a stage that ended so."""
-    if code in FINAL:
-        return AirflowFailException(f"{stage} cannot be built, see the error above (exit code {code})")
-    return StageFailed(stage, code)
+        super().__init__(f"{stage} ended with exit code {code}, see the lines above")
+        self.exit_code = code
 
 
 class ByKind(RetryPolicy):  # type: ignore[misc]
-    """What throttles or was lost comes back; a process that was killed goes on; anything else has one more try."""
+    """Final: what is wrong. What throttles or was lost comes back; what was killed goes on; all else: one more try."""
 
     def evaluate(self, exception: BaseException, try_number: int, max_tries: int, context: Any = None) -> RetryDecision:
         """See `RetryPolicy`."""
-        code = exception.code if isinstance(exception, StageFailed) else 1
+        code = exception.exit_code if isinstance(exception, (StageFailed, CrawlToChatError)) else 1
         if code in LATER:
             wait = min(FIRST_WAIT * 2 ** (try_number - 1), LONGEST_WAIT)
             return RetryDecision.retry(wait, f"exit code {code}: tried again in {wait}")
         if code is not None and (code < 0 or code > 128):  # killed: preempted, out of memory, a node that went down
             return RetryDecision.retry(SOON, f"exit code {code}: it was killed, and goes on")
-        if try_number == 1 and not isinstance(exception, HITLRejectException):
+        if try_number == 1 and code not in FINAL and not isinstance(exception, HITLRejectException):
             return RetryDecision.retry(SOON)
         return RetryDecision.fail("another try would not help")
 

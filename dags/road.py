@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import Asset, TaskGroup, TriggerRule, chain, task
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
 from dags import form
 from dags.approval import AskForExtract, AskForPretraining
@@ -15,7 +15,6 @@ from dags.links import web_url
 from dags.place import place
 from dags.stages import HOME, Canary, ExtractBatch, ProcessStage, SparkStage, TrainingStage
 from pipeline import artifact
-from pipeline.errors import CrawlToChatError
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Storage
 
@@ -47,10 +46,7 @@ def settle(recipe: Recipe, storage: Storage, run_id: str) -> dict[str, str]:
 def resolve(params: dict[str, Any], run_id: str) -> dict[str, str]:
     """Recipe file and form to one final recipe."""
     os.chdir(HOME)
-    try:
-        return settle(load(params["recipe"], form.overrides(dict(params))), Storage(params["root"]), run_id)
-    except CrawlToChatError as error:
-        raise AirflowFailException(str(error)) from error
+    return settle(load(params["recipe"], form.overrides(dict(params))), Storage(params["root"]), run_id)
 
 
 @task(task_id="resolve")  # type: ignore[untyped-decorator]
@@ -61,21 +57,18 @@ def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: 
     """
     os.chdir(HOME)
     arrived = [event for events in triggering_asset_events.values() for event in events]
-    try:
-        recipe = load(params["recipe"], form.overrides(dict(params)))
-        storage, source = Storage(params["root"]), params["corpus_run"]
-        if arrived:
-            told = arrived[-1].extra
-            if told["partition"] != partition(recipe):
-                raise AirflowSkipException(
-                    f"recipe {recipe.name} is for corpus {partition(recipe)}, and {told['partition']} arrived"
-                )
-            storage, source = Storage(told["root"]), told["run"]
-        source = artifact.run_name(source) if source else artifact.newest_run(storage, CORPUS_STAGES[-1])
-        where = settle(recipe, storage, run_id)
-        artifact.adopt(storage, source, where["run"], CORPUS_STAGES)
-    except CrawlToChatError as error:
-        raise AirflowFailException(str(error)) from error
+    recipe = load(params["recipe"], form.overrides(dict(params)))
+    storage, source = Storage(params["root"]), params["corpus_run"]
+    if arrived:
+        told = arrived[-1].extra
+        if told["partition"] != partition(recipe):
+            raise AirflowSkipException(
+                f"recipe {recipe.name} is for corpus {partition(recipe)}, and {told['partition']} arrived"
+            )
+        storage, source = Storage(told["root"]), told["run"]
+    source = artifact.run_name(source) if source else artifact.newest_run(storage, CORPUS_STAGES[-1])
+    where = settle(recipe, storage, run_id)
+    artifact.adopt(storage, source, where["run"], CORPUS_STAGES)
     print(f"the corpus of run {source}")
     return where
 

@@ -24,10 +24,10 @@ from dags import links
 from dags.child import Child, die_with_parent
 from dags.jobset import JobSet
 from dags.place import Place, place
-from dags.retries import failed
+from dags.retries import StageFailed
 from pipeline import artifact
 from pipeline.artifact import Published
-from pipeline.errors import EXIT_RESUME, CrawlToChatError
+from pipeline.errors import EXIT_RESUME, ArtifactError
 
 HOME = os.environ.get("CRAWL2CHAT_HOME") or str(Path(__file__).resolve().parents[1])
 TRAINING_CONNECTION = "deepspeed_default"
@@ -68,7 +68,7 @@ def published(arguments: Sequence[str], stage: str) -> Published:
     at = Place.of(arguments)
     try:
         return artifact.of_run(at.storage, at.run, stage)
-    except CrawlToChatError as error:
+    except ArtifactError as error:
         raise AirflowException(f"{stage} ended without an error, and published nothing: {error}") from error
 
 
@@ -106,7 +106,7 @@ class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
             super().execute(context)
         except AirflowException as error:
             process = hook._submit_sp
-            raise failed(self.stage, process.returncode if process else None) from error
+            raise StageFailed(self.stage, process.returncode if process else None) from error
         return self.check(arguments)
 
     def check(self, arguments: Sequence[str]) -> Any:
@@ -191,7 +191,7 @@ class ProcessStage(BaseOperator):  # type: ignore[misc]
             self.log.info("%s saved what it had and stopped; starting it again", self.stage)
             self.arguments = [argument for argument in self.arguments if argument != "--force"]
         if code:
-            raise failed(self.stage, code)
+            raise StageFailed(self.stage, code)
         self.log.info("%s", told(self.stage, published(given(self.arguments), self.stage)))
 
     def on_kill(self) -> None:

@@ -15,14 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 import training  # noqa: F401  sets TORCH_EXTENSIONS_DIR
-from pipeline import artifact, recipe
+from pipeline import artifact, errors, recipe
 from pipeline.errors import CrawlToChatError, MachineError, NodeError, RecipeError
 from pipeline.storage import Storage
 
@@ -188,8 +188,6 @@ def by_first(world: World, make: Callable[[], T]) -> T:
         except CrawlToChatError as raised:
             error = raised
     made, code = tell(world, (made, None if error is None else error.exit_code))
-    if code is not None:
-        stop()
     if error is not None:
         raise error
     if code is not None:
@@ -210,6 +208,17 @@ def stop() -> None:
         # A gloo thread that outlives it, in a group that DeepSpeed holds, needs the GIL to let go of its last tensors.
         # Where the interpreter has begun to end by then, it aborts the process (pytorch#179291).
         time.sleep(0.2)
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """As `errors.run`, for a `main` that calls `start`: the process leaves its group before it ends."""
+    try:
+        errors.run(main)
+    except SystemExit as ended:
+        # Where one rank alone fails, nccl may wait for the others, who do not come: the end of the process tells them.
+        if ended.code in (0, errors.EXIT_RESUME) or (dist.is_initialized() and dist.get_backend() == "gloo"):
+            stop()
+        raise
 
 
 def lost(world: World, error: RuntimeError) -> NodeError | None:

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline import artifact, errors
+from pipeline import artifact
 from pipeline.artifact import Building, Published, Stage
 from pipeline.errors import ArtifactError, RecipeError
 from tokenizer.bpe import Tokenizer
@@ -282,8 +282,7 @@ def main() -> None:
         stage.run()
         stage.publish_model()
     launch.wait(world)
-    launch.stop()
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    launch.run(main)

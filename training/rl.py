@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline import errors
 from pipeline.artifact import Building, Published, Stage
 from tokenizer.chat import PAD, Message, prompt
 from training import launch
@@ -197,8 +196,7 @@ def main() -> None:
         stage.run()
         stage.publish(stage.numbers())
     launch.wait(world)
-    launch.stop()
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    launch.run(main)

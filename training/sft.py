@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline import errors
 from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.errors import InputError
 from tokenizer.chat import PAD, Rendered, render
@@ -119,8 +118,7 @@ def main() -> None:
         stage.run()
         stage.publish(stage.numbers(), stage.counts)
     launch.wait(world)
-    launch.stop()
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    launch.run(main)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from airflow.sdk import PartitionedAssetTimetable, PartitionedAtRuntime
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 from airflow.serialization.serialized_objects import DagSerialization
 
 from dags import corpus, crawl_to_chat, form, model, road
@@ -17,6 +17,7 @@ from dags.stages import TrainingStage
 from local import airflow
 from pipeline import artifact
 from pipeline.artifact import Counts, Stage
+from pipeline.errors import ArtifactError
 from pipeline.recipe import load
 from pipeline.storage import Storage
 
@@ -78,7 +79,7 @@ def test_a_model_takes_the_newest_corpus_or_the_one_that_is_named(storage):
     resolved(storage, corpus_run="old")
     assert folders(storage, "manual__1") == folders(storage, "old")
     assert artifact.pointer(storage, "manual__1", "shard").state == "reused"
-    with pytest.raises(AirflowFailException, match="nothing"):
+    with pytest.raises(ArtifactError, match="nothing"):
         resolved(storage, corpus_run="nothing")
 
 

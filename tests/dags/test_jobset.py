@@ -47,14 +47,25 @@ ARGUMENTS = ["training/pretrain.py", "--recipe", "r.yaml", "--root", "/data", "-
 
 
 class Cluster(ThreadingHTTPServer):
-    """Holds JobSets; each ends with `outcome` after it was looked at `looks` times. `calls`: what was asked."""
+    """Holds JobSets; each ends with `outcome` after it was looked at `looks` times. `calls`: what was asked.
+
+    `ill`: looks that get the `status` instead; `lingers`: looks at what is being removed, before it is gone.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Api)
         self.sets: dict[str, dict] = {}
         self.looks, self.outcome, self.breaks = 2, "Completed", 0
+        self.ill, self.status, self.lingers = 0, 500, 0
         self.calls: list[str] = []
         self.lock = threading.Lock()
+
+    def leave(self, name: str) -> None:
+        """What is being removed is gone when it has lingered."""
+        if self.sets[name].setdefault("lingers", self.lingers) == 0:
+            del self.sets[name]
+        else:
+            self.sets[name]["lingers"] -= 1
 
 
 class Api(BaseHTTPRequestHandler):
@@ -86,7 +97,11 @@ class Api(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         with self.server.lock:
             self.server.calls.append("delete")
-            found = self.server.sets.pop(self.path.split("?")[0].rsplit("/", 1)[1], None)
+            name = self.path.split("?")[0].rsplit("/", 1)[1]
+            found = self.server.sets.get(name)
+            if found is not None:
+                found["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
+                self.server.leave(name)
         self.answer(200 if found else 404, {})
 
     def do_GET(self) -> None:
@@ -105,9 +120,16 @@ class Api(BaseHTTPRequestHandler):
             pod = {"metadata": metadata, "status": {"phase": "Running"}}
             self.answer(200, {"apiVersion": "v1", "kind": "PodList", "items": [pod] if self.server.sets else []})
         else:
+            name = url.path.rsplit("/", 1)[1]
             with self.server.lock:
-                found = self.server.sets.get(url.path.rsplit("/", 1)[1])
-                if found is not None:
+                found = self.server.sets.get(name)
+                if found is not None and self.server.ill:
+                    self.server.ill -= 1
+                    self.answer(self.server.status, {"reason": "InternalError"})
+                    return
+                if found is not None and "deletionTimestamp" in found["metadata"]:
+                    self.server.leave(name)
+                elif found is not None:
                     found["looks"] += 1
                     if found["looks"] > self.server.looks:
                         ended = {"type": self.server.outcome, "status": "True", "message": "all jobs"}
@@ -193,6 +215,35 @@ def test_what_failed_is_removed_before_it_is_tried_again(cluster, tmp_path):
     cluster.outcome, cluster.looks = "Completed", 3
     assert launch(tmp_path).wait(print) == 0
     assert cluster.calls == ["create", "delete", "create"]
+
+
+def test_what_is_being_removed_is_not_followed(cluster, tmp_path):
+    cluster.looks = 10**9
+    first = launch(tmp_path)
+    first._create()
+    cluster.lingers = 3
+    first._remove(0)
+    assert first._read() is not None
+    cluster.looks, lines = 3, list[str]()
+    assert launch(tmp_path).wait(lines.append) == 0
+    assert cluster.calls == ["create", "delete", "delete", "create"] and lines[0].endswith(": started")
+
+
+@pytest.mark.parametrize("status", [500, 429])
+def test_a_training_outlasts_a_kubernetes_that_does_not_answer(cluster, tmp_path, status):
+    cluster.looks, cluster.ill, cluster.status = 2, jobset.MISSES - 1, status
+    lines: list[str] = []
+    assert launch(tmp_path).wait(lines.append) == 0
+    assert sum(f"no answer from Kubernetes: ({status})" in line for line in lines) == jobset.MISSES - 1
+
+
+@pytest.mark.parametrize(("status", "ill"), [(500, jobset.MISSES), (403, 1)])
+def test_but_not_one_that_is_gone_or_refuses(cluster, tmp_path, status, ill):
+    from kubernetes.client import ApiException
+
+    cluster.looks, cluster.ill, cluster.status = 2, ill, status
+    with pytest.raises(ApiException, match=str(status)):
+        launch(tmp_path).wait(print)
 
 
 def test_a_killed_task_removes_it(cluster, tmp_path):

@@ -26,7 +26,7 @@ from pipeline.storage import Storage
 from tokenizer import shards
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import PAD
-from training import checkpoint, launch, model
+from training import checkpoint, model
 from training.loop import SECTIONS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -73,7 +73,6 @@ def publish(
 def run(stage: ModuleType, root: Path, path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     """The stage's `main` in this process, which keeps its process group and its own SIGTERM."""
     monkeypatch.setattr(sys, "argv", [f"{stage.STAGE.name}.py", "--recipe", str(path), "--root", str(root), *options])
-    monkeypatch.setattr(launch, "stop", lambda: None)
     before = signal.getsignal(signal.SIGTERM)
     try:
         stage.main()
