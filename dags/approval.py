@@ -81,12 +81,14 @@ class AskForPretraining(Ask):
 
 def before(at: Place, made: Published) -> Published | None:
     """The canary of the corpus in the same languages that was finished last before this one; None without one."""
-    finished = set(artifact.runs_with(at.storage, "shard"))
+    begun, finished = artifact.pointers(at.storage, "canary"), set(artifact.runs_with(at.storage, "shard"))
     for run in reversed(artifact.runs_with(at.storage, "canary")):
-        other = artifact.of_run(at.storage, run, "canary")
-        alike = languages(other) == languages(made) and other.folder != made.folder
-        if run in finished and alike and other.content.numbers["canary_files"]:
-            return other
+        (found,) = begun[run]
+        # Of a canary that somebody removed, or that another run forces, nothing can be said.
+        if run in finished and found.folder != made.folder and artifact.is_published(at.storage, found.folder):
+            other = artifact.read(at.storage, found.folder)
+            if languages(other) == languages(made) and other.content.numbers["canary_files"]:
+                return other
     return None
 
 

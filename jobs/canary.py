@@ -61,7 +61,7 @@ def run(job: session.Job) -> Published:
     numbers["extract"] = artifact.folder_of(extract.STAGE, made_by)
     seconds = 0.0
     # With --force begun here, so that no later part of the stage needs it.
-    opened = extract.begin(job, found) if wanted or job.force else None
+    opened = extract.begin(job, found, given) if wanted or job.force else None
     if wanted and opened:
         places = chosen(len(found), wanted)
         if isinstance(opened, Published):
@@ -71,7 +71,8 @@ def run(job: session.Job) -> Published:
             records, seconds = opened.extract([opened.parts[place] for place in places], "canary")
             files = [opened.building.file(record["file"]["path"]) for record in records.values()]
         numbers |= {"canary_files": len(files)} | summary(job.storage, files, job.recipe.filter)
-    return building.publish([], None, numbers, {"extract_cpu_seconds": round(seconds, 3)})
+    spent = {"extract_cpu_seconds": round(seconds, 3), "crawl": sources.crawl(job.recipe.input)}
+    return building.publish([], None, numbers, spent)
 
 
 def main() -> None:

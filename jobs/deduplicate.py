@@ -113,7 +113,7 @@ def run(job: session.Job) -> Published:
     files = zip(names, extracted.files(".parquet"), filtered.files(".parquet"), strict=True)
     todo = [(name, payload | {"extract": text, "filter": decided}) for name, text, decided in files]
     signed = parts.run_parts(spark, building, todo, sign, "sign")
-    numbers = building.commits().get("clusters")
+    numbers = building.commits(["clusters"]).get("clusters")
     if numbers is None:
         corpus = clusters.Corpus(
             job.storage.root,

@@ -228,9 +228,19 @@ def identity(job: session.Job, found: Sequence[sources.Source]) -> dict[str, Any
     return {"recipe": section, "seed": job.recipe.seed, "inputs": inputs, "assets": assets}
 
 
-def begin(job: session.Job, found: Sequence[sources.Source]) -> Opened | Published:
-    """Open the stage on these files."""
-    recipe, given = job.recipe.extract, identity(job, found)
+def listed(job: session.Job) -> list[sources.Source]:
+    """The files; those of a crawl as the run's canary found them, so that a server is asked of 90,000 only once."""
+    found = artifact.pointer(job.storage, job.run, "canary")
+    if found and artifact.is_published(job.storage, found.folder) and (wanted := sources.crawl(job.recipe.input)):
+        made = artifact.read(job.storage, found.folder)
+        if made.manifest.run.numbers.get("crawl") == wanted:
+            return [sources.Source.of_input(source) for source in made.content.inputs]
+    return sources.find(job.recipe.input)
+
+
+def begin(job: session.Job, found: Sequence[sources.Source], given: dict[str, Any]) -> Opened | Published:
+    """Open the stage on these files; `given`: their `identity`."""
+    recipe = job.recipe.extract
     building = artifact.open_stage(job.storage, job.run, STAGE, **given, force=job.force)
     if isinstance(building, Published):
         return building
@@ -252,7 +262,8 @@ def begin(job: session.Job, found: Sequence[sources.Source]) -> Opened | Publish
 
 def run(job: session.Job) -> Published | None:
     """The stage: open, extract what is not yet committed, publish; of a batch, no more than its parts."""
-    opened = begin(job, sources.find(job.recipe.input))
+    found = listed(job)
+    opened = begin(job, found, identity(job, found))
     if isinstance(opened, Published):
         return opened
     if job.batch:

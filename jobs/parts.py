@@ -81,7 +81,7 @@ def run_parts(
             if failures:
                 kind, what, remedy = json.loads(failures[0]["state"])
                 raise getattr(errors, kind)(what, remedy)
-    done = building.commits()
+    done = building.commits({prefix + name for name, _ in parts})
     return {name: done[prefix + name] for name, _ in sorted(parts)}
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
@@ -27,7 +26,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from jobs import parts, session
 from jobs.decontaminate import aligned, stays
-from jobs.table import read_rows, write_table
+from jobs.table import read_rows, read_table, write_table
 from pipeline import artifact, errors
 from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.storage import Storage
@@ -119,12 +118,8 @@ def cut(storage: Storage, files: list[str], budget: int) -> tuple[str, int, int]
 
     Returns the key of the last document, how many of its tokens still count, and how many documents come before it.
     """
-    columns = ["key", "split", "size"]
-    tables = []
-    for file in files:
-        with storage.reading(file) as stream:
-            tables.append(pq.read_table(stream, columns=columns, filters=[("split", "=", "train")]))
-    table = pa.concat_tables(tables).sort_by("key")
+    train = [("split", "=", "train")]
+    table = pa.concat_tables(read_table(storage, file, ["key", "size"], train) for file in files).sort_by("key")
     ends = pc.cumulative_sum(table["size"]).to_numpy()
     last = int(np.searchsorted(ends, budget))
     before = int(ends[last - 1]) if last else 0
@@ -158,7 +153,7 @@ def assemble(
 ) -> dict[str, dict[str, Any]]:
     """Bring the documents of all pieces (see `select`) into their shards; the shards' records, by name."""
     storage, work, names, itemsize = building.storage, building.work, wanted.names(), np.dtype(wanted.dtype).itemsize
-    done = building.commits()
+    done = set(building.committed())
     targets = {name: i for i, name in enumerate(name for name in names if f"shard-{name}" not in done)}
     waiting = list(targets)
 
@@ -200,9 +195,11 @@ def assemble(
             listed = spark.sparkContext.parallelize(pieces, len(pieces))
             found = spark.createDataFrame(listed, "file string, until string, last bigint")
             moved = found.mapInArrow(spread, from_arrow_schema(_MOVED))
-            sorted_ = moved.repartitionById(len(waiting), F.col("target")).sortWithinPartitions("key")
+            shuffled = moved.repartitionById(len(waiting), F.col("target"))
+            # Corpora that are mixed may hold the same document, which has the same key in both.
+            sorted_ = shuffled.sortWithinPartitions("key", "warc", "offset", "ids")
             sorted_.mapInArrow(write, "part string").collect()
-    done = building.commits()
+    done = building.commits({f"shard-{name}" for name in names})
     return {name: done[f"shard-{name}"] for name in sorted(names)}
 
 

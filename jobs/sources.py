@@ -53,13 +53,25 @@ class Source:
         """As the input of the extract artifact."""
         return ArtifactInput(stage="warc", location=self.location, fingerprint="", content=self.content)
 
+    @classmethod
+    def of_input(cls, found: ArtifactInput) -> Source:
+        """What `as_input` made of it, read back."""
+        return cls(found.location, _name(found.location), found.content)
+
+
+def _base() -> str:
+    return os.environ.get(BASE_VARIABLE, COMMON_CRAWL).rstrip("/")
+
+
+def crawl(recipe: Input) -> str | None:
+    """What tells a list of a published crawl's files, which do not change, from others; None for files of one's own."""
+    return f"{_base()} {recipe.crawl} {recipe.max_warcs}" if recipe.crawl else None
+
 
 def find(recipe: Input) -> list[Source]:
     """The archives a recipe names, in order of location. Raises `InputError` where a pattern matches nothing."""
     if recipe.crawl:
-        base = os.environ.get(BASE_VARIABLE, COMMON_CRAWL).rstrip("/")
-        index = f"{base}/crawl-data/{recipe.crawl}/warc.paths.gz"
-        locations = [f"{base}/{path}" for path in _lines(_get(index))]
+        locations = [f"{_base()}/{path}" for path in _lines(_get(f"{_base()}/crawl-data/{recipe.crawl}/warc.paths.gz"))]
     else:
         locations = [location for given in recipe.warcs for location in _expand(given)]
     unique = sorted(set(locations))[: recipe.max_warcs]

@@ -6,7 +6,7 @@ The life of a stage:
     if isinstance(building, Published):           # somebody made exactly this before: verified, nothing to do
         return
     for part in parts:
-        if part not in building.commits():        # a kill costs one part
+        if part not in building.committed():      # a kill costs one part
             ... storage.write(building.file(name), ...)
             building.commit(part, {...})
     building.publish(files, counts, numbers)
@@ -26,7 +26,7 @@ import re
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,7 +259,7 @@ def _changed(path: str, what: str) -> ArtifactError:
 def read(storage: Storage, folder: str) -> Published:
     """The published artifact in `folder`; its manifest is checked against its own hash."""
     name = f"{folder}/{MANIFEST}"
-    if not storage.exists(name):
+    if not is_published(storage, folder):
         raise ArtifactError(f"{storage.path(folder)} holds no published artifact", "run the stage that makes it")
     try:
         manifest = Manifest.model_validate_json(storage.read(name))
@@ -299,9 +299,9 @@ class Building:
         folder = f"{self.work}/commits"
         return [name[len(folder) + 1 : -5] for name in self.storage.names(folder) if name.endswith(".json")]
 
-    def commits(self) -> dict[str, dict[str, Any]]:
-        """What earlier attempts finished, by part."""
-        names = self.committed()
+    def commits(self, parts: Container[str] | None = None) -> dict[str, dict[str, Any]]:
+        """The records of what is finished, by part; with `parts`, of those only."""
+        names = [name for name in self.committed() if parts is None or name in parts]
         with ThreadPoolExecutor(_DOWNLOADS) as pool:  # a crawl has 90,000, each a request where the root is remote
             records = pool.map(lambda name: json.loads(self.storage.read(f"{self.work}/commits/{name}.json")), names)
             return dict(zip(names, records, strict=True))
@@ -435,7 +435,7 @@ def open_stage(
     if force:
         storage.remove(f"{folder}/{MANIFEST}")
         storage.remove_tree(work)
-    elif storage.exists(f"{folder}/{MANIFEST}"):
+    elif is_published(storage, folder):
         published = read(storage, folder)
         published.verify()
         _point(storage, run, _pointer(pointer, published, "reused"))
@@ -479,11 +479,19 @@ def adopt(storage: Storage, source: str, run: str, names: Sequence[str]) -> None
             _point(storage, run, found.model_copy(update={"state": "reused"}))
 
 
+def pointers(storage: Storage, name: str | None = None) -> dict[str, list[Pointer]]:
+    """The pointers of every run that has any, by run; with `name`, those of that stage only."""
+    found: dict[str, list[Pointer]] = {}
+    for path in storage.names("runs"):
+        if path.endswith(".json" if name is None else f"/{name}.json"):
+            found.setdefault(path.split("/")[1], []).append(Pointer.model_validate_json(storage.read(path)))
+    return found
+
+
 def runs_with(storage: Storage, name: str, running: bool = False) -> list[str]:
     """The runs that have published their stage `name`, in the order in which they began it; with `running`, all."""
-    paths = [path for path in storage.names("runs") if path.endswith(f"/{name}.json")]
-    found = [(Pointer.model_validate_json(storage.read(path)), path.split("/")[1]) for path in paths]
-    return [run for _, run in sorted((one.started, run) for one, run in found if running or one.state != "running")]
+    found = [(one.started, run) for run, (one,) in pointers(storage, name).items() if running or one.state != "running"]
+    return [run for _, run in sorted(found)]
 
 
 def newest_run(storage: Storage, name: str) -> str:

@@ -23,15 +23,6 @@ DAY = 86400.0
 OURS = re.compile(r"([^/]+/[^/]+/[0-9a-f]{16})/")  # stage/partition/fingerprint, _work/stage/fingerprint
 
 
-def pointers(storage: Storage) -> dict[str, list[Pointer]]:
-    """The pointers of every run."""
-    found: dict[str, list[Pointer]] = {}
-    for name in storage.sizes("runs"):
-        if name.endswith(".json"):
-            found.setdefault(name.split("/")[1], []).append(Pointer.model_validate_json(storage.read(name)))
-    return found
-
-
 def forgotten(storage: Storage, runs: dict[str, list[Pointer]], before: float) -> list[str]:
     """The runs that did nothing since `before` (Unix seconds)."""
 
@@ -83,7 +74,7 @@ def main() -> None:
     parser.add_argument("--delete", action="store_true", help="remove, not only tell")
     given = parser.parse_args()
     storage = Storage(given.root)
-    runs = pointers(storage)
+    runs = artifact.pointers(storage)
     old = forgotten(storage, runs, time.time() - given.keep_days * DAY)
     keep = needed(storage, [stage for run, stages in runs.items() if run not in old for stage in stages])
     found = unneeded(storage, keep)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import functools
 import hmac
 import ipaddress
 import os
@@ -25,7 +26,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pipeline import artifact, errors
-from pipeline.artifact import Pointer
+from pipeline.artifact import Counts, Pointer
 from pipeline.errors import CrawlToChatError, MachineError
 from pipeline.progress import Event, events, last_event
 from pipeline.storage import Storage
@@ -49,7 +50,8 @@ const look = async () => {
   if (answer.status === 205) location.reload();
   else if (answer.ok) part.innerHTML = await answer.text();
 };
-if (part) setInterval(() => look().catch(() => {}), 2000);
+const again = () => setTimeout(() => look().catch(() => {}).finally(again), 2000);
+if (part) again();
 """
 
 
@@ -69,13 +71,21 @@ def row(storage: Storage, label: str, pointer: Pointer | None) -> Row:
     if pointer is None:
         return Row(label, "waiting", None, "", None)
     if pointer.state != "running":
-        counts = artifact.read(storage, pointer.folder).content.counts
+        if not artifact.is_published(storage, pointer.folder):  # somebody removed it, or another run forces it
+            return Row(label, "made", 1.0, "not there at the moment", pointer.seconds)
+        counts = counted(storage, pointer.folder, pointer.content_hash)
         told = f"{counts.in_:,} in, {counts.kept:,} kept" if counts else ""
         return Row(label, "reused" if pointer.state == "reused" else "made", 1.0, told, pointer.seconds)
     event = last_event(storage, f"{pointer.work}/progress")
     if event is None or event.time < pointer.started:  # of an attempt before
         return Row(label, "running", None, "starting", time.time() - pointer.started)
     return Row(label, "running", event.done / max(1, event.total), told_by(event), time.time() - pointer.started)
+
+
+@functools.lru_cache(1000)
+def counted(storage: Storage, folder: str, content_hash: str) -> Counts | None:
+    """What came in and stayed; a manifest of 90,000 files is read once, not every two seconds."""
+    return artifact.read(storage, folder).content.counts
 
 
 def told_by(event: Event) -> str:
@@ -92,6 +102,8 @@ def stages(storage: Storage, run: str) -> dict[str, Any]:
     running = [pointer for pointer in pointers.values() if pointer and pointer.state == "running"]
     curves = []
     for pointer in running:
+        if pointer.name not in report.MODELS:
+            continue
         seen = [event for event in events(storage, f"{pointer.work}/progress") if "loss" in event.numbers]
         points = [(float(event.done), float(event.numbers["loss"])) for event in seen]
         label = report.STAGES[pointer.name]
@@ -105,13 +117,7 @@ def stages(storage: Storage, run: str) -> dict[str, Any]:
 
 def runs(storage: Storage) -> list[dict[str, Any]]:
     """The newest runs: name, when their newest stage began, which it is and how it stands."""
-    newest: dict[str, Pointer] = {}
-    for path in storage.names("runs"):
-        if path.endswith(".json"):
-            pointer = Pointer.model_validate_json(storage.read(path))
-            run = path.split("/")[1]
-            if run not in newest or pointer.started > newest[run].started:
-                newest[run] = pointer
+    newest = {run: max(begun, key=lambda one: one.started) for run, begun in artifact.pointers(storage).items()}
     ordered = sorted(newest.items(), key=lambda item: -item[1].started)[:NEWEST]
     return [
         {

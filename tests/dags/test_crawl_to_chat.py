@@ -23,7 +23,7 @@ from dags.road import resolve
 from dags.stages import ProcessStage, SparkStage, TrainingStage
 from pipeline import artifact
 from pipeline.artifact import Counts, Stage
-from pipeline.errors import RecipeError
+from pipeline.errors import InputError, RecipeError
 from pipeline.storage import Storage
 
 ORDER = [
@@ -263,8 +263,11 @@ def test_resolve_writes_one_final_recipe(tmp_path):
     assert "steps: 3" in Path(place["recipe"]).read_text()
 
 
-@pytest.mark.parametrize("change", [{"rl.step": 3}, {"recipe": "nowhere.yaml"}, {"pretrain.window": 4096}])
-def test_a_bad_recipe_fails_with_its_reason(tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [({"rl.step": 3}, RecipeError), ({"recipe": "nowhere.yaml"}, InputError), ({"pretrain.window": 4096}, RecipeError)],
+)
+def test_a_bad_recipe_fails_with_its_reason(tmp_path, change, kind):
     params = {"recipe": "recipes/demo.yaml", "root": str(tmp_path), **change}
-    with pytest.raises(RecipeError, match="->"):
+    with pytest.raises(kind, match="->"):
         resolve.function(params, "r")

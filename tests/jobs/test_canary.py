@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,24 @@ def test_batches_make_what_one_application_makes(
     assert made.manifest.run.attempts == 4
     last = last_event(work.storage, f"{pointer.work}/progress")
     assert last and (last.done, last.total) == (5, 5)
+
+
+def test_a_server_is_asked_for_the_files_of_a_crawl_once_a_run(tmp_path: Path, spark: Any, server: Server) -> None:
+    paths = [f"crawl-data/CC-MAIN-2025-05/{file.name}" for file in sorted(SAMPLE.glob("*.warc.gz"))]
+    server.files = {f"/{path}": (SAMPLE / Path(path).name).read_bytes() for path in paths}
+    server.files["/crawl-data/CC-MAIN-2025-05/warc.paths.gz"] = gzip.compress("\n".join(paths).encode())
+    crawl = {"input.warcs": [], "input.crawl": "CC-MAIN-2025-05", **TWO}
+    work = session.Job(load("recipes/demo.yaml", crawl), Storage(tmp_path), "test", [], False)
+    canary.run(work)
+    assert len(server.seen) == 1 + 5 + 2  # the list, each file's size, and two files
+    extract.run(replace(work, batch=(1, 2)))
+    made = extract.run(work)
+    assert len(server.seen) == 1 + 5 + 5 and made
+    alone = extract.run(replace(work, storage=Storage(tmp_path / "alone")))
+    assert len(server.seen) == 2 * (1 + 5 + 5)
+    assert alone and alone.manifest.content == made.manifest.content
+    fewer = load("recipes/demo.yaml", crawl | {"input.max_warcs": 3})
+    assert len(extract.listed(replace(work, recipe=fewer))) == 3
 
 
 @pytest.mark.parametrize("given", ["--batch 0/3", "--batch 4/3", "--batch 3", "--batch 1/2 --force"])

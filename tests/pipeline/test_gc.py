@@ -84,7 +84,7 @@ def test_what_a_stage_under_way_reads_stays(storage: Storage, monkeypatch: pytes
 def test_days_are_days(storage: Storage) -> None:
     make(storage, "one", "extract", 1, [])
     age(storage, "one", 3)
-    runs = gc.pointers(storage)
+    runs = artifact.pointers(storage)
     assert gc.forgotten(storage, runs, time.time() - 2 * gc.DAY) == ["one"]
     assert gc.forgotten(storage, runs, time.time() - 4 * gc.DAY) == []
 
@@ -92,9 +92,9 @@ def test_days_are_days(storage: Storage) -> None:
 def test_a_long_training_that_tells_of_itself_stays(storage: Storage) -> None:
     building = begin(storage, "one", "pretrain", 1, [])
     age(storage, "one", 90)
-    assert gc.forgotten(storage, gc.pointers(storage), time.time() - gc.DAY) == ["one"]
+    assert gc.forgotten(storage, artifact.pointers(storage), time.time() - gc.DAY) == ["one"]
     Progress(storage, building.progress_folder, "pretrain", "step")(1, 2)
-    assert gc.forgotten(storage, gc.pointers(storage), time.time() - gc.DAY) == []
+    assert gc.forgotten(storage, artifact.pointers(storage), time.time() - gc.DAY) == []
 
 
 def test_an_empty_root_has_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -60,6 +60,14 @@ def test_a_run_is_live_until_its_report_is_there(storage: Storage) -> None:
     assert client.get(f"/runs/{RUN}").text == report.render(report.Run(storage, NAME)) != page.text
 
 
+def test_what_another_run_makes_anew_is_shown_as_away(storage: Storage) -> None:
+    pointer = artifact.pointer(storage, NAME, "extract")
+    assert pointer is not None
+    storage.remove(f"{pointer.folder}/{artifact.MANIFEST}")
+    page = TestClient(serve.application(storage.root)).get(f"/runs/{RUN}")
+    assert page.status_code == 200 and "not there at the moment" in page.text
+
+
 def test_runs_are_listed_the_newest_first(storage: Storage) -> None:
     later = artifact.open_stage(storage, "later", Stage("filter", 1), {}, 1, [])
     assert isinstance(later, Building)
