@@ -11,13 +11,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
+from jobs.page import guard
 from pipeline import errors
 from pipeline.artifact import Building, commit
 from pipeline.errors import CrawlToChatError
@@ -116,10 +116,7 @@ def cpu_seconds(records: dict[str, dict[str, Any]], spark: SparkSession | None) 
     if spark is not None:
         # Under spark-submit the JVM started us; else the session started it.
         started = getattr(spark.sparkContext._gateway, "proc", None)
-        stat = Path(f"/proc/{started.pid if started else os.getppid()}/stat")
-        if stat.exists():
-            fields = stat.read_text().rpartition(")")[2].split()  # proc(5): utime and stime are fields 14 and 15
-            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        seconds += guard.cpu_seconds(started.pid if started else os.getppid())
     return seconds
 
 

@@ -199,8 +199,8 @@ def assemble(
             # Corpora that are mixed may hold the same document, which has the same key in both.
             sorted_ = shuffled.sortWithinPartitions("key", "warc", "offset", "ids")
             sorted_.mapInArrow(write, "part string").collect()
-    done = building.commits({f"shard-{name}" for name in names})
-    return {name: done[f"shard-{name}"] for name in sorted(names)}
+    records = building.commits({f"shard-{name}" for name in names})
+    return {name: records[f"shard-{name}"] for name in sorted(names)}
 
 
 @dataclass(frozen=True)

@@ -42,20 +42,23 @@ class Airflow:
         self._token = ""
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One call; a token that ran out is fetched anew."""
+        """One call; a token that ran out is fetched anew. Raises `MachineError` where Airflow gives none."""
+        given = options.pop("headers", {})
         for _ in range(2):
-            if not self._token:
-                answer = (
-                    self._http.post("/auth/token", json=self._login) if self._login else self._http.get("/auth/token")
-                )
-                answer.raise_for_status()
-                self._token = answer.json()["access_token"]
-            headers = {"Authorization": f"Bearer {self._token}", **options.pop("headers", {})}
+            self._token = self._token or self._fetched()
+            headers = {"Authorization": f"Bearer {self._token}", **given}
             answer = self._http.request(method, f"/api/v2/{path}", headers=headers, **options)
             if answer.status_code != 401:
                 return answer
             self._token = ""
         return answer
+
+    def _fetched(self) -> str:
+        path = "/auth/token"
+        answer = self._http.post(path, json=self._login) if self._login else self._http.get(path)
+        if answer.is_error:
+            raise MachineError(f"Airflow answers {answer.status_code} to {path}", "check the name and the password")
+        return str(answer.json()["access_token"])
 
     def _json(self, path: str, **options: Any) -> Any:
         answer = self.call("GET", path, **options)
@@ -68,7 +71,7 @@ class Airflow:
         try:
             health = self.call("GET", "monitor/health")
             found = self.call("GET", f"dags/{dag}")
-        except httpx.HTTPStatusError:
+        except MachineError:
             return False
         if health.is_error or found.is_error:
             return False

@@ -89,7 +89,7 @@ class Guard:
         try:
             self._pipe.send(arguments)
             while not self._pipe.poll(_LOOK_SECONDS):
-                if _cpu_seconds(self._child) - self._spent > self._seconds + _GRACE_SECONDS:
+                if cpu_seconds(self._child) - self._spent > self._seconds + _GRACE_SECONDS:
                     self.close()
                     return _too_slow(self._seconds)
                 if time.monotonic() - began > _WALL_SECONDS:
@@ -151,8 +151,8 @@ class Guard:
             pipe.send((row, used.ru_utime + used.ru_stime, (used.ru_maxrss - began) * 1024))
 
 
-def _cpu_seconds(process: int | None) -> float:
-    """CPU seconds of a process so far; none of one that is gone: its pipe says so."""
+def cpu_seconds(process: int | None) -> float:
+    """CPU seconds of a process so far; none of one that is gone."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -242,8 +242,10 @@ def test_but_not_one_that_is_gone_or_refuses(cluster, tmp_path, status, ill):
     from kubernetes.client import ApiException
 
     cluster.looks, cluster.ill, cluster.status = 2, ill, status
+    started = launch(tmp_path)
     with pytest.raises(ApiException, match=str(status)):
-        launch(tmp_path).wait(print)
+        started.wait(print)
+    started.stop(1)
 
 
 def test_a_killed_task_removes_it(cluster, tmp_path):

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx
 import pytest
 
 from local.client import Airflow
+from pipeline.errors import MachineError
 
 LOGIN = {"username": "admin", "password": "right"}
 
@@ -20,8 +20,10 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/auth/token":
             self.answer(200, {"access_token": "everybody's"})
+        elif self.headers["Authorization"] == "Bearer stale":
+            self.answer(401, {})
         else:
-            self.answer(200, {"seen": self.headers["Authorization"]})
+            self.answer(200, {"seen": self.headers["Authorization"], "wanted": self.headers["Accept"]})
 
     def do_POST(self) -> None:
         given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -46,11 +48,18 @@ def url() -> Iterator[str]:
 
 
 def test_the_token_is_whose_login_it_is(url: str) -> None:
-    assert Airflow(url).call("GET", "dags").json() == {"seen": "Bearer everybody's"}
-    assert Airflow(url, LOGIN).call("GET", "dags").json() == {"seen": "Bearer admin's"}
+    assert Airflow(url).call("GET", "dags").json()["seen"] == "Bearer everybody's"
+    assert Airflow(url, LOGIN).call("GET", "dags").json()["seen"] == "Bearer admin's"
 
 
 def test_a_wrong_password_says_so_and_is_not_told(url: str) -> None:
-    with pytest.raises(httpx.HTTPStatusError, match="401 Unauthorized") as told:
+    with pytest.raises(MachineError, match="answers 401 to /auth/token") as told:
         Airflow(url, {**LOGIN, "password": "wrong-one"}).call("GET", "dags")
     assert "wrong-one" not in str(told.value)
+
+
+def test_a_token_that_ran_out_is_fetched_anew_for_the_same_call(url: str) -> None:
+    client = Airflow(url)
+    client._token = "stale"
+    seen = client.call("GET", "dags", headers={"Accept": "application/json"}).json()
+    assert seen == {"seen": "Bearer everybody's", "wanted": "application/json"}

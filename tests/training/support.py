@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pipeline.storage import Storage
 from tokenizer import shards
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import PAD
-from training import checkpoint, model
+from training import checkpoint, launch, model
 from training.loop import SECTIONS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -89,9 +90,25 @@ def rows(published: Published) -> list[dict[str, Any]]:
     return [json.loads(line) for line in published.storage.read(published.file("metrics.jsonl")).splitlines()]
 
 
-def finish(running: list[subprocess.Popen[str]], code: int = 0) -> str:
+def ranks(size: int, *command: str | Path) -> list[subprocess.Popen[str]]:
+    """`python <command>` as so many ranks of a launch on this machine."""
+    port, running = launch._free_port(), []
+    for rank in range(size):
+        env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(REPOSITORY)}
+        line = [sys.executable, *map(str, command)]
+        running.append(subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return running
+
+
+def stage_ranks(size: int, script: str, root: Path, path: Path) -> list[subprocess.Popen[str]]:
+    """`training/<script>` of a recipe, as `ranks`."""
+    return ranks(size, REPOSITORY / "training" / script, "--recipe", path, "--root", root)
+
+
+def finish(running: list[subprocess.Popen[str]], code: int = 0, seconds: float = 300) -> str:
     """Until all ranks ended, each with `code`; what rank 0 said."""
-    said = [process.communicate(timeout=300)[0] for process in running]
+    said = [process.communicate(timeout=seconds)[0] for process in running]
     assert [process.returncode for process in running] == [code] * len(running), "\n".join(said)
     return said[0]
 

@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from pipeline.errors import ArtifactError, StorageError
 from pipeline.recipe import Model, Optimizer
 from pipeline.storage import Storage
+from tests.training.support import finish, ranks
 from tokenizer import bpe
 from tokenizer.chat import IM_END, IM_START, PAD, render
 from training import checkpoint, launch, model
@@ -253,9 +253,9 @@ Leg = tuple[Path, str, Shape, int]
 def elastic(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[float]]:
     """Losses of all steps, by optimizer and row of `ELASTIC`."""
     root, found = tmp_path_factory.mktemp("elastic"), {(kind, name): [] for kind in KINDS for name in ELASTIC}
-    for number, (ranks, until) in enumerate(((2, 3), (1, 5), (2, 8))):
+    for number, (size, until) in enumerate(((2, 3), (1, 5), (2, 8))):
         legs = [(root / f"{kind} {name}", kind, ELASTIC[name][number], until) for kind, name in found]
-        for losses, more in zip(found.values(), ranked(ranks, legs), strict=True):
+        for losses, more in zip(found.values(), ranked(size, legs), strict=True):
             losses += more
     return found
 
@@ -296,19 +296,10 @@ def test_two_ranks_go_on_bit_identically(kind: str, shape: Shape, two_ranks: Any
     assert same(one, other)
 
 
-def ranked(ranks: int, legs: list[Leg]) -> list[list[float]]:
+def ranked(size: int, legs: list[Leg]) -> list[list[float]]:
     """One launch of so many ranks that goes all these legs, one after the other; the losses of the steps of each."""
-    port, running = launch._free_port(), []
     told = json.dumps([(str(root), kind, dataclasses.asdict(shape), until) for root, kind, shape, until in legs])
-    for rank in range(ranks):
-        env = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }  # fmt: skip
-        command = [sys.executable, __file__, told]
-        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    said = [process.communicate(timeout=300)[0] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(said)
+    finish(ranks(size, __file__, told))
     return [json.loads((root / "losses.json").read_text()) for root, *_ in legs]
 
 

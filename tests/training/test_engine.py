@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import RecipeError, StageError
 from pipeline.recipe import Model, Optimizer
+from tests.training.support import finish, ranks
 from training import engine as engines
 from training import launch, model
 from training.engine import Engine, schedule, token_loss
@@ -84,18 +83,8 @@ def trained(kind: str, micro: int | None, precision: Any = "fp32") -> tuple[Engi
 
 
 def two_ranks(folder: Path, *arguments: str) -> list[Any]:
-    """Run this file on two ranks; what each printed into its file."""
-    port = launch._free_port()
-    ranks = []
-    for rank in range(2):
-        env = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }  # fmt: skip
-        command = [sys.executable, __file__, str(folder / f"{rank}.json"), *arguments]
-        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    said = [process.communicate(timeout=300)[0] for process in ranks]
-    assert all(process.returncode == 0 for process in ranks), "\n".join(said)
+    """Run this file on two ranks; what each wrote into its file."""
+    finish(ranks(2, __file__, folder, *arguments))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -117,7 +106,7 @@ def test_one_rank_equals_plain_torch(kind: str, micro: int) -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_two_ranks_equal_plain_torch(kind: str, tmp_path: Path) -> None:
-    first, second = two_ranks(tmp_path, "metrics", kind)
+    first, second = two_ranks(tmp_path, kind)
     assert first == second
     close(first, plain(kind))
 
@@ -210,9 +199,9 @@ def test_only_hidden_matrices_are_muons() -> None:
     assert groups[2]["weight_decay"] == 0.0
 
 
-def main(out: str, what: str, kind: str) -> None:
-    _, metrics = trained(kind, 2)
-    Path(out).write_text(json.dumps([(m.loss, m.grad_norm) for m in metrics]))
+def main(folder: str, kind: str) -> None:
+    made, metrics = trained(kind, 2)
+    (Path(folder) / f"{made.world.rank}.json").write_text(json.dumps([(m.loss, m.grad_norm) for m in metrics]))
     launch.stop()
 
 

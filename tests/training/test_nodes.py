@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from pipeline.errors import EXIT_RESUME, NodeError
-from tests.training.support import REPOSITORY, finish, wait_for_step
+from tests.training.support import REPOSITORY, finish, stage_ranks, wait_for_step
 from tests.training.test_pretrain import hashes, made, publish, small
-from tests.training.test_pretrain import start as one_machine
 from training import launch
 from training.launch import World
 
@@ -96,8 +95,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("whole")
     path = small(folder, steps=150, evaluate_every=75, checkpoint_every=10)
     publish(folder / "root", path)
-    port = launch._free_port()
-    finish([one_machine(folder / "root", path, rank, 2, port) for rank in range(2)])
+    finish(stage_ranks(2, "pretrain.py", folder / "root", path))
     return path, folder / "root"
 
 

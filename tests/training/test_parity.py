@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.training.support import finish, ranks
 from tests.training.test_engine import ROWS, batch, network, optimizer, part, plain
 from training import launch
 from training.engine import Engine, token_loss
@@ -61,30 +60,21 @@ def noise(kind: str) -> float:
     return max(gap(plain(kind, STEPS, cuts), reference)[1] for cuts in ORDERS)
 
 
-def curves(ranks: int, cases: list[Case], folder: Path) -> list[Curve]:
+def curves(size: int, cases: list[Case], folder: Path) -> list[Curve]:
     """Each case on so many ranks, all in one launch."""
-    port, running = launch._free_port(), []
-    for rank in range(ranks):
-        env = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }  # fmt: skip
-        command = [sys.executable, __file__, json.dumps(cases), str(folder / f"{rank}.json")]
-        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    said = [process.communicate(timeout=900)[0] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(said)
-    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+    finish(ranks(size, __file__, json.dumps(cases), folder), seconds=900)
+    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
     assert all(one == found[0] for one in found)
     return [[(loss, norm) for loss, norm in curve] for curve in found[0]]
 
 
-def check(cases: list[Case], ranks: int, folder: Path) -> list[tuple[Case, float, float, float]]:
+def check(cases: list[Case], size: int, folder: Path) -> list[tuple[Case, float, float, float]]:
     """The cases that are too far from plain PyTorch: with their two gaps and the bound."""
     launch.start(1)  # one thread here as there
     wanted = {kind: plain(kind, STEPS) for kind, *_ in cases}
     bound = {kind: SLACK * noise(kind) for kind in wanted}
     far = []
-    for case, curve in zip(cases, curves(ranks, cases, folder), strict=True):
+    for case, curve in zip(cases, curves(size, cases, folder), strict=True):
         first, later = gap(curve, wanted[case[0]])
         if first > FIRST or later > bound[case[0]]:
             far.append((case, first, later, bound[case[0]]))
@@ -96,9 +86,9 @@ def test_two_ranks_of_some_stages_equal_plain_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_every_stage_equals_plain_torch(ranks: int, tmp_path: Path) -> None:
-    assert not check(MATRIX, ranks, tmp_path)
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_stage_equals_plain_torch(size: int, tmp_path: Path) -> None:
+    assert not check(MATRIX, size, tmp_path)
 
 
 def table() -> None:
@@ -108,16 +98,16 @@ def table() -> None:
     for kind in wanted:
         print(f"noise of the order of sums, {kind}: {noise(kind):.1e}")
     print("\n| optimizer | shape | accumulation | ranks | step 1 | later |\n|---|---|---:|---:|---:|---:|")
-    for ranks in (1, 2):
+    for size in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
-            found = curves(ranks, MATRIX, Path(folder))
+            found = curves(size, MATRIX, Path(folder))
         for (kind, accumulation, shape), curve in zip(MATRIX, found, strict=True):
             first, later = gap(curve, wanted[kind])
             name = " ".join(["ZeRO", str(shape["zero_stage"]), *(key for key in shape if key != "zero_stage")])
-            print(f"| {kind} | {name} | {accumulation} | {ranks} | {first:.1e} | {later:.1e} |", flush=True)
+            print(f"| {kind} | {name} | {accumulation} | {size} | {first:.1e} | {later:.1e} |", flush=True)
 
 
-def main(cases: str, out: str) -> None:
+def main(cases: str, folder: str) -> None:
     found = []
     for kind, accumulation, shape in json.loads(cases):
         world = launch.start(1)
@@ -125,7 +115,7 @@ def main(cases: str, out: str) -> None:
         micro = ROWS // world.size // accumulation
         metrics: list[Any] = [made.step(part(batch(s), world), token_loss, micro) for s in range(STEPS)]
         found.append([(m.loss, m.grad_norm) for m in metrics])
-    Path(out).write_text(json.dumps(found))
+    (Path(folder) / f"{world.rank}.json").write_text(json.dumps(found))
     launch.stop()
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import random
 import signal
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,7 +22,7 @@ from pipeline import artifact, errors, progress, recipe
 from pipeline.artifact import Published, Stage, describe
 from pipeline.storage import Storage
 from tests.training import support
-from tests.training.support import REPOSITORY, finish, wait_for_step
+from tests.training.support import finish, stage_ranks, wait_for_step
 from tokenizer import bpe, shards
 from tokenizer.chat import SPECIAL_TOKENS
 from training import launch, loader, pretrain
@@ -93,14 +91,6 @@ def publish(root: Path, path: Path, vocabulary: int | None = None) -> Published:
         numbers[f"{split}_tokens"] = sum(len(x) for x in ids)
         numbers[f"{split}_bytes"] = sum(len(text.encode()) for text in part)
     return building.publish(files, numbers=numbers | {"dtype": dtype.name})
-
-
-def start(root: Path, path: Path, rank: int = 0, size: int = 1, port: int = 29511) -> subprocess.Popen[str]:
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    env = os.environ | {name: str(value) for name, value in ranks.items()}
-    env |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(REPOSITORY / "training" / "pretrain.py"), "--recipe", str(path), "--root", str(root)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def made(root: Path) -> Published:
@@ -375,21 +365,15 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(size: int, tmp_path: Pat
     path = small(tmp_path, steps=400, evaluate_every=100, checkpoint_every=7)
     for name in ("whole", "killed"):
         publish(tmp_path / name, path)
-    ports = iter(random.Random(size).sample(range(30000, 40000), 9))
-
-    def ranks(root: Path) -> list[subprocess.Popen[str]]:
-        port = next(ports)
-        return [start(root, path, rank, size, port) for rank in range(size)]
-
-    finish(ranks(tmp_path / "whole"))
+    finish(stage_ranks(size, "pretrain.py", tmp_path / "whole", path))
     for after in (20, 130, 260):
-        running = ranks(tmp_path / "killed")
+        running = stage_ranks(size, "pretrain.py", tmp_path / "killed", path)
         wait_for_step(tmp_path / "killed", "pretrain", after, running)
         for process in running:
             process.kill()
         for process in running:
             process.communicate()
-    said = finish(ranks(tmp_path / "killed"))
+    said = finish(stage_ranks(size, "pretrain.py", tmp_path / "killed", path))
     assert "goes on from step" in said
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
     assert made(tmp_path / "killed").manifest.content_hash == made(tmp_path / "whole").manifest.content_hash
@@ -400,11 +384,11 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(size: int, tmp_path: Pat
 def test_asked_to_stop_it_saves_and_goes_on(tmp_path: Path) -> None:
     path = small(tmp_path, steps=600, evaluate_every=300, checkpoint_every=1000)
     publish(tmp_path / "root", path)
-    running = [start(tmp_path / "root", path, rank, 2, 29733) for rank in range(2)]
+    running = stage_ranks(2, "pretrain.py", tmp_path / "root", path)
     wait_for_step(tmp_path / "root", "pretrain", 5, running)
     running[1].send_signal(signal.SIGTERM)  # one of them is enough
     said = finish(running, errors.EXIT_RESUME)
     assert "asked to stop and saved step" in said
-    said = finish([start(tmp_path / "root", path, rank, 2, 29734) for rank in range(2)])
+    said = finish(stage_ranks(2, "pretrain.py", tmp_path / "root", path))
     assert "goes on from step" in said
     assert made(tmp_path / "root").content.numbers["tokens_seen"] == 600 * 8 * 32

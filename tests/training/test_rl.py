@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import torch
 from pipeline import artifact, errors
 from pipeline.artifact import Building, Published
 from tests.training import support
-from tests.training.support import REPOSITORY, rows
+from tests.training.support import finish, ranks, rows
 from tokenizer import bpe
 from tokenizer.chat import PAD
 from training import checkpoint, launch, rl
@@ -184,24 +181,15 @@ def test_questions_and_answers_do_not_depend_on_the_ranks(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_one_rank_and_two_take_the_same_steps(tmp_path: Path) -> None:
     path = small(tmp_path, steps=3)
+    code = (
+        "import sys; from training import rl; "
+        "rl.Reinforcement.scores = lambda s, q, found: [float(one.ids[0] % 2 == 0) for one in found]; rl.main()"
+    )
     found = []
     for size in (1, 2):
         root = tmp_path / str(size)
         publish(root, path)
-        port, running = launch._free_port(), []
-        for rank in range(size):
-            env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(REPOSITORY)}
-            code = (
-                "import sys; from training import rl; "
-                "rl.Reinforcement.scores = lambda s, q, found: [float(one.ids[0] % 2 == 0) for one in found]; rl.main()"
-            )
-            command = [sys.executable, "-c", code, "--recipe", str(path), "--root", str(root)]
-            running.append(
-                subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            )
-        said = [process.communicate(timeout=300)[0] for process in running]
-        assert [process.returncode for process in running] == [0] * size, "\n".join(said)
+        finish(ranks(size, "-c", code, "--recipe", path, "--root", root))
         found.append(rows(made(root)))
     for one, two in zip(*found, strict=True):
         assert one["reward"] == two["reward"] and one["length"] == two["length"]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline import errors
 from pipeline.artifact import Published
 from tests.training import support
-from tests.training.support import REPOSITORY, finish, rows, wait_for_step
+from tests.training.support import finish, rows, stage_ranks, wait_for_step
 from tokenizer import bpe
 from tokenizer.chat import PAD, render
 from training import checkpoint, conversations, launch, sft
@@ -153,24 +150,12 @@ def test_two_ranks_killed_and_asked_to_stop_make_the_same_bytes(tmp_path: Path) 
     path = small(tmp_path, epochs=4)
     for name in ("whole", "killed"):
         publish(tmp_path / name, path)
-    finish(start(tmp_path / "whole", path))
+    finish(stage_ranks(2, "sft.py", tmp_path / "whole", path))
     for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, errors.EXIT_RESUME)):
-        running = start(tmp_path / "killed", path)
+        running = stage_ranks(2, "sft.py", tmp_path / "killed", path)
         wait_for_step(tmp_path / "killed", "sft", 20, running)
         for process in running if number == signal.SIGKILL else running[1:]:
             process.send_signal(number)
         finish(running, code)
-    assert "goes on from step" in finish(start(tmp_path / "killed", path))
+    assert "goes on from step" in finish(stage_ranks(2, "sft.py", tmp_path / "killed", path))
     assert made(tmp_path / "killed").manifest.content_hash == made(tmp_path / "whole").manifest.content_hash
-
-
-def start(root: Path, path: Path) -> list[subprocess.Popen[str]]:
-    """Two ranks of a launch."""
-    port = launch._free_port()
-    found = []
-    for rank in range(2):
-        env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, str(REPOSITORY / "training" / "sft.py"), "--recipe", str(path), "--root", str(root)]
-        found.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    return found
