@@ -35,15 +35,6 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail")])
 _GRAMS = pa.schema([("hash", pa.uint64()), ("set", pa.string())])
 
 
-def texts(file: str) -> Iterator[str]:
-    """The texts of an evaluation set: every string of a JSON-lines file, or every line of another; gzipped or plain.
-
-    Raises `InputError` with file and line.
-    """
-    for number, line in lines.read(file, "check decontaminate.sets"):
-        yield from lines.strings(lines.parsed(file, number, line)) if lines.is_json(file) else [line]
-
-
 def ngrams(text: str, n: int) -> list[int]:
     """64-bit hashes of the text's word n-grams, in order; a shorter text has none."""
     plain = [word for word in words(text.lower()) if word[0].isalnum()]
@@ -114,8 +105,9 @@ def run(job: session.Job) -> Published:
     redacted = session.upstream(job, "redact")
     found: dict[int, str] = {}
     for file in recipe.sets:
-        for text in texts(file):
-            found |= dict.fromkeys(ngrams(text, recipe.ngram_words), Path(file).name)
+        for texts in lines.texts(file, "check decontaminate.sets"):
+            grams = (gram for text in texts for gram in ngrams(text, recipe.ngram_words))
+            found |= dict.fromkeys(grams, Path(file).name)
     down = sorted({entry for file in recipe.take_down for entry in entries(file)})
     building = session.open_stage(job, STAGE, [redacted], _checksums([*recipe.sets, *recipe.take_down]))
     if isinstance(building, Published):

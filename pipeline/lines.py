@@ -40,6 +40,15 @@ def is_json(file: str) -> bool:
     return ".jsonl" in Path(file).name
 
 
+def texts(file: str, remedy: str) -> Iterator[list[str]]:
+    """The texts of each line of an evaluation set: all strings of a JSON line, or the line itself of another file.
+
+    Raises `InputError` with file and line.
+    """
+    for number, line in read(file, remedy):
+        yield list(strings(parsed(file, number, line))) if is_json(file) else [line]
+
+
 def parsed(file: str, number: int, line: str) -> Any:
     """A JSON line. Raises `InputError` with file and line."""
     try:

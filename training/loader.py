@@ -157,11 +157,6 @@ class Loader:
             windows[mine] = permuted(places[mine], self.count, _key(self.seed, int(epoch)))
         return np.stack([self.window_at(int(window)) for window in windows])
 
-    def sample(self, index: int) -> Ints:
-        """Tokens of one sample."""
-        found: Ints = self.samples(np.array([index]))[0]
-        return found
-
     def window_at(self, window: int) -> Ints:
         """Tokens of window `window` of the stream, in the order of the corpus."""
         start = window * self.window

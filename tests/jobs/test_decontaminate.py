@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from jobs import decontaminate, holds, redact, shard
-from jobs.decontaminate import entries, listed, ngrams, texts
+from jobs.decontaminate import entries, listed, ngrams
 from jobs.table import read_rows, write_table
-from pipeline import artifact
+from pipeline import artifact, lines
 from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.errors import InputError
 from pipeline.storage import Storage
@@ -97,9 +97,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "x.jsonl"
     broken.write_text('{"a": "b"}\n{"a": \n')
     with pytest.raises(InputError, match=r"x\.jsonl:2: no JSON"):
-        list(texts(str(broken)))
+        list(lines.texts(str(broken), "x"))
     with pytest.raises(InputError, match="nothing"):
-        list(texts(str(tmp_path / "nothing.txt")))
+        list(lines.texts(str(tmp_path / "nothing.txt"), "x"))
     with pytest.raises(InputError, match="nothing"):
         list(entries(str(tmp_path / "nothing.txt")))
 

@@ -59,7 +59,7 @@ def test_an_epoch_reads_every_window_once(sizes: list[int], window: int, seed: i
         return
     loader = Loader(stream(sizes), window, seed)
     epoch = data.draw(st.integers(0, 5))
-    read = [loader.sample(epoch * loader.count + i) for i in range(loader.count)]
+    read = loader.samples(epoch * loader.count + np.arange(loader.count))
     assert all((np.diff(sample) == 1).all() and len(sample) == window + 1 for sample in read)
     assert sorted(int(sample[0]) for sample in read) == [i * window for i in range(loader.count)]
 
@@ -75,9 +75,9 @@ def test_the_ranks_together_read_the_batch(ranks: int, step: int) -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     one, other = Loader(stream([1000]), 5, 1), Loader(stream([1000]), 5, 2)
-    first = [int(one.sample(i)[0]) for i in range(one.count)]
-    assert first != [int(one.sample(one.count + i)[0]) for i in range(one.count)]
-    assert first != [int(other.sample(i)[0]) for i in range(one.count)]
+    first = one.samples(np.arange(one.count))[:, 0].tolist()
+    assert first != one.samples(one.count + np.arange(one.count))[:, 0].tolist()
+    assert first != other.samples(np.arange(one.count))[:, 0].tolist()
 
 
 def test_another_corpus_is_refused() -> None:
