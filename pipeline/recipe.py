@@ -417,7 +417,7 @@ class Memorization(Section):
     new_tokens: PositiveInt = Field(description="Tokens of an answer or a free sample, at most.")
     free_samples: PositiveInt = Field(description="Texts that the model writes without a prompt.")
     recited: PositiveInt = Field(description="A run of so many tokens counts as recited.")
-    sets: list[str] = Field(description="Evaluation sets (JSON lines) to look for in the shards.")
+    sets: list[str] = Field(description="Evaluation sets (JSON lines or text) to look for in the shards.")
 
 
 class Approval(Section):
