@@ -147,7 +147,7 @@ def test_conversations_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_two_ranks_killed_and_asked_to_stop_make_the_same_bytes(tmp_path: Path) -> None:
-    path = small(tmp_path, epochs=4)
+    path = small(tmp_path, epochs=2)
     for name in ("whole", "killed"):
         publish(tmp_path / name, path)
     finish(stage_ranks(2, "sft.py", tmp_path / "whole", path))
