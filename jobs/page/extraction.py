@@ -7,12 +7,29 @@ from dataclasses import dataclass
 from typing import Literal
 
 import trafilatura
+import trafilatura.xpaths
+from lxml.etree import XPath
 from resiliparse.extract.html2text import extract_plain_text
 from selectolax.lexbor import LexborHTMLParser
 
 Mode = Literal["precision", "default", "fast", "resiliparse"]
 _TITLE_END = re.compile("</title", re.IGNORECASE)
 TITLE_CHARS = 500  # shown to people; a longer one is no title
+_ASKED = re.compile(r"re:test\((@[^,]+),")
+
+
+def cheaper(expression: XPath) -> XPath:
+    """An XPath that finds the same elements at less cost.
+
+    `re:test` is a call from libxml2 into Python, and an attribute handed over becomes an object, as does its element.
+    Asked for its text alone, and only where it stands, it tells the same: no pattern of trafilatura's finds nothing.
+    """
+    path = _ASKED.sub(r"(\1) and re:test(string(\1),", expression.path)
+    return XPath(path, namespaces={"re": trafilatura.xpaths.REGEXP_NS})
+
+
+for _expressions in (value for value in vars(trafilatura.xpaths).values() if isinstance(value, list)):
+    _expressions[:] = map(cheaper, _expressions)  # in place: its other modules hold these lists
 
 
 @dataclass(frozen=True)
