@@ -33,6 +33,7 @@ ENTITIES = {
     "PERSON": "PERSON",
 }
 REGIONS = ("US", "GB", "DE", "FR")  # whose national phone formats are read; numbers with +code are read anyway
+SHORTEST_PHONE = 4  # digits: no number of fewer is valid in any of the regions, with a country's code or without
 WINDOW = 60  # characters on each side of a candidate: room for the longest IBAN and a context word
 # What a recognizer alone is sure of; below it a context word must stand near (presidio: base score + 0.35).
 MIN_SCORE = 0.4
@@ -112,8 +113,9 @@ def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
     # presidio takes torch and transformers where they are installed; the pattern recognizers use neither, and every
     # worker would pay 3.5 CPU seconds for them.
     with _without("torch", "transformers"):
+        import phonenumbers
         import tldextract
-        from presidio_analyzer import Pattern, PatternRecognizer
+        from presidio_analyzer import EntityRecognizer, Pattern, PatternRecognizer, RecognizerResult
         from presidio_analyzer.predefined_recognizers import (
             CreditCardRecognizer,
             EmailRecognizer,
@@ -125,6 +127,24 @@ def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
     # The e-mail recognizer checks the domain by the public-suffix list: the snapshot inside the package, no download.
     tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
     tldextract.extract = tldextract.tldextract.TLD_EXTRACTOR
+    phonenumbers.enable_pattern_cache()  # its patterns are more than re's own cache holds
+
+    class Matcher(phonenumbers.PhoneNumberMatcher):  # type: ignore[misc]
+        """It would parse the groups of a date, an address or a time one after the other, each in all regions."""
+
+        def _parse_and_verify(self, candidate: str, offset: int) -> Any:
+            long = sum(map(str.isdigit, candidate)) >= SHORTEST_PHONE
+            return super()._parse_and_verify(candidate, offset) if long else None
+
+    class Phones(PhoneRecognizer):  # type: ignore[misc]
+        """presidio's, which parses what it found once more, to name a region of which nothing is made here."""
+
+        def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None) -> list[RecognizerResult]:
+            matchers = (Matcher(text, region, self.leniency) for region in REGIONS)
+            found = itertools.chain.from_iterable(matchers)
+            results = [RecognizerResult(entities[0], match.start, match.end, self.SCORE) for match in found]
+            return list(EntityRecognizer.remove_duplicates(results))
+
     return {
         "EMAIL": (EmailRecognizer(),),
         "IBAN": (IbanRecognizer(),),
@@ -132,7 +152,7 @@ def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
         "US_SSN": (UsSsnRecognizer(),),
         "IP": (IpRecognizer(),),
         "PHONE": (
-            PhoneRecognizer(supported_regions=REGIONS, leniency=1),
+            Phones(leniency=phonenumbers.Leniency.VALID),
             PatternRecognizer(supported_entity=ENTITIES["PHONE"], patterns=[Pattern(*one) for one in _PHONES]),
         ),
         "PASSPORT": (PatternRecognizer(supported_entity=ENTITIES["PASSPORT"], patterns=[Pattern(*_PASSPORT)]),),

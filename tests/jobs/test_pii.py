@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 import socket
 from collections import Counter
 from pathlib import Path
 
+import phonenumbers
 import pytest
 import spacy
 from hypothesis import given, settings
@@ -113,6 +115,48 @@ def test_neighbours_do_not_matter(before: str, after: str) -> None:
     sentence = "Write to maria.lopez@mail-server.org today."
     redacted, _ = pii.redact(f"{before}\n\n{sentence}\n\n{after}", KINDS)
     assert "Write to <EMAIL> today." in redacted
+
+
+PERSONAL = st.sampled_from(
+    [
+        "maria.lopez@mail-server.org",
+        "8.8.8.8",
+        "2a00:1450:4001:81b::200e",
+        "+1 (212) 555-0123",
+        "4111 1111 1111 1111",
+        "536-22-4821",
+        "GB29 NWBK 6016 1331 9268 19",
+        "29 Hornsey Road",
+        "passport A1234567",
+    ]
+)
+# A "<" might make a placeholder of what stands around one.
+TEXTS = st.lists(st.text(st.characters(exclude_characters="<"), max_size=40) | PERSONAL, max_size=8).map(" ".join)
+
+
+@settings(deadline=None, max_examples=150)
+@given(TEXTS, PERSONAL)
+def test_all_but_what_was_found_is_left_as_it_was(text: str, personal: str) -> None:
+    """Without the spans, and without the placeholders, the same text is left; and something was found."""
+    text = f"{text}\n\nIt is {personal} today.\n\n{text}"
+    spans, (redacted, found) = pii.find(text, KINDS), pii.redact(text, KINDS)
+    ends = [0, *itertools.chain.from_iterable((start, end) for start, end, _ in spans), len(text)]
+    around = [text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True)]
+    assert "".join(around) == re.sub(f"<(?:{'|'.join(KINDS)})>", "", redacted)
+    assert [kind for *_, kind in spans] == [kind for kind, _ in found] == re.findall(r"<([A-Z_]+)>", redacted)
+    assert found and f"It is {personal} today" not in redacted
+
+
+def test_no_number_of_fewer_digits_is_a_phone() -> None:
+    """Digits that the matcher is spared: none of them is valid, in any region, with a plus or without."""
+    matchers = [
+        phonenumbers.PhoneNumberMatcher(f"{plus}{number:0{digits}d}", region, phonenumbers.Leniency.VALID)
+        for digits in range(1, pii.SHORTEST_PHONE)
+        for number in range(10**digits)
+        for plus in ("", "+")
+        for region in pii.REGIONS
+    ]
+    assert len(matchers) == 8 * 1110 and not any(matcher.has_next() for matcher in matchers)
 
 
 def test_spans_are_sorted_and_apart() -> None:
