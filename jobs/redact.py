@@ -1,4 +1,4 @@
-"""The text of the documents that stay, personal data replaced by placeholders.
+"""Text and title of the documents that stay, personal data replaced by placeholders.
 
     spark-submit jobs/redact.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
@@ -24,18 +24,19 @@ from pipeline import artifact, errors
 from pipeline.artifact import Counts, Published, Stage
 from pipeline.storage import Storage
 
-STAGE = Stage("redact", 5, ("presidio-analyzer", "phonenumbers", "tldextract"))
+STAGE = Stage("redact", 6, ("presidio-analyzer", "phonenumbers", "tldextract"))
 SAMPLES = 5  # masked strings of each kind that the manifest shows
-_COLUMNS = ("url", "warc", "offset", "date", "language", "language_score", "text")
+_COLUMNS = ("url", "host", "warc", "offset", "date", "language", "language_score", "title", "text")
 SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("id", "url", "warc")),
+        *((name, pa.string()) for name in ("id", "url", "host", "warc")),
         ("offset", pa.int64()),
         ("date", pa.string()),
         ("language", pa.string()),
         ("language_score", pa.float64()),
+        ("title", pa.string()),
         ("text", pa.string()),
-        ("redactions", pa.string()),  # JSON object: kind -> count
+        ("redactions", pa.string()),  # JSON object: kind -> count, in title and text
     ]
 )
 
@@ -47,7 +48,11 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     samples: dict[str, list[str]] = {}
     rows = kept(storage, payload["extract"], payload["decided"], _COLUMNS)
     for number, row in enumerate(rows):
-        row["text"], found = pii.redact(row["text"], payload["kinds"], payload["person_model"])
+        found: list[tuple[str, str]] = []
+        for column in ("title", "text"):
+            if row[column] is not None:
+                row[column], replaced = pii.redact(row[column], payload["kinds"], payload["person_model"])
+                found += replaced
         counts = Counter(kind for kind, _ in found)
         row["redactions"] = json.dumps(counts, sort_keys=True)
         total.update(counts)

@@ -1,4 +1,4 @@
-"""redact writes the documents that stay, in order, with placeholders and counts."""
+"""redact writes the documents that stay, in order, with placeholders and counts, titles among them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ TEXTS = {
     "b3": "A near copy that leaves: bob@mail-server.org.",
     "d4": "Ask 8.8.8.8 for it; e-mail joe@mail-server.org.",
 }
+TITLES = {"c1": "Contact ana@mail-server.org", "d4": "Who asks?"}
 
 
 def upstream(root: Path, stage: Stage, rows: list[list[dict[str, Any]]], schema: Any, kept: int) -> None:
@@ -35,7 +36,7 @@ def upstream(root: Path, stage: Stage, rows: list[list[dict[str, Any]]], schema:
 def test_what_stays_is_written_without_personal_data(spark: Any, tmp_path: Path) -> None:
     rows = [
         {"id": name, "url": f"https://a.org/{name}", "host": "a.org", "warc": "w", "offset": i, "date": "2024-01-01"}
-        | {"text": text, "language": "en", "language_score": 0.9, "reason": None}
+        | {"text": text, "title": TITLES.get(name), "language": "en", "language_score": 0.9, "reason": None}
         for i, (name, text) in enumerate(TEXTS.items())
     ]
     dropped = {"id": "x", "url": "https://a.org/x", "reason": "not_html"}
@@ -47,14 +48,16 @@ def test_what_stays_is_written_without_personal_data(spark: Any, tmp_path: Path)
     made = redact.run(job(tmp_path))
     assert made.content.counts == Counts(in_=3, kept=3, dropped={})
     assert made.content.numbers == {
-        "redactions": {"EMAIL": 3, "IP": 1},
-        "samples": {"EMAIL": ["xxxxx.xxxxx@xxxx-xxxxxx.xxx", "xxx@xxxx-xxxxxx.xxx"], "IP": ["0.0.0.0"]},
+        "redactions": {"EMAIL": 4, "IP": 1},
+        "samples": {"EMAIL": ["xxx@xxxx-xxxxxx.xxx", "xxxxx.xxxxx@xxxx-xxxxxx.xxx"], "IP": ["0.0.0.0"]},
     }
     found = [row for file in made.files(".parquet") for row in read_rows(made.storage, file)]
     assert [(row["id"], row["text"], json.loads(row["redactions"])) for row in found] == [
-        ("c1", "Write to <EMAIL> or <EMAIL>.", {"EMAIL": 2}),
+        ("c1", "Write to <EMAIL> or <EMAIL>.", {"EMAIL": 3}),
         ("a2", TEXTS["a2"], {}),
         ("d4", "Ask <IP> for it; e-mail <EMAIL>.", {"EMAIL": 1, "IP": 1}),
     ]
+    assert [row["title"] for row in found] == ["Contact <EMAIL>", None, "Who asks?"]
+    assert all((row["host"], row["date"]) == ("a.org", "2024-01-01") for row in found)
     assert [row["offset"] for row in found] == [0, 1, 3]
     assert all(row["warc"] == "w" and row["url"] == f"https://a.org/{row['id']}" for row in found)
