@@ -12,6 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs import extract, filter, session
+from jobs.page import charset
 from jobs.table import read_rows
 from pipeline import artifact
 from pipeline.artifact import Published
@@ -96,6 +97,17 @@ def test_every_response_is_one_row_and_planted_cases_have_their_reason(
             assert row["reason"] is None
         for item in (t["planted"] or {}).get("items", []) if kind == "pii" else []:
             assert item["value"] in row["text"]
+
+
+def test_the_charset_of_a_page_is_the_one_it_was_written_in(
+    extracted: tuple[session.Job, Published], truth: list[dict[str, Any]]
+) -> None:
+    rows = {(row["warc"], row["offset"]): row for row in rows_of(extracted[1])}
+    read = [(t, rows[t["part"], t["offset"]]["charset"]) for t in truth if t.get("charset")]
+    read = [(t, name) for t, name in read if name is not None]  # what left before it was decoded has none
+    other = [(t["url"], t["charset"], name) for t, name in read if charset.codec(t["charset"]) != name]
+    print(*other, sep="\n")
+    assert len(read) > 1500 and len(other) <= 0.05 * len(read)
 
 
 def test_in_is_kept_and_dropped_and_the_manifest_counts_the_rows(extracted: tuple[session.Job, Published]) -> None:
