@@ -30,7 +30,7 @@ from pipeline.artifact import Published, Stage
 from pipeline.recipe import Decontaminate
 from pipeline.storage import Storage
 
-STAGE = Stage("decontaminate", 1, ("xxhash",))
+STAGE = Stage("decontaminate", 2, ("xxhash",))
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail")])
 _GRAMS = pa.schema([("hash", pa.uint64()), ("set", pa.string())])
 

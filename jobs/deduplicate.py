@@ -26,7 +26,7 @@ from pipeline.artifact import Published, Stage
 from pipeline.recipe import Deduplicate
 from pipeline.storage import Storage
 
-STAGE = Stage("deduplicate", 5, ("xxhash", "numpy"))
+STAGE = Stage("deduplicate", 6, ("xxhash", "numpy"))
 MINHASH = ".minhash"
 SCHEMA = pa.schema([("id", pa.string()), ("cluster", pa.string()), ("reason", pa.string())])
 

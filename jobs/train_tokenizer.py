@@ -24,7 +24,7 @@ from pipeline.artifact import Building, Published, Stage
 from pipeline.storage import Storage
 from tokenizer import bpe
 
-STAGE = Stage("tokenizer", 3, ("tokenizers", "tiktoken"))
+STAGE = Stage("tokenizer", 4, ("tokenizers", "tiktoken"))
 HELD_OUT = 10  # one document in so many is not trained on
 _SCHEMA = pa.schema([("order", pa.string()), ("bytes", pa.int64()), ("text", pa.string())])
 

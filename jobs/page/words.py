@@ -1,20 +1,27 @@
-"""The one word split that all quality scores and MinHash share."""
+"""The one word split that all quality scores, MinHash and decontamination share."""
 
 from __future__ import annotations
 
 import re
 
+# Letters and marks of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Hiragana, Han. As in the default
+# rules of Unicode (UAX #29) a character with its marks is a word there; a run of Katakana is one.
+_UNSPACED = (
+    r"\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3"
+    r"\u17d7\u17dc\u17dd\u3005-\u3007\u3041-\u309f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 # As spaCy's English splits, with which FineWeb counts: do|n't, it|'s, e|-|mail, 7|-|14; but COVID-19, 3.14, U.S.
-_CONTRACTION = r"['’](?:s|ll|re|ve|d|m)\b"
+_CONTRACTION = r"['’](?i:s|ll|re|ve|d|m)\b"
+_LETTER, _LETTER_OR_DIGIT = rf"[^\W\d_{_UNSPACED}]", rf"[^\W_{_UNSPACED}]"
 _WORD = re.compile(
-    rf"https?://\S+|[^\W\d_]+?(?=n['’]t\b)|n['’]t\b|{_CONTRACTION}"
-    r"|[^\W_]+(?:(?:(?<=\d)[.,:/]+(?=\d)|(?<=[^\W\d_])[.&-](?=\d)|(?<=[^\W\d_])[.&](?=[^\W\d_])|_+"
-    rf"|(?!{_CONTRACTION})['’])[^\W_]+)*"
-    r"|\.{2,}|-{2,}|@\w+|_|[^\w\s]",
-    re.IGNORECASE,
+    rf"(?i:https?)://\S+|{_LETTER}+?(?=(?i:n['’]t)\b)|(?i:n['’]t)\b|{_CONTRACTION}"
+    rf"|{_LETTER_OR_DIGIT}+(?:(?:(?<=\d)[.,:/]+(?=\d)|(?<=[^\W\d_])[.&-](?=\d)|(?<=[^\W\d_])[.&](?=[^\W\d_])|_+"
+    rf"|(?!{_CONTRACTION})['’]){_LETTER_OR_DIGIT}+)*"
+    rf"|[{_UNSPACED}](?:[{_UNSPACED}](?<!\w))*"
+    r"|\.{2,}|-{2,}|@\w+|_|[^\w\s]"
 )
 
 
 def words(text: str) -> list[str]:
-    """Words and punctuation marks, in order."""
+    """Words and punctuation marks, in order. Where no spaces divide words, characters."""
     return _WORD.findall(text)
