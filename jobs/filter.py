@@ -68,12 +68,13 @@ def totals(records: dict[str, dict[str, Any]]) -> tuple[list[artifact.File], Cou
 
 def run(job: session.Job) -> Published:
     """The stage."""
-    limit = job.recipe.filter.fineweb.short_line_chars
-    if limit not in quality.SHORT_LINE_CHARS:
-        raise errors.RecipeError(
-            f"filter.fineweb.short_line_chars is {limit}, for which extract keeps no column",
-            f"use one of {', '.join(map(str, quality.SHORT_LINE_CHARS))}",
-        )
+    for key, rules in [("", job.recipe.filter), *job.recipe.filter.for_language.items()]:
+        if (limit := rules.fineweb.short_line_chars) not in quality.SHORT_LINE_CHARS:
+            raise errors.RecipeError(
+                f"filter.{f'by_language.{key}.' if key else ''}fineweb.short_line_chars is {limit}, for which extract "
+                "keeps no column",
+                f"use one of {', '.join(map(str, quality.SHORT_LINE_CHARS))}",
+            )
     source = session.upstream(job, "extract")
     building = session.open_stage(job, STAGE, [source])
     if isinstance(building, Published):

@@ -7,11 +7,13 @@ has a section of its own name; its fingerprint covers that section, `seed`, and 
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pipeline.errors import InputError, RecipeError
 from pipeline.storage import Storage, holds_password
@@ -21,6 +23,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 # What several stages of training share.
 Precision = Annotated[
     Literal["fp32", "bf16"],
@@ -81,6 +84,19 @@ class BlockList(Section):
     allow: list[str] = Field(description="Domains that are never blocked, with all below them.")
 
 
+class C4Lines(Section):
+    """Lines that C4 takes out (Raffel et al. 2020). The text stays whole; its and FineWeb's scores read the rest."""
+
+    min_words: Count = Field(description="Fewest words of a line, by its spaces; 0 for none. C4: 3.")
+    max_word_chars: PositiveInt = Field(description="Most characters of a word of a line. C4: 1000.")
+    require_punctuation: bool = Field(
+        description="Only lines that end in . ? ! or a quotation mark, and not in an ellipsis. C4: yes; FineWeb: no."
+    )
+    remove_citations: bool = Field(description="Take Wikipedia's marks out of lines: [1], [edit], [citation needed].")
+    drop_javascript: bool = Field(description="Not the lines with the word 'javascript'.")
+    drop_policies: bool = Field(description="Not the lines on terms of use, privacy and cookies.")
+
+
 class Extract(Section):
     """From WARC records to text with scores."""
 
@@ -92,7 +108,9 @@ class Extract(Section):
     page_seconds: Positive = Field(description="CPU seconds one page may take; then it is dropped.")
     languages: dict[str, list[str]] = Field(
         min_length=1,
-        description="The languages wanted, by fastText's code, each with its stop words for Gopher's rule.",
+        description="The languages wanted, by fastText's code, each with its stop words for Gopher's rule. In scripts "
+        "without spaces between words (zh, ja, th, lo, my, km) a character counts as a word: give such a language "
+        "limits of its own in `filter.by_language`.",
     )
     language_gate: Fraction = Field(
         description="Before extraction: a page is dropped when its share in the languages (cld2 record, or fastText on "
@@ -101,6 +119,7 @@ class Extract(Section):
     extractor: Literal["precision", "default", "fast", "resiliparse"] = Field(
         description="How the main text is found: three ways of trafilatura, or resiliparse, which costs least."
     )
+    c4_lines: C4Lines
     quality_model: str | None = Field(
         description="A model of jobs/train_quality.py, whose score becomes a column; null for none."
     )
@@ -111,7 +130,7 @@ class Gopher(Section):
 
     min_words: Count = Field(description="Fewest words, punctuation marks not counted.")
     max_words: PositiveInt = Field(description="Most words.")
-    min_mean_word_length: Positive = Field(description="Least mean length of the words, characters.")
+    min_mean_word_length: NotNegative = Field(description="Least mean length of the words, characters.")
     max_mean_word_length: Positive = Field(description="Largest mean length of the words, characters.")
     max_symbol_word_ratio: Fraction = Field(description="Most signs '#', or ellipses, a word.")
     max_bullet_lines: Fraction = Field(description="Share of the lines that may begin with a bullet point.")
@@ -131,9 +150,9 @@ class Gopher(Section):
 
 
 class C4(Section):
-    """Rules of C4 (Raffel et al. 2020) that FineWeb keeps, on whole documents."""
+    """Rules of C4 (Raffel et al. 2020) that FineWeb keeps, on whole documents, in the lines that `c4_lines` leave."""
 
-    min_sentences: Count = Field(description="Fewest sentences, in lines of at least three words.")
+    min_sentences: Count = Field(description="Fewest sentences, in the lines that `extract.c4_lines` leave; 0: any.")
     drop_lorem_ipsum: bool = Field(description="Drop documents with the words 'lorem ipsum'.")
     drop_curly_brace: bool = Field(description="Drop documents with a curly brace, which are mostly code.")
 
@@ -163,6 +182,44 @@ class Filter(Section):
     gopher: Gopher
     c4: C4
     fineweb: FineWeb
+    by_language: dict[str, dict[Literal["gopher", "c4", "fineweb"], dict[str, Any]]] = Field(
+        examples=[{"de": {"gopher": {"max_mean_word_length": 15}}}],
+        description="For some of `languages`, those of the limits above that differ, by section and name: "
+        '{"de": {"gopher": {"max_mean_word_length": 15}}}.',
+    )
+
+    @cached_property
+    def for_language(self) -> dict[str, Filter]:
+        """The rules for each language of `by_language`: its own limits, and these where it has none."""
+        return {language: self._with(language) for language in self.by_language}
+
+    def _with(self, language: str) -> Filter:
+        rules = self.model_dump() | {"by_language": {}}
+        for section, limits in self.by_language[language].items():
+            for name, limit in limits.items():
+                common = rules[section].get(name)
+                both = isinstance(common, dict) and isinstance(limit, dict)  # limits by the length of a run of words
+                rules[section][name] = common | limit if both else limit
+        try:
+            return Filter.model_validate(rules)
+        except ValidationError as error:
+            found = [
+                InitErrorDetails(
+                    type=PydanticCustomError("limit", "{reason}", {"reason": _reason(one)}),
+                    loc=("by_language", language, *one["loc"]),
+                    input={},
+                )
+                for one in error.errors()
+            ]
+            raise ValidationError.from_exception_data("Filter", found) from None
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Filter:
+        for language in self.by_language:
+            if language not in self.languages:
+                raise ValueError(f"by_language has {language!r}, which languages has not")
+            self._with(language)
+        return self
 
 
 class Deduplicate(Section):
@@ -277,7 +334,7 @@ class Optimizer(Section):
     betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = Field(
         description="How slowly AdamW forgets: mean of the gradient, mean of its square."
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
+    weight_decay: NotNegative = Field(
         description="Share of a weight that a step takes off, times the rate; not of norms and biases."
     )
     warmup: Fraction = Field(description="Share of the steps with rising rate.")
@@ -285,7 +342,7 @@ class Optimizer(Section):
     fall: Literal["linear", "cosine"] = Field(description="Shape of the falling rate.")
     floor: Fraction = Field(description="Share of the peak rate to which it falls.")
     clip: Positive = Field(description="Largest norm of the gradient.")
-    z_loss: Annotated[float, Field(ge=0)] = Field(
+    z_loss: NotNegative = Field(
         description="Weight of logsumexp^2 in the gradient (PaLM: 0.0001), against logits that drift; 0 for none. Not "
         "in the loss that is reported, and not for rl."
     )

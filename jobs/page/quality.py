@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.page.words import words as split
-from pipeline.recipe import Filter
+from pipeline.recipe import C4Lines, Filter
 
 Numbers = npt.NDArray[np.int64]
 
@@ -32,7 +32,7 @@ _SENTENCE_END = re.compile(r"(?<![.!?。！？])[.!?。！？]++[\"'”’)\]]*+
 # C4's lines (section 2.2 and its code): marks of Wikipedia that are taken out, and what drops a line.
 _CITATIONS = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
-_LINE_WORDS, _WORD_CHARS = 3, 1000
+_C4_TERMINAL = (".", "?", "!", '"', "'")
 
 # Columns of `scores` and their types, for the artifact's schema.
 INTEGERS = ("words", "stop_words", "sentences")
@@ -57,18 +57,18 @@ FLAGS = ("lorem_ipsum", "curly_brace")
 COLUMNS = (*INTEGERS, *FRACTIONS, *FLAGS)
 
 
-def scores(text: str, words: Sequence[str], stop_words: Collection[str]) -> dict[str, Any]:
+def scores(text: str, words: Sequence[str], stop_words: Collection[str], c4: C4Lines) -> dict[str, Any]:
     """All scores of a text with its words (punctuation marks among them). Fractions lie in 0…1 for any input.
 
-    `stop_words`: those of its language.
+    `stop_words`: those of its language. `c4`: which lines the scores of C4 and FineWeb read.
     """
     chars = max(1, len(text))
     real = [word for word in words if word.isalnum() or any(letter.isalnum() for letter in word)]
     lines = [line for line in text.split("\n") if line.strip()]
     stripped = [line for line in map(str.strip, text.splitlines()) if line]
-    long = [line for line in stripped if _long(line)]
-    unscripted = [line for line in long if "javascript" not in line.lower()]
-    left = [line for line in map(_c4_line, unscripted) if line]
+    long = [line for line in stripped if _long(line, c4)]
+    unscripted = [line for line in long if not (c4.drop_javascript and "javascript" in line.lower())]
+    left = [line for line in (_c4_line(line, c4) for line in unscripted) if line]
     paragraphs = [part for part in _PARAGRAPHS.split(text.strip()) if part]
     found: dict[str, Any] = {
         "words": len(real),
@@ -114,7 +114,8 @@ class Check(NamedTuple):
 
 
 def checks(row: Mapping[str, Any], recipe: Filter) -> Iterator[Check]:
-    """The rules in their order, for a row of scores (with `language` and `language_score`)."""
+    """The rules of its language, in order, for a row of scores (with `language` and `language_score`)."""
+    recipe = recipe.for_language.get(row["language"], recipe)
     gopher, c4, fineweb = recipe.gopher, recipe.c4, recipe.fineweb
 
     def least(reason: str, score: str, limit: float) -> Check:
@@ -165,16 +166,19 @@ def decide(row: Mapping[str, Any], recipe: Filter) -> str | None:
     return next((check.reason for check in checks(row, recipe) if check.broken), None)
 
 
-def _long(line: str) -> bool:
-    """Whether C4 keeps a line of so many words, none of them endless."""
+def _long(line: str, c4: C4Lines) -> bool:
+    """Whether C4 keeps a line of so many words, none of them endless, with such an end."""
     found = line.split()
-    return len(found) >= _LINE_WORDS and max(map(len, found)) <= _WORD_CHARS
+    if len(found) < c4.min_words or max(map(len, found), default=0) > c4.max_word_chars:
+        return False
+    plain = _CITATIONS.sub("", line) if c4.remove_citations else line
+    return not c4.require_punctuation or (plain.endswith(_C4_TERMINAL) and not plain.endswith("..."))
 
 
-def _c4_line(line: str) -> str | None:
+def _c4_line(line: str, c4: C4Lines) -> str | None:
     """The line without citations; None where it speaks of cookies or terms."""
-    line = _CITATIONS.sub("", line)
-    return None if any(policy in line.lower() for policy in _POLICIES) else line
+    line = _CITATIONS.sub("", line) if c4.remove_citations else line
+    return None if c4.drop_policies and any(policy in line.lower() for policy in _POLICIES) else line
 
 
 def _words_of(left: Sequence[str], all_lines: Sequence[str], words: Sequence[str]) -> int:

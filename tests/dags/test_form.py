@@ -17,7 +17,7 @@ def plain(data: dict, prefix: str = "") -> dict:
     """Dotted keys of nested data, as far as the recipe's sections go."""
     found = {}
     for key, value in data.items():
-        section = isinstance(value, dict) and not key.startswith(("max_", "languages", "mix"))
+        section = isinstance(value, dict) and not key.startswith(("max_", "languages", "mix", "by_language"))
         found |= plain(value, f"{prefix}{key}.") if section else {f"{prefix}{key}": value}
     return found
 

@@ -108,7 +108,7 @@ def test_no_label_at_all_breaks_decoding(label: str, body: bytes) -> None:
 
 def test_scores_of_a_run_of_marks_take_linear_time() -> None:
     before = process_time()
-    quality.scores("." * 200_000 + "x", words("." * 200_000 + "x"), ["the"])
+    quality.scores("." * 200_000 + "x", words("." * 200_000 + "x"), ["the"], load(DEMO).extract.c4_lines)
     assert process_time() - before < 5
 
 
@@ -156,7 +156,10 @@ def test_a_folder_is_no_archive(tmp_path: Path) -> None:
 
 def test_a_line_length_without_column_is_refused_before_work(tmp_path: Path) -> None:
     recipe = load(DEMO, {"filter.fineweb.short_line_chars": 35})
-    with pytest.raises(RecipeError, match="35"):
+    with pytest.raises(RecipeError, match=r"^filter.fineweb.short_line_chars is 35"):
+        filter.run(session.Job(recipe, Storage(tmp_path), "x", [], False))
+    recipe = load(DEMO, {"filter.by_language": {"en": {"fineweb": {"short_line_chars": 45}}}})
+    with pytest.raises(RecipeError, match=r"^filter.by_language.en.fineweb.short_line_chars is 45"):
         filter.run(session.Job(recipe, Storage(tmp_path), "x", [], False))
 
 

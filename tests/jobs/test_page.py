@@ -42,7 +42,7 @@ def test_charset_never_fails(body: bytes, header: str) -> None:
 
 @given(st.text(max_size=400))
 def test_scores_never_fail_and_fractions_are_fractions(text: str) -> None:
-    found = quality.scores(text, words(text), RECIPE.extract.languages["en"])
+    found = quality.scores(text, words(text), RECIPE.extract.languages["en"], RECIPE.extract.c4_lines)
     assert set(found) == {*quality.INTEGERS, *quality.FRACTIONS, *quality.FLAGS}
     for name in quality.FRACTIONS:
         most = float("inf") if name in ("mean_word_length", "symbol_word_ratio", "newline_word_ratio") else 1.0
@@ -52,7 +52,7 @@ def test_scores_never_fail_and_fractions_are_fractions(text: str) -> None:
 
 def test_repetition_is_found() -> None:
     line = "This is the same sentence again and again.\n"
-    found = quality.scores(line * 20, words(line * 20), RECIPE.extract.languages["en"])
+    found = quality.scores(line * 20, words(line * 20), RECIPE.extract.languages["en"], RECIPE.extract.c4_lines)
     assert found["duplicate_lines"] == pytest.approx(19 / 20)
     assert found["duplicate_5gram_chars"] > 0.5
     assert quality.decide(found | {"language": "en", "language_score": 1.0}, RECIPE.filter) == "gopher_duplicate_lines"

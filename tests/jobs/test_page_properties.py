@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -75,6 +76,7 @@ def test_a_host_is_folded_without_port_and_in_punycode() -> None:
 
 
 STOP_WORDS = load(DEMO).extract.languages["en"]
+C4_LINES = load(DEMO).extract.c4_lines
 TERMS = {"words": [], "soft_words": ["a", "b"], "soft_least": 2, "sub_words": ["xyz"], "allow": []}
 
 
@@ -128,10 +130,41 @@ def test_words_are_split_as_spacy_splits_english() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("我们学校,ok。", ["我", "们", "学", "校", ",", "ok", "。"]),
+        ("日本語のワープロで3.14円", ["日", "本", "語", "の", "ワープロ", "で", "3.14", "円"]),
+        ("か\u3099ぎ々", ["か\u3099", "ぎ", "々"]),
+        ("ที่ 10 บาท", ["ที่", "10", "บ", "า", "ท"]),
+        ("ດີ ខ្ញុំ", ["ດີ", "ខ្", "ញុំ"]),
+        ("날씨가 좋다", ["날씨가", "좋다"]),  # Korean has spaces
+    ],
+)
+def test_a_character_is_a_word_where_no_spaces_divide_words(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+_BEFORE = re.compile(  # the split of English, of which the signatures of earlier corpora are made
+    r"https?://\S+|[^\W\d_]+?(?=n['’]t\b)|n['’]t\b|['’](?:s|ll|re|ve|d|m)\b"
+    r"|[^\W_]+(?:(?:(?<=\d)[.,:/]+(?=\d)|(?<=[^\W\d_])[.&-](?=\d)|(?<=[^\W\d_])[.&](?=[^\W\d_])|_+"
+    r"|(?!['’](?:s|ll|re|ve|d|m)\b)['’])[^\W_]+)*"
+    r"|\.{2,}|-{2,}|@\w+|_|[^\w\s]",
+    re.IGNORECASE,
+)
+_EUROPEAN = st.characters(max_codepoint=0x058F) | st.sampled_from("don't It’S N'T HTTPS://  ..--_@&")
+
+
+@settings(deadline=None)
+@given(st.text(_EUROPEAN, max_size=200))
+def test_other_scripts_do_not_change_how_european_ones_are_split(text: str) -> None:
+    assert words(text) == _BEFORE.findall(text)
+
+
 @settings(deadline=None)
 @given(st.one_of(st.text(max_size=1500), st.text("ab.!?\n -#{…•", max_size=1500)))
 def test_scores_of_any_text_are_finite_and_fractions_fractions(text: str) -> None:
-    found = quality.scores(text, words(text), STOP_WORDS)
+    found = quality.scores(text, words(text), STOP_WORDS, C4_LINES)
     assert set(found) == {*quality.INTEGERS, *quality.FRACTIONS, *quality.FLAGS}
     for name in quality.FRACTIONS:
         assert math.isfinite(found[name]) and found[name] >= 0
@@ -144,7 +177,7 @@ def test_prose_passes_and_each_rule_names_what_it_drops() -> None:
     recipe = load(DEMO).filter
 
     def decided(text: str, english: float = 0.99) -> str | None:
-        found = quality.scores(text, words(text), STOP_WORDS)
+        found = quality.scores(text, words(text), STOP_WORDS, C4_LINES)
         return quality.decide(found | {"language": "en", "language_score": english}, recipe)
 
     assert decided(PROSE) is None
@@ -159,7 +192,7 @@ def test_prose_passes_and_each_rule_names_what_it_drops() -> None:
 
 def test_counts_of_a_small_text_are_those_by_hand() -> None:
     text = "one two six. Ten.\none two six. Ten.\n\nx"
-    found = quality.scores(text, words(text), STOP_WORDS)
+    found = quality.scores(text, words(text), STOP_WORDS, C4_LINES)
     assert (found["words"], found["sentences"], found["stop_words"]) == (9, 4, 0)
     assert found["duplicate_lines"] == pytest.approx(1 / 3)
     assert found["duplicate_line_chars"] == pytest.approx(17 / 38)
@@ -167,6 +200,45 @@ def test_counts_of_a_small_text_are_those_by_hand() -> None:
     assert found["c4_duplicate_line_chars"] == pytest.approx(17 / 34)
     assert found["line_punctuation"] == 1
     assert found["newline_word_ratio"] == pytest.approx(1 / 12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "line"),
+    [
+        ("min_words", 1, "Read on."),
+        ("max_word_chars", 2000, f"See the {'x' * 1500} here."),
+        ("remove_citations", False, "He was there[1] in May.[2]"),
+        ("drop_javascript", False, "Turn on Javascript for this."),
+        ("drop_policies", False, "Read our privacy policy first."),
+        ("require_punctuation", True, "Of no mark at its end"),
+        ("require_punctuation", True, "Of dots at its end..."),
+    ],
+)
+def test_each_rule_on_lines_of_c4_can_be_switched(rule: str, value: object, line: str) -> None:
+    """A line that a rule takes out or changes is one for the scores where the rule is off."""
+    text = f"{line}\nA line that always counts."
+    on, off = (
+        quality.scores(text, words(text), STOP_WORDS, C4_LINES.model_copy(update=to)) for to in ({}, {rule: value})
+    )
+    differs = {name for name in on if on[name] != off[name]}
+    assert differs and differs <= {
+        "sentences", "line_punctuation", "newline_word_ratio", "c4_duplicate_line_chars",
+        *(f"short_lines_{n}" for n in quality.SHORT_LINE_CHARS),
+    }  # fmt: skip
+
+
+def test_a_language_has_its_own_limits_and_the_others_those_of_all() -> None:
+    found = quality.scores(PROSE, words(PROSE), STOP_WORDS, C4_LINES) | {"language_score": 0.99}
+    given = {"filter.languages": {"en": 0.65, "de": 0.65}, "extract.languages": {"en": STOP_WORDS, "de": []}}
+    recipe = load(
+        DEMO, given | {"filter.by_language": {"de": {"gopher": {"min_stop_words": 9, "min_words": 0}}}}
+    ).filter
+    assert quality.decide(found | {"language": "en"}, recipe) is None
+    assert quality.decide(found | {"language": "de"}, recipe) == "gopher_stop_words"
+    short = {"words": 3}
+    assert quality.decide(found | {"language": "en"} | short, recipe) == "gopher_too_short"
+    assert quality.decide(found | {"language": "de"} | short, recipe) == "gopher_stop_words"
+    assert quality.decide(found | {"language": "fr"}, recipe) == "other_language"
 
 
 def test_language_of_a_text_and_the_gate() -> None:
@@ -219,7 +291,7 @@ def repeated_ngrams(found: list[str], n: int) -> int:
 @given(st.lists(st.sampled_from(["a", "bb", "c", ".", "ddd"]), max_size=80).map(" ".join), st.integers(1, 3))
 def test_repetitions_are_those_of_the_plain_definition(text: str, times: int) -> None:
     text = " ".join([text] * times)
-    found, row = words(text), quality.scores(text, words(text), ["the"])
+    found, row = words(text), quality.scores(text, words(text), ["the"], C4_LINES)
     for n in quality.TOP_NGRAMS:
         assert row[f"top_{n}gram_chars"] == min(1.0, top_ngram(found, n) / max(1, len(text)))
     for n in quality.DUPLICATE_NGRAMS:
@@ -231,9 +303,10 @@ LINES = ["Hello there.", "We use cookies here, friend.", "As seen[3] in town[edi
 
 @given(st.lists(st.sampled_from(LINES) | st.text(max_size=12), max_size=12).map("\n".join))
 def test_words_are_counted_of_the_lines_that_are_left(text: str) -> None:
-    unscripted = [line for line in map(str.strip, text.splitlines()) if quality._long(line)]
-    left = [line for line in map(quality._c4_line, unscripted) if line and "javascript" not in line.lower()]
-    row = quality.scores(text, words(text), ["the"])
+    unscripted = [line for line in map(str.strip, text.splitlines()) if quality._long(line, C4_LINES)]
+    left = [quality._c4_line(line, C4_LINES) for line in unscripted if "javascript" not in line.lower()]
+    left = [line for line in left if line]
+    row = quality.scores(text, words(text), ["the"], C4_LINES)
     assert row["newline_word_ratio"] == min(1.0, max(0, len(left) - 1) / max(1, sum(len(words(line)) for line in left)))
 
 

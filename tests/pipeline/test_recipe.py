@@ -112,6 +112,52 @@ def test_wrong_values_are_refused_with_key_and_line(text: str, old: str, new: st
     assert what.startswith(f"my.yaml:{line_of(broken, new.strip().partition(':')[0])}: {key}"), what
 
 
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"de": {"gopher": {"min_wurds": 9}}}, "filter.by_language.de.gopher.min_wurds: unknown key"),
+        (
+            {"de": {"gopher": {"min_alpha_words": 7}}},
+            "by_language.de.gopher.min_alpha_words: Input should be less than",
+        ),
+        ({"de": {"gopher": {"min_words": "9"}}}, "filter.by_language.de.gopher.min_words: Input should be a valid int"),
+        ({"de": {"gopher": {"max_top_ngram_chars": {"5": 0.1}}}}, "filter.by_language.de.gopher.max_top_ngram_chars.5"),
+        ({"de": {"languages": {"de": 0.1}}}, "filter.by_language.de.languages"),
+        ({"fr": {}}, "by_language has 'fr', which languages has not"),
+    ],
+)
+def test_a_wrong_limit_of_a_language_is_refused_by_name_and_line(text: str, limits: dict[str, Any], told: str) -> None:
+    given = {"filter.languages": {"en": 0.65, "de": 0.8}, "filter.by_language": limits}
+    what = refused(text, given | {"extract.languages": {"en": ["the"], "de": ["der"]}})
+    line = line_of(text, "by_language:" if "fr" not in limits else "filter:")
+    assert what.startswith(f"my.yaml:{line}: ") and told in what
+
+
+def test_a_language_has_the_limits_of_all_but_those_that_it_names(text: str) -> None:
+    limits = {"de": {"gopher": {"min_words": 20, "max_top_ngram_chars": {"2": 0.3}}, "c4": {"min_sentences": 0}}}
+    given = {"filter.languages": {"en": 0.65, "de": 0.8}, "filter.by_language": limits}
+    made = parse(text, "my.yaml", given | {"extract.languages": {"en": ["the"], "de": ["der"]}})
+    common, german = made.filter, made.filter.for_language["de"]
+    assert (german.gopher.min_words, german.c4.min_sentences) == (20, 0)
+    assert german.gopher.max_top_ngram_chars == {"2": 0.3, "3": 0.18, "4": 0.16}
+    told = {"min_words", "max_top_ngram_chars"}
+    assert german.gopher.model_dump(exclude=told) == common.gopher.model_dump(exclude=told)
+    assert german.fineweb == common.fineweb and set(common.for_language) == {"de"}
+    assert parse(made.to_yaml(), "again.yaml") == made
+
+
+def test_the_recipe_of_two_languages_is_fineweb_with_another_beside_english() -> None:
+    one, two = load("recipes/fineweb.yaml"), load("recipes/multilingual.yaml")
+    plain = {"languages", "by_language"}
+    assert two.filter.model_dump(exclude=plain) == one.filter.model_dump(exclude=plain)
+    assert two.extract.model_dump(exclude=plain) == one.extract.model_dump(exclude=plain)
+    for section in ("extract", "filter"):
+        english = {language: value for language, value in getattr(two, section).languages.items() if language == "en"}
+        assert english == getattr(one, section).languages
+    told = {"name", "extract", "filter"}
+    assert two.model_dump(exclude=told) == one.model_dump(exclude=told)
+
+
 def test_all_errors_are_told_at_once(text: str) -> None:
     what = refused(text.replace("seed: 1", "seed: x").replace("  verify: true", "  verify: maybe"))
     assert len(what.splitlines()) == 2
