@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from pipeline import lines
 from pipeline.errors import InputError, MachineError
 from pipeline.recipe import BlockList as BlockListRecipe
 
@@ -41,18 +42,16 @@ def terms(recipe: BlockListRecipe) -> dict[str, Any]:
 
 
 def _read(entries: Iterable[str]) -> list[str]:
-    lines: list[str] = []
+    found: list[str] = []
     for entry in entries:
         kind, _, name = entry.rpartition(":")
         if kind == "datatrove":
-            lines += _datatrove(name).read_text(encoding="utf-8").splitlines()
+            found += _datatrove(name).read_text(encoding="utf-8").splitlines()
         elif kind == "file":
-            if not Path(name).is_file():
-                raise InputError(f"block list: {name} is no file", "correct the entry file:… of extract.block_list")
-            lines += Path(name).read_text(encoding="utf-8").splitlines()
+            found += [line for _, line in lines.read(name, "correct the entry file:… of extract.block_list")]
         else:
-            lines.append(entry)
-    return sorted({line.strip().lower() for line in lines if line.strip() and not line.startswith("#")})
+            found.append(entry)
+    return sorted({line.strip().lower() for line in found if line.strip() and not line.startswith("#")})
 
 
 def listed(source: str, categories: Iterable[str]) -> Iterator[str]:
@@ -81,7 +80,7 @@ def listed(source: str, categories: Iterable[str]) -> Iterator[str]:
     for path in files:
         for file in (path, path.with_name("urls")):
             if file.exists():
-                yield from file.read_text(encoding="utf-8").split()
+                yield from file.read_text(encoding="utf-8", errors="replace").split()  # some lines are Latin-1
 
 
 def identity(source: str, categories: Iterable[str]) -> str:

@@ -91,6 +91,9 @@ def test_block_list(tmp_path: Path) -> None:
         list(urls.listed(str(tmp_path), ["nothing"]))
     with pytest.raises(InputError, match="gone"):
         urls.terms(recipe.model_copy(update={"sub_words": ["file:gone.txt"]}))
+    (tmp_path / "latin.txt").write_bytes(b"b\xfccher\n")
+    with pytest.raises(InputError, match="latin"):
+        urls.terms(recipe.model_copy(update={"words": [f"file:{tmp_path}/latin.txt"]}))
 
 
 @given(st.text(max_size=100))

@@ -9,16 +9,19 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.extract import opened
 from jobs.page import charset, extraction, language, quality, urls
 from jobs.page.words import words
 from pipeline.errors import InputError
 from pipeline.recipe import load
+from pipeline.storage import Storage
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 # CPU seconds, where `extract` guards itself
@@ -121,6 +124,15 @@ def test_a_folder_in_the_layout_of_ut1_is_read(tmp_path: Path) -> None:
     assert before == urls.identity(str(tmp_path), []) != urls.identity(str(tmp_path), ["warez"])
     (tmp_path / "warez" / "urls").write_text("c.test/x\n")
     assert urls.identity(str(tmp_path), []) != before
+
+
+def test_a_list_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    (tmp_path / "adult").mkdir()
+    for file in ("domains", "urls"):
+        (tmp_path / "adult" / file).write_bytes(b"b\xfccher.test/x\nlast.test\n")
+    assert list(urls.listed(str(tmp_path), [])) == ["b\ufffdcher.test/x", "last.test"] * 2
+    blocked = urls.BlockList(urls.hashed(urls.listed(str(tmp_path), [])), TERMS)
+    assert blocked.reason("http://last.test/", "last.test") == "blocked_domain"
 
 
 def test_words_are_split_as_spacy_splits_english() -> None:
@@ -311,7 +323,7 @@ def test_words_are_counted_of_the_lines_that_are_left(text: str) -> None:
 
 
 def test_a_worker_maps_the_block_list_and_holds_no_copy(tmp_path: Path) -> None:
-    """Five million domains, 40 MB: lookups in another process cost it less than 20 MB of memory of its own."""
+    """Five million domains, 40 MB: open in 50 ms; lookups in another process cost it less than 20 MB of its own."""
     random = np.random.default_rng(1)
     np.save(tmp_path / "list.npy", np.sort(random.integers(0, 2**63, 5_000_000, dtype=np.uint64)))
     script = f"""
@@ -332,3 +344,9 @@ print(own() - before)
     done = subprocess.run([sys.executable, "-c", script], cwd=DEMO.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 20_000
+    storage, terms, seconds = Storage(tmp_path), urls.terms(load(DEMO).extract.block_list), []
+    for _ in range(5):
+        before = perf_counter()
+        opened(storage, "list.npy", terms)
+        seconds.append(perf_counter() - before)
+    assert min(seconds) < 0.05
