@@ -1,20 +1,30 @@
-"""Where the WARC files are: local files, globs, lists, URLs, or a crawl of Common Crawl."""
+"""Where the WARC files are: local files, globs, lists, URLs, or a crawl of Common Crawl.
+
+A list is a text file with a WARC file a line, named `.txt`, `.paths`, `.txt.gz` or `.paths.gz`. Its lines are URLs, or
+lie beside it; but those of Common Crawl's own lists (a crawl's, a segment's), which begin with `crawl-data/`, count
+from what stands before `crawl-data/` in the list's URL. A list or archive that a server refuses, breaks off, lets
+stall, or answers with an error page is asked for again, after waits that grow.
+"""
 
 from __future__ import annotations
 
+import codecs
 import glob
 import http.client
 import io
 import os
 import random
 import re
+import tempfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,11 +80,8 @@ def crawl(recipe: Input) -> str | None:
 
 def find(recipe: Input) -> list[Source]:
     """The archives a recipe names, in order of location. Raises `InputError` where a pattern matches nothing."""
-    if recipe.crawl:
-        locations = [f"{_base()}/{path}" for path in _lines(_get(f"{_base()}/crawl-data/{recipe.crawl}/warc.paths.gz"))]
-    else:
-        locations = [location for given in recipe.warcs for location in _expand(given)]
-    unique = sorted(set(locations))[: recipe.max_warcs]
+    named = [f"{_base()}/crawl-data/{recipe.crawl}/warc.paths.gz"] if recipe.crawl else recipe.warcs
+    unique = sorted({location for given in named for location in _expand(given)})[: recipe.max_warcs]
     names: dict[str, str] = {}
     for location in unique:
         name = _name(location)
@@ -105,10 +112,14 @@ def _expand(given: str) -> list[str]:
     if "://" not in given:
         found = [path for path in sorted(glob.glob(given, recursive=True)) if Path(path).is_file()]
         if not found:
-            raise InputError(f"no WARC file matches {given!r}", f"check the path (working folder: {os.getcwd()})")
+            remedy = f"check the path (working folder: {os.getcwd()})"
+            if "/crawl-data/" in f"/{given}":
+                remedy += f"; Common Crawl's lists: by URL ({COMMON_CRAWL}/crawl-data/…), or input.crawl"
+            raise InputError(f"no WARC file matches {given!r}", remedy)
         if len(found) > 1 or not given.endswith(_LISTS):
             return [str(Path(path).resolve()) for path in found]
-        return [path for line in _lines(Path(found[0]).read_bytes()) for path in _expand(_beside(found[0], line))]
+        entries = _lines(found[0], Path(found[0]).read_bytes())
+        return [path for line in entries for path in _expand(_beside(found[0], line))]
     if given.startswith("s3://") and "*" in given:
         system, pattern = _s3(given)
         selector = fs.FileSelector(pattern[: pattern.index("*")].rpartition("/")[0], recursive=True)
@@ -117,17 +128,38 @@ def _expand(given: str) -> list[str]:
             raise InputError(f"no WARC file matches {given!r}", "check the bucket and the pattern")
         return matching
     if given.endswith(_LISTS):
-        return [line if "://" in line else f"{given.rpartition('/')[0]}/{line}" for line in _lines(_get(given))]
+        return [_beside(given, line) for line in _lines(given, _get(given))]
     return [given]
 
 
-def _lines(data: bytes) -> list[str]:
-    """The entries of a list, gzipped or plain."""
-    return [line.strip() for line in lines.unpacked(data).splitlines() if line.strip() and not line.startswith("#")]
+def _lines(listed: str, data: bytes) -> list[str]:
+    """The entries of a list, gzipped or plain. Raises `InputError` where it is no list, or an empty one."""
+    remedy = "name a text file, gzipped or plain, with a WARC file a line"
+    try:
+        text = lines.unpacked(data)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{listed} is no list of files: {error}", remedy) from error
+    if _is_page(text[:99].encode()):
+        raise InputError(f"{listed} is a page (XML or HTML), no list of files", remedy)
+    found = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not found:
+        raise InputError(f"{listed} names no files", remedy)
+    return found
 
 
-def _beside(file: str, line: str) -> str:
-    return line if "://" in line else str(Path(file).parent / line)
+def _beside(listed: str, line: str) -> str:
+    """Where a line of a list points to."""
+    if "://" in line:
+        return line
+    if "://" not in listed:
+        return str(Path(listed).parent / line)
+    root, below, _ = listed.rpartition("/crawl-data/")
+    return f"{root}/{line}" if below and line.startswith("crawl-data/") else f"{listed.rpartition('/')[0]}/{line}"
+
+
+def _is_page(begin: bytes) -> bool:
+    """Whether a file that begins so is XML or HTML, which no WARC file, gzip file or list of files is."""
+    return begin.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"<")
 
 
 def _s3(location: str) -> tuple[fs.S3FileSystem, str]:
@@ -153,8 +185,8 @@ def _identity(location: str) -> str:
         file = Path(location)
         return Storage(file.parent).sha256(file.name)
     request = urllib.request.Request(location, method="HEAD")
-    with _open(request) as answer:
-        return "-".join([answer.headers.get("Content-Length", ""), answer.headers.get("ETag", "").strip('"')])
+    headers, _ = _ask(request)
+    return "-".join([headers.get("Content-Length", ""), headers.get("ETag", "").strip('"')])
 
 
 @contextmanager
@@ -172,10 +204,15 @@ def local_path(location: str, scratch: Path) -> Path:
     return Path(location) if "://" not in location else scratch / location.rsplit("/", 1)[-1]
 
 
-def fetch(location: str, scratch: Path) -> Iterator[int]:
-    """Fetch a remote archive to `scratch`, resumed where it breaks off. Yields bytes at every block and wait.
+class _ErrorPage(http.client.HTTPException):
+    """An error page, served as if it were the file."""
 
-    Raises `InputError` where it cannot be had: refused, ended early too often, or no gzip file though it says so.
+
+def fetch(location: str, scratch: Path) -> Iterator[int]:
+    """Fetch a remote file to `scratch`, resumed where it breaks off. Yields bytes at every block and wait.
+
+    Raises `InputError` where it cannot be had: refused, ended early too often, or an error page instead, as the first
+    bytes tell (of XML or HTML, or of no gzip file though it says so).
     """
     if "://" not in location:
         return
@@ -183,26 +220,30 @@ def fetch(location: str, scratch: Path) -> Iterator[int]:
     for attempt in range(_TRIES):
         have = target.stat().st_size if target.exists() else 0
         try:
-            with _answer(location, have) as (begins, length, read), target.open("ab" if begins else "wb") as stream:
-                while block := read(_BLOCK):
-                    stream.write(block)
-                    yield stream.tell()
-            if location.endswith(".gz") and target.stat().st_size and target.open("rb").read(2) != b"\x1f\x8b":
-                target.unlink()  # an error page, served as if it were the file
-                if attempt == _TRIES - 1:
-                    raise InputError(f"{location} answers with no gzip file", "check the URL in a browser")
-            elif length is None or target.stat().st_size == length:
+            with _answer(location, have) as (begins, length, read):
+                block = read(_BLOCK)
+                if not begins and location.endswith(".gz") and not block.startswith(b"\x1f\x8b"[: len(block)]):
+                    raise _ErrorPage("no gzip file")
+                if not begins and _is_page(block):
+                    raise _ErrorPage("a page (XML or HTML)")
+                with target.open("ab" if begins else "wb") as stream:
+                    while block:
+                        stream.write(block)
+                        yield stream.tell()
+                        block = read(_BLOCK)
+            if length is None or target.stat().st_size == length:
                 return
+            raise http.client.HTTPException("it ended early")
         except (OSError, http.client.HTTPException) as error:
             _may_retry(error, location, attempt)
         yield have
         _wait(attempt)
-    raise ServerError(f"{location} ended early {_TRIES} times", _LATER)
+    raise AssertionError("unreachable: the last try raises")
 
 
 @contextmanager
 def _answer(location: str, have: int) -> Iterator[tuple[int, int | None, Callable[[int], bytes]]]:
-    """An archive from byte `have` on: (where the answer begins, length of the whole, function that reads)."""
+    """A file from byte `have` on: (where the answer begins, length of the whole, function that reads)."""
     if location.startswith("s3://"):
         system, path = _s3(location)
         with system.open_input_file(path) as stream:
@@ -230,14 +271,16 @@ def open_at(location: str, offset: int, size: int) -> BinaryIO:
     if location.startswith("s3://"):
         with _s3_errors(location), _answer(location, offset) as (_, _, read):
             return io.BytesIO(read(size))
-    with _open(urllib.request.Request(location, headers={"Range": f"bytes={offset}-{offset + size - 1}"})) as answer:
-        return io.BytesIO(answer.read())
+    _, body = _ask(urllib.request.Request(location, headers={"Range": f"bytes={offset}-{offset + size - 1}"}))
+    return io.BytesIO(body)
 
 
-def _open(request: urllib.request.Request) -> Any:
+def _ask(request: urllib.request.Request) -> tuple[Message, bytes]:
+    """Headers and whole body of an answer."""
     for attempt in range(_TRIES):
         try:
-            return urllib.request.urlopen(request, timeout=_STALL_SECONDS)
+            with urllib.request.urlopen(request, timeout=_STALL_SECONDS) as answer:
+                return answer.headers, answer.read()
         except (OSError, http.client.HTTPException) as error:
             _may_retry(error, request.full_url, attempt)
             _wait(attempt)
@@ -245,18 +288,23 @@ def _open(request: urllib.request.Request) -> Any:
 
 
 def _get(url: str) -> bytes:
+    """A list, had as an archive is."""
     if url.startswith("s3://"):
-        with _s3_errors(url), _answer(url, 0) as (_, length, read):
-            return read(length or 0)
-    with _open(urllib.request.Request(url)) as answer:
-        return bytes(answer.read())
+        _identity(url)  # a wrong key is told at once, not after all tries
+    with tempfile.TemporaryDirectory() as scratch:
+        for _ in fetch(url, Path(scratch)):
+            pass
+        return local_path(url, Path(scratch)).read_bytes()
 
 
 def _may_retry(error: OSError | http.client.HTTPException, location: str, attempt: int) -> None:
     if isinstance(error, urllib.error.HTTPError) and error.code not in _SLOW_DOWN:
         raise InputError(f"{location} cannot be fetched: {error}", "check the URL or the crawl id") from error
-    if attempt == _TRIES - 1:
-        raise ServerError(f"{location} cannot be fetched: {error}", _LATER) from error
+    if attempt < _TRIES - 1:
+        return
+    if isinstance(error, _ErrorPage):
+        raise InputError(f"{location} answers with {error}", "check the URL in a browser") from error
+    raise ServerError(f"{location} cannot be fetched: {error}", _LATER) from error
 
 
 def _wait(attempt: int) -> None:

@@ -44,7 +44,9 @@ class Section(BaseModel):
 class Input(Section):
     """The WARC files. Exactly one of `warcs` and `crawl` is given."""
 
-    warcs: list[str] = Field(description="Files, globs, URLs, or a text file that lists them (one a line).")
+    warcs: list[str] = Field(
+        description="Files, globs, URLs, or lists of them (.txt, .paths, also .gz; a file or a URL), one a line."
+    )
     crawl: str | None = Field(
         description="Common Crawl id; its warc.paths.gz is read over HTTPS.",
         examples=["CC-MAIN-2025-05"],

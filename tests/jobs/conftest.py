@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from jobs import session
+from jobs import extract, filter, session
 from pipeline import recipe
+from pipeline.artifact import Published
 from pipeline.storage import Storage
 from tests.jobs.crawl_server import server  # noqa: F401
 
@@ -23,6 +24,20 @@ def spark() -> Iterator[Any]:
     made = session.spark("tests")
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> tuple[Published, Published]:
+    """extract and filter of the sample, made at once."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("jobs.session.spark", lambda name: spark)
+    patch.setattr(spark, "stop", lambda: None)
+    work = job(tmp_path_factory.mktemp("whole"))
+    made = extract.run(work)
+    assert made is not None
+    found = made, filter.run(work)
+    patch.undo()
+    return found
 
 
 @pytest.fixture(autouse=True)

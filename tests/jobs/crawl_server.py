@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -55,7 +56,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             self.end_headers()
             if self.command == "GET":
                 most = (len(data) - start) // 3 if weather in ("cut", "stall") else None
-                self.wfile.write(data[start:][: state.cut.pop(0) if state.cut else most])
+                with suppress(ConnectionError):  # a client that wants no more of an error page
+                    self.wfile.write(data[start:][: state.cut.pop(0) if state.cut else most])
                 if weather == "stall":
                     time.sleep(0.5)
 

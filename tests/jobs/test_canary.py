@@ -24,20 +24,6 @@ SAMPLE = Path("tests/data/sample")
 TWO = {"approval.canary_warcs": 2}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> tuple[Published, Published]:
-    """extract and filter of the sample, made at once."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr("jobs.session.spark", lambda name: spark)
-    patch.setattr(spark, "stop", lambda: None)
-    work = job(tmp_path_factory.mktemp("whole"))
-    made = extract.run(work)
-    assert made is not None
-    found = made, filter.run(work)
-    patch.undo()
-    return found
-
-
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The parts that each application works on."""

@@ -20,6 +20,7 @@ from warcio.warcwriter import WARCWriter
 from jobs import extract, filter, session, sources
 from jobs.page import charset, extraction, guard, quality, urls, warc
 from jobs.page.words import words
+from pipeline.artifact import Published
 from pipeline.errors import InputError, RecipeError
 from pipeline.recipe import load
 from pipeline.storage import Storage
@@ -143,10 +144,30 @@ def test_a_download_is_resumed_and_reports_while_it_runs(
     assert [r for _, r in server.seen] == [None, None, "bytes=1000-", "bytes=71000-"]
 
 
-def test_an_error_page_is_not_taken_for_an_archive(tmp_path: Path, server: Any) -> None:
-    server.files["/a.warc.gz"] = b"<?xml?><Error/>"
-    with pytest.raises(InputError, match="no gzip"):
-        list(sources.fetch(f"{server.base}/a.warc.gz", tmp_path))
+@pytest.mark.parametrize(("name", "told"), [("a.warc.gz", "no gzip"), ("a.warc", "a page")])
+def test_an_error_page_is_not_taken_for_an_archive_nor_stored(
+    name: str, told: str, tmp_path: Path, server: Any
+) -> None:
+    server.files[f"/{name}"] = b"<?xml?><Error/>" + b" " * 5_000_000
+    stored: list[int] = []
+    with pytest.raises(InputError, match=told):
+        stored.extend(sources.fetch(f"{server.base}/{name}", tmp_path))
+    assert not any(stored) and not sources.local_path(f"{server.base}/{name}", tmp_path).exists()
+
+
+def test_an_error_page_leaves_what_was_had_of_an_archive(tmp_path: Path, server: Any) -> None:
+    server.files["/a.warc.gz"], weather = ZIPPED * 50, iter(["fine", "xml", "fine"])
+    server.cut[:] = [1000]
+    server.weather = lambda: next(weather)
+    assert list(sources.fetch(f"{server.base}/a.warc.gz", tmp_path))[-1] == 50 * len(ZIPPED)
+    assert [r for _, r in server.seen] == [None, "bytes=1000-", "bytes=1000-"]
+
+
+def test_a_record_is_read_again_where_it_breaks_off(server: Any) -> None:
+    server.files["/a.warc.gz"], weather = ZIPPED, iter(["cut", "503", "fine"])
+    server.weather = lambda: next(weather)
+    with sources.open_at(f"{server.base}/a.warc.gz", 0, len(ZIPPED)) as stream:
+        assert stream.read() == ZIPPED
 
 
 def test_a_folder_is_no_archive(tmp_path: Path) -> None:
@@ -177,6 +198,32 @@ def test_any_weather_on_the_way_loses_and_doubles_nothing(
         folder.mkdir()
         assert list(sources.fetch(f"{server.base}/a.warc.gz", folder))
         assert sources.local_path(f"{server.base}/a.warc.gz", folder).read_bytes() == data
+
+
+def test_a_crawl_in_any_weather_makes_the_parts_of_the_same_files_at_hand(
+    whole: tuple[Published, Published], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any
+) -> None:
+    """The list and five archives; the parts are worked on in this process, whose waits are short, not in Spark's."""
+    monkeypatch.setattr(sources, "_STALL_SECONDS", 0.2)
+    monkeypatch.setattr(sources, "_TRIES", 60)
+    files = sorted((DEMO.parents[1] / "tests/data/sample").glob("*.warc.gz"))
+    server.files = {f"/crawl-data/CC-MAIN-2025-05/{file.name}": file.read_bytes() for file in files}
+    listed = gzip.compress("\n".join(path[1:] for path in server.files).encode())
+    server.files["/crawl-data/CC-MAIN-2025-05/warc.paths.gz"] = listed
+    kinds, met, rng = ["fine", "503", "403", "cut", "stall", "xml"], list[str](), random.Random(3)
+    server.weather = lambda: met.append(rng.choice(kinds)) or met[-1]
+    crawl = load(DEMO, {"input.warcs": [], "input.crawl": "CC-MAIN-2025-05"})
+    job = session.Job(crawl, Storage(tmp_path / "stormy"), "x", [], False)
+    found = extract.listed(job)
+    opened = extract.begin(job, found, extract.identity(job, found))
+    assert isinstance(opened, extract.Opened)
+    for name, payload in opened.parts:
+        *_, last = extract.work(name, payload)
+        opened.building.commit(f"warc-{name}", last["commit"] | {"cpu_seconds": 0.0})
+    stormy, calm = extract.run(job), whole[0]
+    assert stormy and stormy.content.files == calm.content.files
+    assert stormy.content.counts == calm.content.counts and stormy.content.numbers == calm.content.numbers
+    assert set(met) == set(kinds)
 
 
 def test_a_file_that_cannot_be_had_is_a_row_or_ends_the_stage(

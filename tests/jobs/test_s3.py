@@ -42,10 +42,20 @@ def test_patterns_lists_and_keys_name_the_same_files(bucket: str) -> None:
     assert found[0].content.startswith(f"{SAMPLE[0].name}:{SAMPLE[0].stat().st_size}-")
 
 
+def test_common_crawls_own_list_counts_from_the_bucket(bucket: str) -> None:
+    client, key = boto3.client("s3"), "crawl-data/CC-MAIN-2025-05/segments/7/warc/1.warc.gz"
+    client.put_object(Bucket="crawl", Key=key, Body=b"w")
+    client.put_object(Bucket="crawl", Key="crawl-data/CC-MAIN-2025-05/warc.paths", Body=key.encode())
+    found = find("s3://crawl/crawl-data/CC-MAIN-2025-05/warc.paths")
+    assert [source.location for source in found] == [f"s3://crawl/{key}"]
+
+
 def test_what_is_not_there_is_named(bucket: str) -> None:
-    for given in (f"{bucket}/nothing-*.gz", f"{bucket}/nothing.warc.gz", "s3://nobody/x.warc.gz"):
-        with pytest.raises(InputError, match=r"nothing|nobody"):
-            find(given)
+    for name in ("x/nothing-*.gz", "x/nothing.warc.gz", "x/nothing.paths"):
+        with pytest.raises(InputError, match="nothing"):
+            find(f"s3://crawl/{name}")
+    with pytest.raises(InputError, match="nobody"):
+        find("s3://nobody/x.warc.gz")
 
 
 def test_a_download_is_the_file_and_goes_on_where_it_ended(bucket: str, tmp_path: Path) -> None:

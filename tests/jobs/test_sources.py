@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs import sources
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ServerError
 from pipeline.recipe import Input
 
 
@@ -81,3 +81,68 @@ def test_a_crawl_that_does_not_exist_is_named_at_once(server: Any) -> None:
     with pytest.raises(InputError, match="CC-MAIN-1999-01"):
         sources.find(given(crawl="CC-MAIN-1999-01"))
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("name", ["warc.paths", "warc.paths.gz"])
+def test_a_list_is_had_through_any_weather(name: str, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_STALL_SECONDS", 0.2)
+    listed = "".join(f"{n}.warc\n" for n in range(20)).encode()
+    server.files = {f"/x/{n}.warc": b"w" for n in range(20)}
+    server.files[f"/x/{name}"] = gzip.compress(listed) if name.endswith(".gz") else listed
+    weather = iter(["xml", "cut", "503", "stall", "xml", "403", "fine"])
+    server.weather = lambda: next(weather)
+    found = sources.find(given(f"{server.base}/x/{name}"))
+    assert {source.location for source in found} == {f"{server.base}/x/{n}.warc" for n in range(20)}
+    assert next(weather, None) is None
+
+
+@pytest.mark.parametrize("name", ["warc.paths", "warc.paths.gz"])
+@pytest.mark.parametrize(
+    ("weather", "kind", "told"),
+    [("xml", InputError, "answers with (no gzip|a page)"), ("cut", ServerError, "ended early")],
+)
+def test_a_list_that_stays_broken_is_named(
+    name: str, weather: str, kind: type[InputError], told: str, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_TRIES", 3)
+    server.files[f"/x/{name}"], server.weather = gzip.compress(b"a.warc\n" * 99), lambda: weather
+    with pytest.raises(InputError, match=rf"x/{name} .*{told}") as error:
+        sources.find(given(f"{server.base}/x/{name}"))
+    assert type(error.value) is kind and "check the URL" in error.value.remedy
+    assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\xef\xbb\xbf\n <html>not here</html>", "is a page"),
+        (gzip.compress(b"a.warc\n" * 99)[:20], "is no list"),
+        (b"a\xff.warc\n", "is no list"),
+        (b"# none\n\n", "names no files"),
+    ],
+)
+def test_a_file_that_is_no_list_is_said_to_be_none(data: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "warc.txt").write_bytes(data)
+    with pytest.raises(InputError, match=rf"warc\.txt {told}"):
+        sources.find(given(str(tmp_path / "warc.txt")))
+
+
+@pytest.mark.parametrize("root", ["", "/mirror"])
+@pytest.mark.parametrize("folder", ["CC-MAIN-2025-05", "CC-MAIN-2025-05/segments/7"])
+def test_common_crawls_own_lists_count_from_its_root(root: str, folder: str, server: Any) -> None:
+    paths = [f"{root}/crawl-data/CC-MAIN-2025-05/segments/7/warc/1.warc.gz", f"{root}/crawl-data/{folder}/own.warc.gz"]
+    server.files = dict.fromkeys(paths, b"w")
+    listed = f"{root}/crawl-data/{folder}/warc.paths.gz"
+    server.files[listed] = gzip.compress(f"{paths[0].removeprefix(f'{root}/')}\nown.warc.gz\n".encode())
+    found = sources.find(given(server.base + listed))
+    assert {source.location for source in found} == {server.base + path for path in paths}
+
+
+def test_a_copy_of_common_crawls_list_says_how_to_name_it(tmp_path: Path) -> None:
+    path = "crawl-data/CC-MAIN-2025-05/segments/7/warc/1.warc.gz"
+    (tmp_path / "warc.paths").write_text(f"{path}\n")
+    with pytest.raises(InputError, match=r"by URL.*input\.crawl"):
+        sources.find(given(str(tmp_path / "warc.paths")))
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_bytes(b"w")
+    assert [source.location for source in sources.find(given(str(tmp_path / "warc.paths")))] == [str(tmp_path / path)]
