@@ -120,6 +120,7 @@ def test_a_list_that_stays_broken_is_named(
         (b"a\xff.warc\n", "is no list"),
         (b"# none\n\n", "names no files"),
     ],
+    ids=["page", "cut gzip", "Latin-1", "empty"],
 )
 def test_a_file_that_is_no_list_is_said_to_be_none(data: bytes, told: str, tmp_path: Path) -> None:
     (tmp_path / "warc.txt").write_bytes(data)
