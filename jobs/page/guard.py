@@ -20,9 +20,11 @@ from typing import Any
 
 Row = dict[str, Any]
 
-_GRACE_SECONDS = 2.0  # CPU seconds beyond the limit, in which Python code ends itself
+_OWN_SHARE = 0.95  # of the limit, after which Python code ends itself, which spares a fork; at the limit it is killed
+_AGAIN_SHARE = 0.02  # of the limit, after which it is told again: a callback from C loses an exception
 _WALL_SECONDS = 100.0  # a child that waits for something; less than the time after which Spark kills a silent worker
 _LOOK_SECONDS = 0.5
+_TICK_SECONDS = 0.01  # of the kernel's account of a process
 _SPACE_BYTES = 2 << 30  # address space that a page may take beyond what the worker holds
 _PEAK_BYTES = 400 << 20  # a child that ever grew so much makes room for a fresh one (parsers do not give back)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -33,8 +35,8 @@ class _TooSlow(BaseException):
 
 
 def timed(work: Callable[[], Row], seconds: float) -> Row:
-    """What `work` returns, or a row with the reason why it did not: `page_timeout` (after so much CPU time of this
-    process), `extraction_error` (a defect met in the page).
+    """What `work` returns, or a row with the reason why it did not: `page_timeout` (after 95 % of so much CPU time of
+    this process), `extraction_error` (a defect met in the page).
 
     Only in the main thread. Code in C is interrupted when it comes back to Python: see `Guard` for code that does not.
     """
@@ -45,7 +47,7 @@ def timed(work: Callable[[], Row], seconds: float) -> Row:
     before = signal.signal(signal.SIGPROF, stop)
     try:
         try:
-            signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)  # again each second: a callback from C loses one
+            signal.setitimer(signal.ITIMER_PROF, seconds * _OWN_SHARE, seconds * _AGAIN_SHARE)
             return work()
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -61,11 +63,13 @@ def timed(work: Callable[[], Row], seconds: float) -> Row:
 
 
 def _too_slow(seconds: float) -> Row:
-    return {"reason": "page_timeout", "detail": f"more than {seconds:g} CPU seconds"}
+    return {"reason": "page_timeout", "detail": f"stopped at the limit of {seconds:g} CPU seconds"}
 
 
 class Guard:
     """Calls `work` in a forked child, one call after the other; the child is forked again where it was lost.
+
+    A call may take `seconds` of CPU time: then it is killed, whatever it does.
 
     Rows that `work` never made have the reasons of `timed`, and besides `page_crash` (the child died) and
     `page_memory` (more than 2 GiB beyond what this process holds). Arguments and rows are pickled.
@@ -88,8 +92,10 @@ class Guard:
         began = time.monotonic()
         try:
             self._pipe.send(arguments)
-            while not self._pipe.poll(_LOOK_SECONDS):
-                if cpu_seconds(self._child) - self._spent > self._seconds + _GRACE_SECONDS:
+            left = self._seconds
+            while not self._pipe.poll(min(_LOOK_SECONDS, max(_TICK_SECONDS, left))):  # it cannot spend more meanwhile
+                left = self._seconds - (cpu_seconds(self._child) - self._spent)
+                if left <= 0:
                     self.close()
                     return _too_slow(self._seconds)
                 if time.monotonic() - began > _WALL_SECONDS:

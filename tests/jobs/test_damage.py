@@ -46,11 +46,12 @@ ZIPPED, PLAIN = archive(True), archive(False)
 
 def read(data: bytes) -> tuple[list[warc.Capture], str]:
     found: list[warc.Capture] = []
+    lost: list[warc.Lost] = []
     try:
-        found.extend(warc.captures(io.BytesIO(data), 1 << 20, Counter()))  # extend keeps what came before an error
+        found.extend(warc.captures(io.BytesIO(data), 1 << 20, Counter(), lost))  # extend keeps what came before an error
     except (warc.Truncated, warc.NotWarc) as error:
         return found, type(error).__name__
-    return found, "whole"
+    return found, "damaged" if lost else "whole"
 
 
 @pytest.mark.parametrize("data", [ZIPPED, PLAIN], ids=["gzip", "plain"])

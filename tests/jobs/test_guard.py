@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, process_time
 from typing import Any
@@ -29,6 +30,11 @@ def behave(how: str) -> dict[str, Any]:
                 continue
     elif how == "native loop":
         hashlib.pbkdf2_hmac("sha256", b"x", b"y", 2**31 - 1)
+    elif how == "system calls":
+        while True:
+            with suppress(BaseException):
+                while True:
+                    os.stat("/")
     elif how == "segfault":
         ctypes.string_at(0)
     elif how == "killed":
@@ -49,8 +55,8 @@ def behave(how: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("how", "reason", "detail"),
     [
-        ("python loop", "page_timeout", "more than 0.5 CPU seconds"),
-        ("native loop", "page_timeout", "more than 0.5 CPU seconds"),
+        ("python loop", "page_timeout", "stopped at the limit of 0.5 CPU seconds"),
+        ("native loop", "page_timeout", "stopped at the limit of 0.5 CPU seconds"),
         ("segfault", "page_crash", "the process ended with SIGSEGV"),
         ("killed", "page_crash", "the process ended with SIGKILL"),
         ("exit", "page_crash", "the process ended with exit code 3"),
@@ -68,6 +74,16 @@ def test_each_costs_its_own_row(how: str, reason: str, detail: str) -> None:
         assert monotonic() - began < 20
         assert guarded("after") == {"text": "after"}
     assert psutil.Process().children() == others
+
+
+@pytest.mark.parametrize("how", ["python loop", "native loop", "system calls"])
+def test_no_page_takes_more_cpu_seconds_than_it_may(how: str) -> None:
+    before = os.times()
+    with Guard(behave, 0.7) as guarded:
+        assert guarded(how)["reason"] == "page_timeout"
+    after = os.times()  # of children: the one that was waited for
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert 0.3 < spent < 0.7 + 0.15
 
 
 def test_one_child_serves_all_pages_until_one_of_them_made_it_large(monkeypatch: pytest.MonkeyPatch) -> None:
