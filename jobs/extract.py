@@ -168,12 +168,11 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
             unreadable.append({"offset": -1, "reason": "not_a_warc", "detail": str(error)})
         except warc.Truncated as error:
             unreadable.append({"offset": -1, "reason": "truncated", "detail": str(error)})
-    gaps = [f"{one.length} bytes from byte {one.offset} on: {one.why}" for one in lost]
-    damaged = [{"offset": one.offset, "reason": "damaged", "detail": told} for one, told in zip(lost, gaps, strict=True)]
+    damaged = [{"offset": one.offset, "reason": "damaged", "detail": str(one)} for one in lost]
     rows += [{"url": payload["warc"], **one} for one in unreadable + damaged]
-    if damaged:
-        more = f", and {len(damaged) - 1} other places" if len(damaged) > 1 else ""
-        unreadable.append(damaged[0] | {"detail": gaps[0] + more})
+    if lost:
+        more = f", and {len(lost) - 1} other places" if len(lost) > 1 else ""
+        unreadable.append(damaged[0] | {"detail": f"{lost[0]}{more}"})
     for row in rows:
         row["warc"] = payload["name"]
         row["id"] = document_id(payload["name"], row["offset"])

@@ -23,7 +23,6 @@ from pipeline.recipe import Extract, Filter
 from pipeline.storage import Storage
 
 
-
 def found_rows(published: Published, column: str, value: str) -> list[dict[str, Any]]:
     """All rows of an artifact that hold `value`, with the name of their `file`."""
     found = []
@@ -37,7 +36,8 @@ def capture_of(row: dict[str, Any], extracted: Published, recipe: Extract) -> wa
     """The capture that a row of extract came from, read again at its offset."""
     for source in extracted.content.inputs:
         if source.location.rsplit("/", 1)[-1] == row["warc"]:
-            with sources.open_at(source.location, row["offset"], recipe.max_html_bytes + 2 * warc.HEADER_BYTES) as stream:
+            size = recipe.max_html_bytes + 2 * warc.HEADER_BYTES
+            with sources.open_at(source.location, row["offset"], size) as stream:
                 return next(warc.captures(stream, recipe.max_html_bytes))
     raise InputError(f"{row['warc']} is no input of {extracted.folder}", "this is a defect: report it")
 

@@ -61,6 +61,9 @@ class Lost:
     length: int
     why: str
 
+    def __str__(self) -> str:
+        return f"{self.length} bytes from byte {self.offset} on: {self.why}"
+
 
 class Truncated(Exception):
     """The file could not be read to its end; what was read before stays valid."""
@@ -117,7 +120,9 @@ class _Reader(DecompressingBufferedReader):  # type: ignore[misc]
         super()._process_read(data)
 
     def readline(self, length: int | None = None) -> bytes:
-        line: bytes = super().readline(self.allowance)
+        line: bytes = self.buff.readline(self.allowance) if self.buff else b""
+        if not line.endswith(b"\n"):  # it goes on beyond what is inflated so far
+            line += super().readline(self.allowance - len(line))
         self.allowance -= len(line)
         if self.allowance <= 0:
             raise _Damaged(f"a header of more than {HEADER_BYTES} bytes")
@@ -150,7 +155,7 @@ class _Archive(ArchiveIterator):  # type: ignore[misc]
             if line.strip():
                 if self.reader.decompressor:
                     many = self._first_line.match(line)
-                    raise _Damaged("several records in a gzip member" if many else "more in a gzip member than declared")
+                    raise _Damaged(f"{'several records' if many else 'more than declared'} in a gzip member")
                 if not blank and not self._first_line.match(line):
                     raise _Damaged("a record that is longer than declared, or shorter")
                 return line, blank
@@ -306,7 +311,7 @@ def _read(archive: _Archive, record: Any, offset: int, max_bytes: int) -> _Recor
     """The record, read to its end. Raises `_Damaged` where it is not what it says of itself."""
     response, plain = record.rec_type == "response", archive.reader.decompressor is None
     declared = (record.rec_headers.get_header("Content-Length") or "").strip()
-    if not declared.isdecimal() and (response or plain and record.length is None):
+    if not declared.isdecimal() and (response or (plain and record.length is None)):
         raise _Damaged(f"a record of {declared or 'unknown'} length")
     url = (record.rec_headers.get_header("WARC-Target-URI") or "").strip("<> ")
     if response and not url:
@@ -327,10 +332,10 @@ def _capture(archive: _Archive, record: Any, offset: int, url: str, max_bytes: i
     headers = archive.loader.load_http_headers("response", url, head, len(block))
     body = block[head.tell() :]
     plain, payload = body, body
-    if headers:  # none for dns: and the like; such a row has status 0
+    if headers and len(body) <= max_bytes:  # none for dns: and the like; such a row has status 0
         plain = _unchunked(body, headers)
-        payload = _decoded(plain, headers, max_bytes) if len(body) <= max_bytes else body
-    kept = len(body) <= max_bytes and len(payload) <= max_bytes
+        payload = _decoded(plain, headers, max_bytes)
+    kept = len(payload) <= max_bytes
     return Capture(
         offset=offset,
         url=url,
@@ -372,16 +377,19 @@ def _mismatch(headers: StatusAndHeaders, block: bytes, bodies: tuple[bytes, ...]
     WARC 1.1, section 5.8 and 5.9. Writers do not agree on whether a payload is digested before or after its transfer
     encoding is removed (webrecorder/warcio issue 74), and that of a truncated response may be of more than is here.
     """
-    given = [(headers.get_header("WARC-Block-Digest"), (block,))]
+    given: list[tuple[str | None, tuple[bytes, ...]]] = [(headers.get_header("WARC-Block-Digest"), (block,))]
     if not headers.get_header("WARC-Truncated") and not headers.get_header("WARC-Segment-Number"):
         given.insert(0, (headers.get_header("WARC-Payload-Digest"), bodies))
     broken = None
     for digest, candidates in given:
-        for data in dict.fromkeys(candidates) if digest else ():
+        if digest is None:
+            continue
+        for data in candidates:
             agrees = _agrees(digest, data)
             if agrees:
                 return None
-            broken = broken or (digest if agrees is False else None)
+            if agrees is False:
+                broken = broken or digest
     return broken
 
 

@@ -147,6 +147,8 @@ def test_any_page_is_explained(road: dict[str, Published], root: Path) -> None:
     assert ends["-> left"] >= 9
     cut = rows[0] | {"url": "cut.warc.gz", "offset": -1, "reason": "truncated", "detail": "the file ends"}
     assert list(explain.explained(storage, "test", cut)) == ["cut.warc.gz\n  -> truncated: the file ends"]
+    lost = cut | {"offset": 99, "reason": "damaged", "detail": "7 bytes from byte 99 on: no"}
+    assert list(explain.explained(storage, "test", lost)) == ["cut.warc.gz\n  -> damaged: 7 bytes from byte 99 on: no"]
     assert artifact.newest_run(storage, "shard") in ("test", "again")
 
 

@@ -48,7 +48,7 @@ def read(data: bytes) -> tuple[list[warc.Capture], str]:
     found: list[warc.Capture] = []
     lost: list[warc.Lost] = []
     try:
-        found.extend(warc.captures(io.BytesIO(data), 1 << 20, Counter(), lost))  # extend keeps what came before an error
+        found.extend(warc.captures(io.BytesIO(data), 1 << 20, None, lost))  # extend keeps what came before an error
     except (warc.Truncated, warc.NotWarc) as error:
         return found, type(error).__name__
     return found, "damaged" if lost else "whole"

@@ -114,7 +114,8 @@ def test_a_last_member_with_a_wrong_checksum_is_lost_and_nothing_is_cut() -> Non
     found, lost, end = read(b"".join(MEMBERS[:9]) + flipped(-8)(MEMBERS[9]))
     size = sum(map(len, MEMBERS[:9]))
     assert len(found) == 9 and end == ""
-    assert lost == [Lost(size, len(MEMBERS[9]), "damaged gzip: Error -3 while decompressing data: incorrect data check")]
+    why = "damaged gzip: Error -3 while decompressing data: incorrect data check"
+    assert lost == [Lost(size, len(MEMBERS[9]), why)]
 
 
 def test_a_damaged_member_and_a_cut_one_are_both_told() -> None:
@@ -216,7 +217,9 @@ BODY = text(0)
 
 
 def packed(body: bytes, encoding: str) -> bytes:
-    return {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress}[encoding](body)
+    if encoding == "br":
+        return brotli.compress(body, quality=4)
+    return gzip.compress(body, 1) if encoding == "gzip" else zlib.compress(body, 1)
 
 
 def chunked(body: bytes, size: int = 1000) -> bytes:
@@ -227,7 +230,7 @@ def chunked(body: bytes, size: int = 1000) -> bytes:
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
 def test_encoded_bodies_are_decoded_and_bombs_are_not_inflated(encoding: str) -> None:
     head = f"Content-Encoding: {encoding}\r\n"
-    bomb = packed(bytes(300 << 20), encoding)
+    bomb = packed(bytes(100 << 20), encoding)
     pages = [
         record("http://x.test/0", packed(BODY, encoding), head),
         record("http://x.test/1", chunked(packed(BODY, encoding)), head + "Transfer-Encoding: chunked\r\n"),
@@ -241,7 +244,7 @@ def test_encoded_bodies_are_decoded_and_bombs_are_not_inflated(encoding: str) ->
     tracemalloc.stop()
     assert [one.payload for one in found] == [BODY, BODY, BODY, None, None]
     assert (lost, end) == ([], "")
-    assert peak < 60 << 20
+    assert peak < 40 << 20
 
 
 def sha1(data: bytes) -> str:
