@@ -158,6 +158,56 @@ class Storage:
                 raise  # the block's own trouble with a file that is not ours
             raise _not_writable(self.root, error) from error
 
+    @contextmanager
+    def filling(self, folder: str, staging: str) -> Iterator[Path]:
+        """A folder of this machine, for a library that writes files itself; they appear in `folder`, each whole.
+
+        They do so when the block ends without an error, else nothing changes. On a local root it is `staging`, emptied
+        before and removed after, and the files are renamed; of a remote one it lies below TMPDIR and they are copied.
+        """
+        try:
+            with self._staged(staging) as path:
+                yield path
+                for file in sorted(path.iterdir()):
+                    if self.local:
+                        self._move(file, f"{folder}/{file.name}")
+                    else:
+                        with self.writing(f"{folder}/{file.name}") as remote, file.open("rb") as stream:
+                            shutil.copyfileobj(stream, remote, _BLOCK)
+        except Exception as error:
+            here = self.root if self.local else tempfile.gettempdir()
+            found = _of_system(error, f"{here}/{staging}")
+            if found is None or (isinstance(found.filename, str) and not found.filename.startswith(here)):
+                raise  # the block's own trouble
+            if self.local:
+                raise _not_writable(self.root, found) from error
+            raise StorageError(
+                f"files on their way to {self.path(folder)} cannot be written: {found}",
+                f"make room in {here}, or set TMPDIR to a folder of another disk",
+            ) from error
+
+    @contextmanager
+    def _staged(self, name: str) -> Iterator[Path]:
+        if not self.local:
+            with tempfile.TemporaryDirectory() as made:
+                yield Path(made)
+            return
+        self.remove_tree(name)
+        path = self.local_path(name)
+        try:
+            path.mkdir(parents=True)
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _move(self, file: Path, name: str) -> None:
+        """Rename a file of a folder that `_staged` made."""
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+        file.chmod(file.parent.stat().st_mode & 0o666)  # as the umask says: safetensors writes for its user alone
+        self.local_path(name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, self.local_path(name))
+
     def write(self, name: str, data: bytes) -> None:
         """Write the whole file at once, replacing an older one."""
         with self.writing(name) as stream:
@@ -216,6 +266,14 @@ class Storage:
         if isinstance(error, FileNotFoundError):
             return StorageError(f"{self.path(name)} does not exist", "run the stage that writes it")
         return StorageError(f"{self.path(name)} cannot be read: {error}", "correct its permissions, or copy it again")
+
+
+def _of_system(error: Exception, path: str) -> OSError | None:
+    """The system's error behind that of a library; one in Rust tells its number alone, and in words."""
+    if isinstance(error, OSError):
+        return error
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(told[1]), os.strerror(int(told[1])), path) if told else None
 
 
 def _not_writable(root: str, error: OSError) -> StorageError:

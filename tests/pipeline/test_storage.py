@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import pickle
+import resource
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow import fs
+from safetensors.numpy import save_file
 
 from pipeline.errors import StorageError
 from pipeline.storage import Storage
@@ -180,6 +184,64 @@ def test_a_blocks_own_trouble_is_not_the_roots(storage: Storage) -> None:
     with pytest.raises(FileNotFoundError), storage.writing("a"):
         Path("/nowhere/else").read_bytes()
     assert storage.names("a") == []
+
+
+def fill(storage: Storage, numbers: int = 9) -> Path:
+    """A library's files, on their way to `a`; the folder they are made in."""
+    with storage.filling("a", "_work/made.tmp") as path:
+        (path / "b").write_bytes(b"2")
+        save_file({"x": np.zeros(numbers, np.float32)}, path / "c")
+    return path
+
+
+def test_a_library_fills_a_folder_below_the_root(storage: Storage) -> None:
+    storage.write("_work/made.tmp/of-a-killed-one", b"")
+    storage.write("a/b", b"1")
+    made = fill(storage)
+    assert made == storage.local_path("_work/made.tmp") and not made.exists()
+    assert storage.sizes("").keys() == {"a/b", "a/c"}
+    assert storage.read("a/b") == b"2"
+    modes = {storage.local_path(f"a/{name}").stat().st_mode for name in "bc"}
+    assert len(modes) == 1  # safetensors' own would be for its user alone
+
+
+def test_a_library_fills_a_remote_folder(remote: Storage) -> None:
+    made = fill(remote)
+    assert remote.sizes("a").keys() == {"a/b", "a/c"} and not made.exists()
+
+
+@pytest.mark.parametrize("where", ["storage", "remote"])
+def test_no_space_for_a_library_is_a_clear_error_and_nothing_appears(
+    where: str, request: pytest.FixtureRequest
+) -> None:
+    storage: Storage = request.getfixturevalue(where)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(StorageError, match=r"cannot be written: .*File too large") as raised:
+            fill(storage, 9999)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    told = str(raised.value)
+    if where == "storage":
+        assert f"{storage.root}/_work/made.tmp" in told
+    else:
+        assert f"{storage.root}/a" in told and f"room in {tempfile.gettempdir()}" in told
+    assert not [name for name in storage.sizes("") if name.startswith(("a/", "_work"))]
+
+
+def stopped_while_filling(storage: Storage) -> None:
+    with storage.filling("a", "_work/made.tmp") as path:
+        (path / "b").write_bytes(b"half")
+        raise ZeroDivisionError
+
+
+def test_trouble_of_who_fills_is_its_own(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), storage.filling("a", "_work/made.tmp"):
+        (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(ZeroDivisionError):
+        stopped_while_filling(storage)
+    assert not storage.sizes("")
 
 
 def test_check_writable_leaves_nothing(storage: Storage) -> None:
