@@ -377,7 +377,10 @@ class Pretrain(Section):
     optimizer: Optimizer
     evaluate_every: PositiveInt = Field(description="Steps between two looks at validation loss and samples.")
     checkpoint_every: CheckpointEvery
-    keep_checkpoints: KeepCheckpoints
+    keep_checkpoints: PositiveInt = Field(
+        description="The newest that stay, each with an export; beside them stays the last before the rate falls, from "
+        "which `continue_from` goes on to a longer horizon."
+    )
     prompts: list[str] = Field(description="Prompts whose continuations are logged while the model learns.")
     mix: dict[str, Fraction] = Field(
         description="Folders, below the root, of other shard artifacts of the same tokenizer, each with its share of "

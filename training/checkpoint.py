@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 import signal
-import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,16 +43,25 @@ class Writer(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints of one fingerprint; the newest `keep` stay. All ranks call `save` and `load` together."""
+    """The checkpoints of one fingerprint. All ranks call `save` and `load` together.
+
+    The newest `keep` stay, and the last that has taken no more than `before` steps: of a rate that is held and then
+    falls, the one from which a longer run goes on.
+    """
 
     def __init__(self, storage: Storage, work: str, world: World, keep: int, tokenizer: Writer) -> None:
         self.storage, self.folder, self.world = storage, f"{work}/checkpoints", world
         self.keep, self.tokenizer = keep, tokenizer
+        self.before: int | None = None
 
     def complete(self) -> list[str]:
         """Folders of the complete ones, oldest first."""
         ends = f"/{COMMIT}"
         return [name.removesuffix(ends) for name in self.storage.names(self.folder) if name.endswith(ends)]
+
+    def last(self, step: int) -> str | None:
+        """The newest complete one that has taken no more than `step` steps."""
+        return max((folder for folder in self.complete() if int(folder.rpartition("-")[2]) <= step), default=None)
 
     def save(self, engine: Engine, position: dict[str, Any]) -> None:
         """Save after step `engine.done`. `position`: plain data of the stage, returned by `load`."""
@@ -64,11 +72,11 @@ class Checkpoints:
         state = engine.state() | {"torch": torch.get_rng_state()}
         if self.world.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state()
-        self._write(f"{folder}/{_of_rank(self.world.rank)}", state)
+        write_tensors(self.storage, f"{folder}/{_of_rank(self.world.rank)}", state)
         files = [describe(self.storage, folder, _of_rank(self.world.rank), rows=1)]
         engine.gather()
         if self.world.first:
-            exported = write_export(self.storage, f"{folder}/{EXPORT}", engine.plain, self.tokenizer)
+            exported = write_export(self.storage, f"{folder}/{EXPORT}", self.folder, engine.plain, self.tokenizer)
             files += [file.model_copy(update={"path": f"{EXPORT}/{file.path}"}) for file in exported]
         files = [file for each in launch.gather(self.world, files) for file in each]
         if self.world.first:
@@ -133,27 +141,31 @@ class Checkpoints:
         launch.by_first(self.world, refuse)
 
     def _clean(self) -> None:
-        """Remove all but the newest `keep` complete checkpoints, and what was never completed."""
-        kept = set(self.complete()[-self.keep :])
+        """Remove all complete checkpoints but those that stay, and what was never completed."""
+        kept: set[str | None] = set(self.complete()[-self.keep :])
+        if self.before is not None:
+            kept.add(self.last(self.before))
         start = len(self.folder) + 1
         for name in {name[start:].split("/")[0] for name in self.storage.names(self.folder)}:
             if (folder := f"{self.folder}/{name}") not in kept:
                 self.storage.remove(f"{folder}/{COMMIT}")  # first: half a checkpoint must not look like one
                 self.storage.remove_tree(folder)
 
-    def _write(self, name: str, data: dict[str, Any]) -> None:
-        with self.storage.writing(name) as stream:
-            try:
-                torch.save(data, stream)
-            except RuntimeError as error:  # torch closes its archive, and hides the disk's error behind its own
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from None
-                raise
-
     def _read(self, name: str) -> dict[str, Any]:
         source = self.storage.local_path(name) if self.storage.local else io.BytesIO(self.storage.read(name))
         data: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True, mmap=self.storage.local)
         return data
+
+
+def write_tensors(storage: Storage, name: str, data: dict[str, Any]) -> None:
+    """`torch.save` to a file below the root."""
+    with storage.writing(name) as stream:
+        try:
+            torch.save(data, stream)
+        except RuntimeError as error:  # torch closes its archive, and hides the disk's error behind its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _of_rank(rank: int) -> str:
@@ -215,12 +227,9 @@ def export(model: nn.Module, tokenizer: Writer, folder: Path) -> None:
     tokenizer.write_hf(folder, model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
 
 
-def write_export(storage: Storage, folder: str, model: nn.Module, tokenizer: Writer) -> list[File]:
-    """Export to a folder below the root; its files as they stand in a manifest."""
-    files = []
-    with tempfile.TemporaryDirectory() as name:
-        export(model, tokenizer, Path(name))
-        for path in sorted(Path(name).iterdir()):
-            storage.write(f"{folder}/{path.name}", path.read_bytes())
-            files.append(describe(storage, folder, path.name, rows=1))
-    return files
+def write_export(storage: Storage, folder: str, work: str, model: nn.Module, tokenizer: Writer) -> list[File]:
+    """Export to a folder below the root; its files as they stand in a manifest. It is made in `work`, then moved."""
+    with storage.filling(folder, f"{work}/export.tmp") as made:
+        export(model, tokenizer, made)
+        names = sorted(path.name for path in made.iterdir())
+    return [describe(storage, folder, name, rows=1) for name in names]

@@ -37,7 +37,7 @@ Loss = Callable[[nn.Module, Batch], Tensor]  # (model, micro-batch) -> sum of th
 LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 2 << 30}  # of a micro-batch, in fp32: what caches hold; no limit
 MOMENTUM = 0.95  # Muon: Keller Jordan's choice, https://kellerjordan.github.io/posts/muon/
 EPSILON = 1e-8  # Adam (Kingma & Ba 2015)
-_MAX_SKIPPED = 3  # steps in a row without a finite gradient, then something is broken
+MAX_SKIPPED = 3  # steps in a row without a finite gradient, then something is broken
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ def schedule(step: int, total: int, section: Optimizer) -> float:
         return 1.0
     height = left if section.fall == "linear" else (1 - math.cos(math.pi * left)) / 2
     return section.floor + (1 - section.floor) * height
+
+
+def fall_begins(total: int, section: Optimizer) -> int | None:
+    """After how many steps of `total` the rate begins to fall; None where it was never held at its peak."""
+    steps = total - round(section.decay * total)
+    return steps if steps > round(section.warmup * total) else None
 
 
 def rows_a_rank(batch: int, world: World) -> int:
@@ -182,7 +188,7 @@ class Engine:
         self.model, self.section, self.total, self.world, self.shape = model, section, total, world, shape
         self.done = 0  # optimizer steps taken, skipped ones included
         self.skipped = 0
-        self._in_a_row = 0
+        self.in_a_row = 0  # skipped steps since the last that was not
         self.laps = Laps(world.device)
         self.broken: Batch | None = None  # this rank's rows of the step that was one too many without a finite gradient
         muon = section.kind == "muon"
@@ -244,7 +250,7 @@ class Engine:
         count = supervised(batch).to(device=device, dtype=torch.float64)
         self._sum(count)
         if count == 0:
-            raise StageError(f"step {self.done}: no token is supervised", "check the masks of the data")
+            raise StageError(f"step {self.done + 1}: no token is supervised", "check the masks of the data")
         for group, peak in zip(self.zero.groups, self._peaks, strict=True):
             group["lr"] = peak * self.factor()
         rate = self.section.lr * self.factor()
@@ -265,11 +271,11 @@ class Engine:
         bad = not (math.isfinite(mean) and math.isfinite(norm))
         self.done += 1
         self.skipped += bad
-        self._in_a_row = self._in_a_row + 1 if bad else 0
-        if self._in_a_row >= _MAX_SKIPPED:
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        if self.in_a_row >= MAX_SKIPPED:
             self.broken = batch
             raise StageError(
-                f"steps {self.done - _MAX_SKIPPED} to {self.done - 1}: loss {mean}, gradient norm {norm}",
+                f"steps {self.done - MAX_SKIPPED + 1} to {self.done}: loss {mean}, gradient norm {norm}",
                 "lower the learning rate, or look for damaged data",
             )
         return Metrics(mean, norm, rate, int(count), bad)
@@ -291,7 +297,7 @@ class Engine:
         return {
             "done": self.done,
             "skipped": self.skipped,
-            "in_a_row": self._in_a_row,
+            "in_a_row": self.in_a_row,
             "updates": max(int(state.get("step", 0)) for state in self.zero.states()),
             "pieces": zero.saved(pieces),
         }
@@ -299,7 +305,7 @@ class Engine:
     def load_state(self, ranks: Sequence[dict[str, Any]]) -> None:
         """Go on from what the ranks of a launch saved, whatever its shape."""
         first = ranks[0]
-        self.done, self.skipped, self._in_a_row = first["done"], first["skipped"], first["in_a_row"]
+        self.done, self.skipped, self.in_a_row = first["done"], first["skipped"], first["in_a_row"]
         zero.fill(self.zero.pieces(), [piece for rank in ranks for piece in rank["pieces"]])
         for state in self.zero.states():
             if "step" in state:

@@ -83,6 +83,13 @@ class Loop(ABC):
         """Take up what `state` gave."""
         self.metrics = state["metrics"]
 
+    def remedy(self) -> str:
+        """What helps where steps in a row had no finite gradient."""
+        return (
+            f"look for damaged data in these rows, or lower {self.stage.name}.optimizer.lr (and muon_lr), with which "
+            "the stage begins anew"
+        )
+
     def run(self) -> None:
         """Learn, with errors that say what to do."""
         try:
@@ -92,10 +99,9 @@ class Loop(ABC):
             if self.engine.broken is None:
                 raise
             name = f"{self.building.work}/broken/step-{self.engine.done:08d}-rank-{self.world.rank:05d}.pt"
-            with self.building.storage.writing(name) as stream:
-                torch.save(dict(self.engine.broken), stream)
+            checkpoint.write_tensors(self.building.storage, name, dict(self.engine.broken))
             what = f"{error.what}; the rows of rank {self.world.rank} are in {self.building.storage.path(name)}"
-            raise StageError(what, error.remedy) from error
+            raise StageError(what, f"unchanged it ends at the same step: {self.remedy()}") from error
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise MachineError(
@@ -138,7 +144,8 @@ class Loop(ABC):
                     said = ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
                     print(f"step {done}/{self.steps}: {said}", flush=True)
             asked = self.stop.agreed()
-            if asked or done == self.steps or done % self.section.checkpoint_every == 0:
+            due = done % self.section.checkpoint_every == 0 and not self.engine.in_a_row  # those from before must stay
+            if asked or done == self.steps or due:
                 watchdog.beat(done)
                 self.checkpoints.save(self.engine, self.state())
             if asked:
@@ -165,7 +172,9 @@ class Loop(ABC):
         self.engine.gather()
         if not self.world.first:
             return
-        made = checkpoint.write_export(self.building.storage, self.building.pointer.folder, self.net, self.tokenizer)
+        made = checkpoint.write_export(
+            self.building.storage, self.building.pointer.folder, self.building.work, self.net, self.tokenizer
+        )
         made += [write_rows(self.building, "metrics.jsonl", self.metrics), *files]
         numbers |= {"parameters": model.parameters(self.net), "steps": self.steps, "steps_skipped": self.engine.skipped}
         taken = self.metrics[self.first_step :]

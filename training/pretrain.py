@@ -26,7 +26,7 @@ from pipeline.errors import ArtifactError, RecipeError
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import PAD
 from training import checkpoint, launch, loader, model
-from training.engine import micro_rows, rows_a_rank, token_loss
+from training.engine import MAX_SKIPPED, fall_begins, micro_rows, rows_a_rank, token_loss
 from training.launch import Job, World
 from training.loop import Loop, loss_ends, open_stage, write_lines, write_rows
 from training.ngrams import Tables, bits_per_byte
@@ -185,6 +185,7 @@ class Pretraining(Loop):
         self.recipe, self.corpus = recipe.pretrain, corpus
         self.end_of_text = tokenizer.end_of_text if recipe.pretrain.within_documents else None
         self.start = recipe.pretrain.continue_from
+        self.checkpoints.before = fall_begins(self.steps, self.recipe.optimizer)
         self.loader = corpus.samples(recipe.pretrain.window, recipe.seed)
         self.ahead = loader.Ahead(self.loader, recipe.pretrain.batch, world.rank, world.size)
         # Hashing ten billion tokens takes half a minute: the model learns meanwhile, and is not published before.
@@ -217,6 +218,17 @@ class Pretraining(Loop):
                 "take more steps, or an older checkpoint",
             )
         self.samples = state["samples"]
+
+    def remedy(self) -> str:
+        """See `Loop`. Weights that a step before the broken ones made can become others by a lower rate."""
+        before = self.engine.done - MAX_SKIPPED - 1
+        folder = self.checkpoints.last(before) or (self.start if self.first_step <= before else None)
+        if folder is None:
+            return super().remedy()
+        return (
+            "look for damaged data in these rows, or lower pretrain.optimizer.lr (and muon_lr) and set "
+            f"pretrain.continue_from: {folder}"
+        )
 
     def step(self) -> dict[str, Any]:
         """One step over windows."""

@@ -7,10 +7,11 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from pipeline.errors import ArtifactError, StorageError
 from pipeline.recipe import Model, Optimizer
 from pipeline.storage import Storage
-from tests.training.support import finish, ranks
+from tests.training.support import REPOSITORY, finish, ranks
 from tokenizer import bpe
 from tokenizer.chat import IM_END, IM_START, PAD, render
 from training import checkpoint, launch, model
@@ -140,44 +141,48 @@ def test_every_kept_one_has_an_export(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL within a process."""
+def killed_before(number: int, root: Path, work: Callable[[], None]) -> bool:
+    """Do `work` in a child that gets SIGKILL when it opens a file to write, or renames one, the `number`th time."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        assert code in (0, -signal.SIGKILL)
+        return code != 0
+    left = number
 
-
-def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses = train(engine(), 5)
-    writing, left = Storage.writing, 0
-
-    @contextmanager
-    def deadly(self: Storage, name: str) -> Iterator[Any]:
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
-        with writing(self, name) as stream:
-            yield stream
+        writes = event == "os.rename" or (event == "open" and set(arguments[1] or "") & set("wxa"))
+        if writes and str(arguments[0]).startswith(str(root)):
             left -= 1
             if left == 0:
-                raise Killed
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(Storage, "writing", deadly)
+    code = 1
+    try:
+        sys.addaudithook(look)
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(tmp_path: Path) -> None:
+    losses, made, again = train(engine(), 5), engine(), engine()
+    train(made, 2)
+    checkpoints(tmp_path / "begun", made).save(made, {})
+    train(made, 4)
     for number in itertools.count(1):
         root = tmp_path / str(number)
-        made = engine()
+        shutil.copytree(tmp_path / "begun", root)
         saved = checkpoints(root, made)
-        train(made, 2)
-        saved.save(made, {})
-        train(made, 4)
-        left = number
-        try:
-            saved.save(made, {})
-        except Killed:
-            left = 0
-        else:
+        if not killed_before(number, root, lambda saved=saved: saved.save(made, {})):  # type: ignore[misc]
             break
-        again = engine()
-        assert checkpoints(root, again).load(again) == {}
-        assert train(again, 5) == losses[2:]
-    assert number > 5  # the state, the files of the export, the commit
+        assert saved.load(again) == {}
+        assert again.done == 2 and train(again, 5) == losses[2:]
+        assert all("/step-00000002/" in name for name in saved.storage.names(saved.folder))
+    assert number > 12  # of rank, export and commit
 
 
 def test_a_full_disk_is_an_error_and_no_checkpoint(tmp_path: Path) -> None:
@@ -200,6 +205,47 @@ def test_a_full_disk_is_an_error_and_no_checkpoint(tmp_path: Path) -> None:
     assert again.done == 2 and train(again, 4) == losses[2:]
 
 
+@pytest.mark.slow
+def test_a_disk_that_is_full_anywhere_in_a_save_is_an_error_and_no_checkpoint(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("a disk of its own needs namespaces")
+    mounted = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=4m none "$0" && exec "$@"', tmp_path]
+    env = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}
+    env |= {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [*mounted, sys.executable, __file__, "full", tmp_path], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def full_disk(disk: Path) -> None:
+    """Saves with more and more room, until one succeeds."""
+    losses, made, again = train(engine(), 4), engine(), engine()
+    root, ballast, failed = disk / "root", disk / "ballast", []
+    saved = checkpoints(root, made)
+    train(made, 2)
+    saved.save(made, {})
+    train(made, 3)
+    for room in itertools.count(0, 16_384):
+        ballast.unlink(missing_ok=True)
+        space = os.statvfs(disk)
+        ballast.write_bytes(bytes(space.f_bavail * space.f_frsize - room))
+        try:
+            saved.save(made, {})
+            break
+        except StorageError as error:
+            found = error
+        assert f"the root {root} cannot be written: [Errno 28]" in found.what and "make room" in found.remedy
+        failed.append(type(found.__cause__).__name__)
+        assert not list(root.rglob("*.tmp")) and not list(root.rglob("step-00000003/commit.json"))
+        ballast.unlink()  # room was made: a new start
+        assert saved.load(again) == {}
+        assert again.done == 2 and (failed.count(failed[-1]) > 1 or train(again, 4) == losses[2:])
+    assert set(failed) == {"OSError", "SafetensorError"}
+    assert saved.load(again) == {}
+    assert again.done == 3 and train(again, 4) == losses[3:]
+
+
 def test_stop_notices_sigterm() -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -212,17 +258,19 @@ def test_stop_notices_sigterm() -> None:
     assert checkpoint.interrupted("pretrain", 3).exit_code == 85
 
 
+@pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_export_is_what_transformers_loads(tied: bool, tmp_path: Path) -> None:
+def test_an_export_is_what_transformers_loads(preset: str, tied: bool, tmp_path: Path) -> None:
     tokenizer = bpe.Tokenizer.from_bytes(bpe.train(["hello there, what is 12 + 7?"] * 9, 512, "qwen2"))
-    config = CONFIG.model_copy(update={"tied": tied})
+    config = CONFIG.model_copy(update={"preset": preset, "tied": tied, "kv_heads": CONFIG.heads})
     net = model.build(config, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
     checkpoint.export(net, tokenizer, tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
     loaded, text = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     ids = torch.arange(9)[None]
+    assert loaded.config.model_type == preset and loaded.config.tie_word_embeddings == tied
     with torch.no_grad():
-        assert torch.equal(net(input_ids=ids).logits, loaded(input_ids=ids).logits)
+        torch.testing.assert_close(loaded(input_ids=ids).logits, net(input_ids=ids).logits, rtol=0, atol=1e-4)
     ends = [tokenizer.special(IM_END), tokenizer.end_of_text]
     settings = GenerationConfig.from_pretrained(tmp_path)
     assert settings.eos_token_id == ends
@@ -316,7 +364,10 @@ def go(root: Path, kind: str, shape: Shape, until: int) -> None:
         torch.save(last, root / "weights.pt")
 
 
-def main(told: str) -> None:
+def main(told: str, disk: str = "") -> None:
+    if disk:
+        full_disk(Path(disk))
+        return
     for root, kind, shape, until in json.loads(told):
         Path(root).mkdir(exist_ok=True)
         go(Path(root), kind, Shape(**shape), until)

@@ -22,6 +22,7 @@ from training.engine import Engine, schedule, token_loss
 from training.launch import Shape
 
 VOCABULARY, ROWS, WINDOW, STEPS = 128, 8, 24, 5
+SHAPES = [Shape(0), Shape(1), Shape(2), Shape(3), Shape(1, offload=True), Shape(3, offload=True)]
 CONFIG = Model(preset="qwen3", layers=2, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=64, window=32, tied=True)
 
 
@@ -173,20 +174,27 @@ def test_a_step_without_supervised_tokens_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_steps_without_a_finite_gradient_are_skipped_then_stop(kind: str) -> None:
-    made = Engine(network(), optimizer(kind), 9, "fp32", launch.start(1))
-    made.step(batch(0), token_loss)
-    before = {k: v.clone() for k, v in made.model.state_dict().items()}
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_steps_without_a_finite_gradient_are_skipped_then_stop(kind: str, shape: Shape) -> None:
+    made = Engine(network(), optimizer(kind), 9, "fp32", launch.start(1), shape)
+
+    def weights() -> dict[str, Tensor]:
+        made.gather()
+        return {name: one.clone() for name, one in made.plain.state_dict().items()}
 
     def broken(net: Any, rows: Any) -> Tensor:
         return token_loss(net, rows) * math.nan
 
+    new = weights()
+    made.step(batch(0), token_loss)
+    before = weights()
+    assert any(not torch.equal(one, new[name]) for name, one in before.items())
     assert made.step(batch(1), broken).skipped
-    assert all(torch.equal(v, before[k]) for k, v in made.model.state_dict().items())
+    assert all(torch.equal(one, before[name]) for name, one in weights().items())
     assert not made.step(batch(2), token_loss).skipped
     made.step(batch(3), broken)
     made.step(batch(4), broken)
-    with pytest.raises(StageError, match="steps 3 to 5"):
+    with pytest.raises(StageError, match="steps 4 to 6"):
         made.step(batch(5), broken)
     assert made.skipped == 4
 
