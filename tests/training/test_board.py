@@ -70,6 +70,11 @@ def test_pretraining_is_seen_from_both(
     said, rows = scalars(work / "tensorboard"), support.rows(made)
     assert said["pretrain/loss"] == pytest.approx({row["step"]: row["loss"] for row in rows}, rel=1e-6)
     assert set(said["pretrain/validation_loss"]) == {2, 4, 6}
+    told = list(progress.events(Storage(tmp_path), f"_work/pretrain/{made.content.fingerprint}/progress"))
+    assert [event.done for event in told] == list(range(1, 7))
+    for name in ("tokens_per_second", "tflops", "peak_bytes", "step_seconds", "data_wait", "lr", "grad_norm"):
+        seen = {event.done: event.numbers[name] for event in told}
+        assert said[f"pretrain/{name}"] == pytest.approx(seen, rel=1e-6)
     texts = [v.tag for event in events(work / "tensorboard") for v in event.summary.value if "sample" in v.tag]
     assert len(texts) == 6
     assert (work / samples.SAMPLES).read_bytes() == made.storage.read(made.file(samples.SAMPLES))

@@ -138,6 +138,25 @@ def test_a_changed_file_of_conversations_is_another_artifact(tmp_path: Path, mon
     assert found[0] != found[1]
 
 
+def test_optimizer_and_schedule_begin_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, root, before = small(tmp_path, epochs=0.2), tmp_path / "root", []
+    publish(root, path)
+    learn = sft.FineTuning.step
+
+    def step(self: sft.FineTuning) -> dict[str, Any]:
+        states = self.engine.zero.states()
+        before.append([torch.as_tensor(value).clone() for state in states for value in state.values()])
+        return learn(self)
+
+    monkeypatch.setattr(sft.FineTuning, "step", step)
+    run(root, path, monkeypatch)
+    assert before[0] and not any(value.any() for value in before[0])
+    assert all(value.any() for value in before[1])
+    steps = made(root).content.numbers["steps"]
+    warmup = round(0.05 * steps)
+    assert warmup > 1 and rows(made(root))[0]["lr"] == pytest.approx(0.01 / warmup)
+
+
 def test_conversations_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small(tmp_path, window=4)
     publish(tmp_path / "root", path)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.errors import NodeError
+from tests.training.support import finish, stage_ranks, wait_for_step
+from tests.training.test_pretrain import publish, small
 from training.launch import World
 from training.watchdog import Laps, Watchdog, stragglers
 
@@ -50,6 +54,20 @@ def test_laps_count_what_is_within() -> None:
         time.sleep(0.2)
     assert laps.taken() == pytest.approx(0.06, abs=0.05)
     assert laps.taken() == 0.0
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_held_up_is_named(tmp_path: Path) -> None:
+    path = small(tmp_path, steps=60, evaluate_every=20, checkpoint_every=60)
+    publish(tmp_path, path)
+    running = stage_ranks(2, "pretrain.py", tmp_path, path)
+    wait_for_step(tmp_path, "pretrain", 5, running)
+    while running[1].poll() is None:  # of each 0.12 seconds, the process gets 0.02
+        running[1].send_signal(signal.SIGSTOP)
+        time.sleep(0.1)
+        running[1].send_signal(signal.SIGCONT)
+        time.sleep(0.02)
+    assert "rank 1 on " in (said := finish(running)) and " times the seconds of the fastest rank" in said
 
 
 def test_slow_ranks_are_named() -> None:
