@@ -56,7 +56,6 @@ PIECES += [
     "Ⅷ",
     "a",
 ]
-GIVEN = ["gpt2", "cl100k_base"]
 PLAIN = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=30).map("".join)
 PLAIN = PLAIN.map(lambda text: text.encode("utf-8", "ignore").decode())  # no lone surrogates
 
@@ -218,8 +217,8 @@ def test_a_package_may_carry_a_given_tokenizer(tmp_path: Path) -> None:
     assert said == "[120, 256]\n"
 
 
-@pytest.mark.skipif(None in map(bpe.cached, GIVEN), reason="TIKTOKEN_CACHE_DIR holds no gpt2 and cl100k_base")
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.usefixtures("given_tokenizers")
+@pytest.mark.parametrize("name", ["gpt2", "cl100k_base"])
 def test_a_given_tokenizer_keeps_its_ids_in_both_libraries(name: str) -> None:
     source, known = bpe.given(name), bpe.cached(name)
     assert known is not None
