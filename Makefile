@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all bench-demo bench-pii bench-corpus bench-deduplicate bench-scale bench-tokenizer bench-loader bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
+.PHONY: help run ui test test-all bench-demo bench-pii bench-corpus bench-deduplicate bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -63,6 +63,9 @@ bench-corpus: $(READY) ## the corpus road beside datatrove's, CPU seconds and ag
 
 bench-loader: $(READY) ## the loader from a million to ten billion tokens
 	@python -m bench.loader $(ARGS)
+
+bench-memorization: $(READY) ## a model over-trained on one page, caught reciting it
+	@python -m bench.memorization $(ARGS)
 
 bench-tokenizer: $(READY) ## compression and speed of tokenizers (TIKTOKEN_CACHE_DIR for GPT-2's and GPT-4's)
 	@python -m bench.tokenizer $(ARGS)

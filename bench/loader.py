@@ -3,14 +3,19 @@
     python -m bench.loader [--folder /tmp]
 
 Sparse shards of 2^27 tokens (uint16) with an index of documents of 1,000 tokens, 20 bytes each; a process of its own
-for each size, files new to it. Start: from the manifest to the first batch. Tokens a second: batches of the demo (16 x
-256) and of GPT-2 (512 x 1,024), one after another on one thread. Memory: the process' own, and what it maps from files.
+for each size and shape of a batch (the demo's, 16 x 256, and GPT-2's, 512 x 1,024), three times, of which the median
+counts. Start: from the manifest to the loader. Then, on one thread, tokens a second of its CPU: cold, as many windows
+as the smallest size has, each read once, of files of which no page is in memory; warm, the same windows once more. What
+still sets sizes apart when cold is how many windows share a page: page faults a window, counted by the kernel. Memory:
+the process' own, and what it maps from files.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,7 +30,8 @@ from tokenizer import shards
 
 SIZES = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000, 10_000_000_000)
 SHARD, DOCUMENT = 1 << 27, 1_000
-SHAPES = {"16 x 256": (16, 256, 2_000), "512 x 1,024": (512, 1_024, 40)}
+SHAPES = {"16 x 256": (16, 256), "512 x 1,024": (512, 1_024)}
+TURNS = 3
 
 
 def published(folder: Path, total: int) -> Published:
@@ -55,23 +61,39 @@ def memory() -> dict[str, float]:
     return {name: int(lines[name].split()[0]) / 1000 for name in ("RssAnon", "RssFile")}
 
 
-def child(folder: Path, total: int) -> None:
+def faults() -> int:
+    """Page faults of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_minflt + used.ru_majflt
+
+
+def child(folder: Path, total: int, shape: str) -> None:
     """Measure, and print as JSON."""
-    from training.loader import Loader, open_split
+    from training.loader import Loader, Stream, open_split
 
     made = published(folder, total)
-    before = memory()["RssAnon"]
-    started = time.perf_counter()
-    stream = open_split(made, "train", 50_257)
-    Loader(stream, 256, 1).batch(0, 16)
-    found: dict[str, float] = {"start": time.perf_counter() - started}
-    for name, (batch, window, steps) in SHAPES.items():
-        loader = Loader(stream, window, 1)
-        began = time.perf_counter()
-        for step in range(steps):
+    batch, window = SHAPES[shape]
+    steps = range(SIZES[0] // (batch * window))
+    before, began = memory()["RssAnon"], time.perf_counter()
+    loader = Loader(open_split(made, "train", 50_257), window, 1)
+    found: dict[str, float] = {"start": time.perf_counter() - began}
+    Loader(Stream([np.zeros(batch * window + 1, np.uint16)], ""), window, 1).batch(0, batch)  # code, not pages
+    for name in ("cold", "warm"):
+        began, faulted = time.process_time(), faults()
+        for step in steps:
             loader.batch(step, batch)
-        found[name] = steps * batch * window / (time.perf_counter() - began)
+        found[name] = len(steps) * batch * window / (time.process_time() - began)
+        found[f"{name}_faults"] = (faults() - faulted) / (len(steps) * batch)
     print(json.dumps(found | {"grown": memory()["RssAnon"] - before, "mapped": memory()["RssFile"]}))
+
+
+def turn(folder: Path | None, total: int, shape: str) -> dict[str, float]:
+    """What a child measured, of files of its own."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        command = [sys.executable, "-m", "bench.loader", "--folder", name, "--child", str(total), "--shape", shape]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:
@@ -79,23 +101,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the sparse files are made; default: the temporary folder")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--shape", choices=list(SHAPES), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(given.folder, given.child)
+        child(given.folder, given.child, given.shape)
         return
-    print("| tokens | start | " + " | ".join(f"M tokens/s, {name}" for name in SHAPES) + " | memory grown | mapped |")
-    print("|---:|---:|---:|---:|---:|---:|")
-    for total in SIZES:
-        with tempfile.TemporaryDirectory(dir=given.folder) as name:
-            command = [sys.executable, "-m", "bench.loader", "--folder", name, "--child", str(total)]
-            row = json.loads(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    print("| batch | tokens | start | M tokens/s, cold | warm | page faults a window, cold | memory grown | mapped |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for shape in SHAPES:
+        for total in SIZES:
+            turns = [turn(given.folder, total, shape) for _ in range(TURNS)]
+            row = {name: statistics.median(one[name] for one in turns) for name in turns[0]}
+            print(
+                f"| {shape} | {total:,} | {row['start']:.3f} s | {row['cold'] / 1e6:.1f} | {row['warm'] / 1e6:.1f} | "
+                f"{row['cold_faults']:.2f} | {row['grown']:.0f} MB | {row['mapped']:.0f} MB |",
+                flush=True,
             )
-        speeds = " | ".join(f"{row[shape] / 1e6:.1f}" for shape in SHAPES)
-        print(
-            f"| {total:,} | {row['start']:.3f} s | {speeds} | {row['grown']:.0f} MB | {row['mapped']:.0f} MB |",
-            flush=True,
-        )
 
 
 if __name__ == "__main__":

@@ -360,8 +360,9 @@ class Pretrain(Section):
     """Next-token prediction on the shards."""
 
     weights: str | None = Field(
-        description="Folder in the layout of transformers to begin with; `model` must be what its config.json says. "
-        "Only for preset 'given'. null: a new model."
+        description="Folder in the layout of transformers to begin with: a dense decoder of text in safetensors, "
+        "with a tokenizer.json of byte-level BPE that is the corpus' (tokenizer.source). `model` must be what its "
+        "config.json says; its dropout is off. Only for preset 'given'. null: a new model."
     )
     continue_from: str | None = Field(
         description="Folder, below the root, of a checkpoint of an earlier pretraining on the same shards: weights, "
@@ -369,7 +370,8 @@ class Pretrain(Section):
     )
     window: PositiveInt = Field(description="Tokens a sample.")
     within_documents: bool = Field(
-        description="A token sees its own document only, and positions restart there; else a window is one text."
+        description="A token sees its own document only, and positions restart there; else a window is one text, which "
+        "FlashAttention's kernel can take."
     )
     batch: PositiveInt = Field(description="Samples an optimizer step, over all ranks and accumulation.")
     steps: PositiveInt = Field(description="Optimizer steps.")

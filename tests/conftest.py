@@ -1,27 +1,12 @@
-"""Shared by all rooms: an S3 server on this machine, and the files of given tokenizers where they lie beside us."""
+"""Shared by all rooms: an S3 server on this machine."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-
-from tokenizer import bpe
-
-BPE = Path(__file__).parents[2] / "shared/data/bpe"  # as tiktoken's cache names them
-
-
-@pytest.fixture
-def given_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`TIKTOKEN_CACHE_DIR` holds the files of gpt2 and cl100k_base; skipped where nobody has them."""
-    if "TIKTOKEN_CACHE_DIR" not in os.environ:
-        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(BPE))
-    if missing := [name for name in ("gpt2", "cl100k_base") if bpe.cached(name) is None]:
-        pytest.skip(f"neither TIKTOKEN_CACHE_DIR nor {BPE} holds {' and '.join(missing)}")
 
 
 @pytest.fixture

@@ -2,6 +2,11 @@
 
 The presets differ in the block only: qwen3 (QK-norm, GQA, RMSNorm, SwiGLU, RoPE), llama (the same without QK-norm),
 gpt2 (LayerNorm, GELU, learned positions).
+
+Attention is torch's `scaled_dot_product_attention`. A plain window asks for `is_causal` without a mask, which
+FlashAttention's kernel takes where torch has one: in bf16 on a GPU. Where positions restart at documents,
+`transformers` makes a boolean mask [rows, 1, n, n] of them, once a micro-batch; Flash takes no mask, so the
+memory-efficient kernel computes those. A micro-batch in which no document begins has no mask either.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from typing import Any, cast
 import torch
 from tokenizers import Tokenizer as HfTokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.recipe import Model
@@ -62,13 +67,20 @@ def configuration(model: Model, vocabulary: int, end_of_text: int, pad: int) -> 
 
 
 def first(model: Model, weights: str | None, tokenizer: Tokenizer, seed: int) -> nn.Module:
-    """The model that pretraining begins with: a new one, or that of the folder `weights`."""
+    """The model that pretraining begins with: a new one, or that of the folder `weights`.
+
+    Its table of ids comes out as long as the tokenizer's vocabulary: rows that only pad it (Qwen's 151,936 for 151,669
+    ids) are cut, so that no sample is an id without a meaning, and rows of our special tokens are added. Raises
+    `RecipeError` where the `model` section says otherwise than config.json, `ArtifactError` for a checkpoint that we
+    cannot go on from (docs/decisions.md says which).
+    """
     ends = tokenizer.special(END_OF_TEXT), tokenizer.special(PAD)
     if weights is None:
         return build(model, tokenizer.vocabulary, *ends, seed)
     folder = Path(weights)
     network = load(folder)
     config: Any = network.config
+    _check_kind(folder, config)
     heads = config.num_attention_heads
     found = {
         "layers": config.num_hidden_layers,
@@ -89,7 +101,7 @@ def first(model: Model, weights: str | None, tokenizer: Tokenizer, seed: int) ->
             "write these values into the recipe",
         )
     _check_vocabulary(folder, config.vocab_size, tokenizer)
-    if tokenizer.vocabulary > config.vocab_size:  # our special tokens come after its own
+    if tokenizer.vocabulary != config.vocab_size:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network.resize_token_embeddings(tokenizer.vocabulary)  # type: ignore[operator]
@@ -108,6 +120,18 @@ def assets(weights: str | None) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_kind(folder: Path, config: Any) -> None:
+    """Raise `ArtifactError` for what the `model` section has no words for."""
+    remedy = "name a dense decoder of text, as GPT-2, Llama, Mistral or Qwen3"
+    needed = ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings")
+    if missing := [name for name in needed if not isinstance(getattr(config, name, None), int)]:
+        raise ArtifactError(f"config.json in {folder} ({config.model_type}) has no {', '.join(missing)}", remedy)
+    if (getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0) > 1:
+        raise ArtifactError(
+            f"the model in {folder} is a mixture of experts, and our loss lacks the term that balances them", remedy
+        )
 
 
 def _check_vocabulary(folder: Path, size: int, tokenizer: Tokenizer) -> None:
@@ -136,14 +160,22 @@ def build(model: Model, vocabulary: int, end_of_text: int, pad: int, seed: int) 
 
 
 def load(folder: Path) -> nn.Module:
-    """The model that `folder` holds in the layout of `transformers`, in fp32 on the CPU. Nothing is downloaded."""
+    """The model that `folder` holds in the layout of `transformers`, in fp32 on the CPU. Nothing is downloaded.
+
+    Dropout that its config.json asks for is off: what is dropped would depend on how a launch cuts the rows.
+    """
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder} holds no config.json", "name a folder that a training stage published")
+    local = {"local_files_only": True, "trust_remote_code": False}
     try:
+        config = AutoConfig.from_pretrained(folder, **local)
+        for name, value in config.to_dict().items():
+            if "drop" in name and isinstance(value, float):
+                setattr(config, name, 0.0)
         network = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
+            folder, config=config, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, **local
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ArtifactError(f"{folder} holds no model that transformers loads: {error}", "make it again") from error
     return cast(nn.Module, network)
 

@@ -32,7 +32,7 @@ from training.loop import Loop, loss_ends, open_stage, write_lines, write_rows
 from training.ngrams import Tables, bits_per_byte
 from training.samples import SAMPLES
 
-STAGE = Stage("pretrain", 1, libraries=("torch", "transformers", "deepspeed"))
+STAGE = Stage("pretrain", 2, libraries=("torch", "transformers", "deepspeed"))
 VALIDATION_WINDOWS = 64  # looked at while training; all of them at the end
 SAMPLE_TOKENS = 32  # a sample's length, enough to see whether it says words or sentences
 TABLE_TOKENS = 50_000_000  # the tables count no more than these: their bigrams stay within some hundred MB

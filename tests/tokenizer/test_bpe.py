@@ -56,6 +56,7 @@ PIECES += [
     "Ⅷ",
     "a",
 ]
+BPE = Path(__file__).parents[3] / "shared/data/bpe"  # files as tiktoken's cache names them
 PLAIN = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=30).map("".join)
 PLAIN = PLAIN.map(lambda text: text.encode("utf-8", "ignore").decode())  # no lone surrogates
 
@@ -215,6 +216,15 @@ def test_a_package_may_carry_a_given_tokenizer(tmp_path: Path) -> None:
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(bpe.__file__).parents[1])])
     said = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
     assert said == "[120, 256]\n"
+
+
+@pytest.fixture
+def given_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`TIKTOKEN_CACHE_DIR` holds the files of gpt2 and cl100k_base; skipped where nobody has them."""
+    if "TIKTOKEN_CACHE_DIR" not in os.environ:
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(BPE))
+    if missing := [name for name in ("gpt2", "cl100k_base") if bpe.cached(name) is None]:
+        pytest.skip(f"neither TIKTOKEN_CACHE_DIR nor {BPE} holds {' and '.join(missing)}")
 
 
 @pytest.mark.usefixtures("given_tokenizers")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 from pipeline import artifact, progress, recipe
 from pipeline.artifact import Published
@@ -16,7 +18,8 @@ from pipeline.storage import Storage
 from tests.training import support
 from tests.training.support import REPOSITORY
 from tokenizer import bpe
-from training import conversations, evaluation, sampler
+from tokenizer.chat import PAD
+from training import conversations, evaluation, model, sampler
 from training.calculator import calculator
 from training.evaluation import Measurement
 from training.sampler import Sample, Sampler
@@ -124,6 +127,49 @@ def test_it_publishes_under_the_name_of_the_model(
     monkeypatch.setattr(sys, "argv", [*arguments, "--force"])
     evaluation.main()
     assert artifact.of_run(storage, "demo", "evaluation-sft").manifest.content_hash == made.manifest.content_hash
+
+
+def knows_by_heart(path: Path, tokenizer: bpe.Tokenizer, text: str) -> Any:
+    """A tiny model after 150 steps on one text: a second of training."""
+    torch.manual_seed(1)
+    ends = tokenizer.end_of_text, tokenizer.special(PAD)
+    net: Any = model.build(recipe.load(path).model, tokenizer.vocabulary, *ends, 1)
+    ids = torch.tensor([tokenizer.encode(text)])
+    optimizer = torch.optim.AdamW(net.parameters(), 0.01)
+    for _ in range(150):
+        loss = net(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.1
+    return net
+
+
+def test_demonstrations_end_at_their_stop_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "dog: Hund\ncat: die Katze\nsun: Sonne\nthe moon is: der Mond\n"
+    tokenizer = bpe.Tokenizer.from_bytes(bpe.train([text], 300, "qwen2"))
+    prompts = [
+        {"name": "translation", "prompt": "dog: Hund\ncat:", "stop": "\n"},
+        {"name": "inside a word", "prompt": "dog: Hund\ncat: die Katze\nsun:", "stop": "nn"},
+        {"name": "without an end", "prompt": "dog:", "stop": "never"},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, prompts)))
+    data = yaml.safe_load(small(tmp_path).read_text())
+    data["model"]["window"] = 512  # so few ids spell the set's prompts nearly byte by byte
+    data["evaluation"] |= {"max_new_tokens": 8, "demonstrations": [str(file), "builtin:translation"]}
+    path = support.write(data, tmp_path)
+    support.publish(tmp_path, path, "pretrain", tokenizer, knows_by_heart(path, tokenizer, text))
+    arguments = ["evaluation.py", "--recipe", str(path), "--root", str(tmp_path), "--of", "pretrain"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    evaluation.main()
+    made = artifact.of_run(Storage(tmp_path), "demo", "evaluation-pretrain")
+    shown = json.loads(made.storage.read(made.file("results.json")))["demonstrations"]
+    assert [{key: row[key] for key in ("name", "prompt", "stop")} for row in shown[:3]] == prompts
+    whole = tokenizer.decode(tokenizer.encode(text.removeprefix("dog:"))[:8])
+    assert [row["text"] for row in shown[:3]] == [" die Katze", " So", whole]
+    assert len(shown) == 6 and all("\n" not in row["text"] for row in shown[3:])  # of the set that comes with us
+    assert set(made.content.assets) >= {str(file), "builtin:translation"}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--of"], ["--of", "shard"]])

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import ArtifactError
 from pipeline.recipe import Model
 from training import model
+from training.engine import token_loss
 from training.loader import document_positions
 
 SHAPE: dict[str, Any] = {"layers": 2, "width": 32, "heads": 2, "head_dim": 16, "mlp_width": 64, "window": 32}
@@ -92,6 +94,35 @@ def test_documents_in_a_window_do_not_see_each_other(preset: str) -> None:
     for row in logits:
         torch.testing.assert_close(row[4:], alone[0], rtol=1e-4, atol=1e-6)
     assert not torch.allclose(together[0, 4:], alone[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
+@pytest.mark.parametrize("within", [False, True])
+def test_what_attention_is_asked_decides_which_kernel_can_take_it(preset: str, within: bool) -> None:
+    """Flash takes bf16 and `is_causal`, no mask: plain windows bring none, windows of documents a boolean one."""
+    asked: list[dict[str, Any]] = []
+
+    class Listen(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            if function is torch.nn.functional.scaled_dot_product_attention:
+                asked.append(options)
+            return function(*arguments, **(options or {}))
+
+    net = model.build(shape(preset), 64, 0, 1, 1)
+    ids = torch.tensor([[5, 6, 7, 0, 8, 9, 10, 11, 12]])
+    batch = {"ids": ids, "mask": torch.ones_like(ids)}
+    if within:
+        batch["positions"] = document_positions(ids, 0)
+    with Listen(), torch.autocast("cpu", dtype=torch.bfloat16):
+        token_loss(net, batch).backward()
+    assert len(asked) == 2
+    for options in asked:
+        assert options["is_causal"] is not within and options["dropout_p"] == 0.0
+        if within:
+            assert options["attn_mask"].shape == (1, 1, 8, 8) and options["attn_mask"].dtype == torch.bool
+            assert options["attn_mask"][0, 0, 5].tolist() == [False] * 4 + [True, True, False, False]
+        else:
+            assert options["attn_mask"] is None
 
 
 def test_load_gives_back_what_was_saved(tmp_path: Path) -> None:

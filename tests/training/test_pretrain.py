@@ -16,7 +16,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from pipeline import artifact, errors, progress, recipe
 from pipeline.artifact import Published, Stage, describe
@@ -25,7 +36,7 @@ from tests.training import support
 from tests.training.support import finish, stage_ranks, wait_for_step
 from tokenizer import bpe, shards
 from tokenizer.chat import SPECIAL_TOKENS
-from training import launch, loader, pretrain
+from training import launch, loader, model, pretrain
 from training.engine import rows_a_rank
 from training.launch import World
 from training.ngrams import Tables, bits_per_byte
@@ -60,8 +71,8 @@ def small(folder: Path, **pretraining: Any) -> Path:
     return support.write(data, folder)
 
 
-def publish(root: Path, path: Path, vocabulary: int | None = None) -> Published:
-    """Tokenizer and shard artifacts of a run, as the stages of the corpus leave them."""
+def publish(root: Path, path: Path, vocabulary: int | None = None, given: Path | None = None) -> Published:
+    """Tokenizer and shard artifacts of a run, as the stages of the corpus leave them; the tokenizer that of `given`."""
     chosen, storage = recipe.load(path), Storage(root)
 
     def opened(name: str, inputs: list[artifact.Input]) -> artifact.Building:
@@ -73,7 +84,7 @@ def publish(root: Path, path: Path, vocabulary: int | None = None) -> Published:
 
     texts = documents(120)
     building = opened("tokenizer", [])
-    source = bpe.train(texts, 512, "qwen2")
+    source = bpe.given(str(given)) if given else bpe.train(texts, 512, "qwen2")
     storage.write(building.file("tokenizer.json"), source)
     made_by = building.publish([describe(storage, building.pointer.folder, "tokenizer.json", 1)])
     tokenizer = bpe.Tokenizer.from_bytes(source)
@@ -221,6 +232,91 @@ def test_it_begins_with_any_model_of_transformers(tmp_path: Path, monkeypatch: p
     known = batch[:, 1:] < plain
     cost = torch.nn.functional.cross_entropy(logits[known], batch[:, 1:][known])
     assert first == pytest.approx(float(cost), rel=0.02)
+
+
+def qwen_like(folder: Path) -> Any:
+    """As Qwen2 comes: text normalized to NFC, tokens added that are not special, rows that only pad the table.
+
+    The padding rows are the loudest of all here, so that a model which kept them would say them.
+    """
+    data = json.loads(bpe.train(documents(50), 420, "qwen2"))
+    named = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>"]
+    data["normalizer"] = {"type": "NFC"}
+    data["added_tokens"] = [
+        token | {"content": content, "special": content != "<tool_call>"}
+        for content, token in zip(named, data["added_tokens"], strict=False)
+    ]
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    rows = 512
+    assert rows > len(data["model"]["vocab"]) + len(named) + len(SPECIAL_TOKENS)
+    net = Qwen2ForCausalLM(Qwen2Config(vocab_size=rows, attention_dropout=0.5, **shape, **heads))
+    with torch.no_grad():
+        net.get_input_embeddings().weight[len(data["model"]["vocab"]) + len(named) :] *= 50
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    return net
+
+
+def gpt2_like(folder: Path) -> Any:
+    """As GPT-2 comes: its own split pattern, one special token, dropout of a tenth, MLP's width left out."""
+    data = json.loads(bpe.train(documents(50), 420, "qwen2"))
+    data["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    data["added_tokens"] = data["added_tokens"][:1]
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(data["model"]["vocab"]) + 1, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    )
+
+
+@pytest.mark.parametrize("make", [qwen_like, gpt2_like])
+def test_a_checkpoint_and_its_tokenizer_are_gone_on_from(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, folder = tmp_path / "root", tmp_path / "checkpoint"
+    folder.mkdir()
+    torch.manual_seed(1)
+    net = make(folder)
+    net.save_pretrained(folder)
+    data = yaml.safe_load(small(tmp_path, steps=2, evaluate_every=1, weights=str(folder)).read_text())
+    heads = {"kv_heads": getattr(net.config, "num_key_value_heads", 2)}
+    data["model"] |= {"preset": "given", "mlp_width": 64 if make is qwen_like else 128, "tied": True} | heads
+    data["tokenizer"]["source"] = str(folder)
+    path = support.write(data, tmp_path)
+    shard = publish(root, path, given=folder)
+    support.run(pretrain, root, path, monkeypatch)
+    published = made(root)
+    tokenizer = bpe.Tokenizer.load(published.on_disk())
+    theirs = min(net.config.vocab_size, tokenizer.vocabulary)
+    after = AutoModelForCausalLM.from_pretrained(published.on_disk())
+    assert type(after) is type(net) and after.config.vocab_size == tokenizer.vocabulary
+    samples = [json.loads(row) for row in published.storage.read(published.file("samples.jsonl")).splitlines()]
+    assert [row["step"] for row in samples] == [1, 2]
+    # The first loss is the checkpoint's: nothing dropped out, and of its table the rows that mean something.
+    batch = loader.Loader(loader.open_split(shard, "train", tokenizer.vocabulary), 32, 1).batch(0, 8)
+    assert int(batch.max()) < theirs
+    with torch.no_grad():
+        logits = net.eval()(input_ids=batch[:, :-1]).logits[..., :theirs]
+    cost = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    assert support.rows(published)[0]["loss"] == pytest.approx(float(cost), rel=0.01)
+
+
+def test_checkpoints_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
+    tokenizer = bpe.Tokenizer.from_bytes(bpe.train(documents(20), 400, "qwen2"))
+    section = recipe.load(small(tmp_path)).model
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+    def refused(said: str, **config: Any) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(errors.ArtifactError, match=said):
+            model.first(section, str(tmp_path), tokenizer, 1)
+
+    refused("holds no model that transformers loads", model_type="llama", vocab_size=400, **shape)  # no safetensors
+    refused("holds no model that transformers loads", model_type="t5")  # no decoder alone
+    refused("trust_remote_code", model_type="own", auto_map={"AutoConfig": "own.Config"})
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=400, **shape, **experts)).save_pretrained(tmp_path)
+    with pytest.raises(errors.ArtifactError, match="mixture of experts"):
+        model.first(section, str(tmp_path), tokenizer, 1)
 
 
 def test_it_learns_within_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
