@@ -33,11 +33,13 @@ SIGNATURES = pa.schema(
         ("signature", pa.binary()),
     ]
 )
-CLUSTERS = pa.schema([("row", pa.int64()), ("cluster", pa.string()), ("reason", pa.string())])
+CLUSTERS = pa.schema(
+    [("row", pa.int64()), ("cluster", pa.string()), ("reason", pa.string()), ("cluster_size", pa.int64())]
+)
 FEW_EDGES = 1_000_000  # a few hundred MB, found in seconds by the driver alone
 _ROW_BITS = 32
 _ROWS = 2**_ROW_BITS - 1
-_BUCKETS_A_TASK = 4_000_000  # band hashes that one task sorts: 64 MB, and as much again
+BUCKETS_A_TASK = 4_000_000  # band hashes that one task sorts: 64 MB, and as much again
 _BATCH = 100_000  # rows of a batch on its way to the JVM
 Places = npt.NDArray[np.int64]
 
@@ -99,12 +101,29 @@ def bands(spark: SparkSession, corpus: Corpus, copies: DataFrame) -> DataFrame:
     return unique.select(F.explode("bands").alias("hash"), "place")
 
 
-def buckets(hashed: DataFrame, most: int, tasks: int) -> DataFrame:
-    """(bucket, low, high): candidate pairs of places that share a hash, from (hash, place).
+def pairs(hashes: Places, places: Places, most: int) -> Iterator[tuple[Places | None, Places, Places]]:
+    """Candidate pairs of places that share a hash: (bucket, low, high), a few arrays at a time.
 
     A bucket of more than `most` places gives a star, each place with the smallest one, and its hash as `bucket`; a
-    smaller one gives all pairs and null.
+    smaller one gives all pairs and None. `hashes` and `places`: one of each for each band of a document.
     """
+    if not len(hashes):
+        return
+    order = np.lexsort((places, hashes))
+    hashes, places = hashes[order], places[order]
+    starts = np.flatnonzero(np.concatenate(([True], hashes[1:] != hashes[:-1])))
+    sizes = np.diff(np.append(starts, len(hashes)))
+    rank = np.arange(len(hashes)) - np.repeat(starts, sizes)
+    size = np.repeat(sizes, sizes)
+    for distance in range(1, min(int(sizes.max()), most)):  # each place with the one so many before it
+        at = np.flatnonzero((rank >= distance) & (size <= most))
+        yield None, places[at - distance], places[at]
+    at = np.flatnonzero((rank > 0) & (size > most))
+    yield hashes[at], places[at - rank[at]], places[at]
+
+
+def buckets(hashed: DataFrame, most: int, tasks: int) -> DataFrame:
+    """As `pairs`, of all (hash, place): (bucket, low, high), where a small bucket is null."""
     schema = pa.schema([("bucket", pa.int64()), ("low", pa.int64()), ("high", pa.int64())])
 
     def find(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -112,18 +131,9 @@ def buckets(hashed: DataFrame, most: int, tasks: int) -> DataFrame:
         if not columns:
             return
         hashes, places = (np.concatenate(column) for column in zip(*columns, strict=True))
-        order = np.lexsort((places, hashes))
-        hashes, places = hashes[order], places[order]
-        starts = np.flatnonzero(np.concatenate(([True], hashes[1:] != hashes[:-1])))
-        sizes = np.diff(np.append(starts, len(hashes)))
-        rank = np.arange(len(hashes)) - np.repeat(starts, sizes)
-        size = np.repeat(sizes, sizes)
-        for distance in range(1, min(int(sizes.max()), most)):  # each place with the one so many before it
-            at = np.flatnonzero((rank >= distance) & (size <= most))
-            bucket = pa.nulls(len(at), pa.int64())
-            yield from _batches(schema, bucket, places[at - distance], places[at])
-        at = np.flatnonzero((rank > 0) & (size > most))
-        yield from _batches(schema, hashes[at], places[at - rank[at]], places[at])
+        del columns
+        for bucket, low, high in pairs(hashes, places, most):
+            yield from _batches(schema, pa.nulls(len(low), pa.int64()) if bucket is None else bucket, low, high)
 
     together = hashed.repartition(tasks, "hash")
     return together.mapInArrow(find, "bucket bigint, low bigint, high bigint")
@@ -240,23 +250,24 @@ def connected(spark: SparkSession, edges: DataFrame, count: int) -> DataFrame:
 def find(spark: SparkSession, corpus: Corpus, recipe: Deduplicate, folder: str) -> dict[str, Any]:
     """Find all clusters and return the numbers that say what was found.
 
-    Writes `folder`/<number>.parquet for each part of `corpus.new`: (row, cluster, reason) of the documents that
-    leave, in order of rows; `cluster` is the id of the document that stays for it.
+    Writes `folder`/<number>.parquet for each part of `corpus.new`: `CLUSTERS` of the documents that are not alone, in
+    order of rows; `cluster` is the id of the document that stays. Who leaves has a reason, who stays a size.
     """
     copies = exact_copies(spark, corpus).localCheckpoint()
     tasks = max(
         int(spark.conf.get("spark.sql.shuffle.partitions") or 1),
-        -(-corpus.documents * recipe.bands // _BUCKETS_A_TASK),
+        -(-corpus.documents * recipe.bands // BUCKETS_A_TASK),
     )
     hashed = bands(spark, corpus, copies)
     found = buckets(hashed, recipe.max_bucket, tasks).localCheckpoint()
     large = found.where("bucket is not null")
     edges = candidates = found.select("low", "high").distinct().localCheckpoint()
-    large_buckets, pairs, tried = large.select("bucket").distinct().count(), candidates.count(), 0
+    large_buckets, tried = large.select("bucket").distinct().count(), candidates.count()
     if recipe.verify:
         edges = verified(spark, corpus, candidates, recipe.min_jaccard).localCheckpoint()
         if large_buckets:
-            edges, tried = restarred(spark, corpus, large, edges, recipe)
+            edges, again = restarred(spark, corpus, large, edges, recipe)
+            tried += again
     verified_pairs = edges.count()
     near = connected(spark, edges, verified_pairs)
     of_copies = copies.join(near.withColumnRenamed("place", "first"), "first", "left").select(
@@ -264,12 +275,12 @@ def find(spark: SparkSession, corpus: Corpus, recipe: Deduplicate, folder: str) 
     )
     of_near = near.select("place", "cluster", F.lit("near_copy").alias("reason"))
     leaving = of_copies.union(of_near).where("place >= 0").localCheckpoint()
-    _write(spark, corpus, leaving, folder)
-    sizes = leaving.groupBy("cluster").agg(F.count("*").alias("size"))
+    sizes = leaving.groupBy("cluster").agg(F.count("*").alias("size")).localCheckpoint()
+    _write(spark, corpus, leaving, sizes.where("cluster >= 0"), folder)
     known = F.sum(F.when(F.col("cluster") < 0, F.col("size")).otherwise(0))
     clusters, largest, known_before = sizes.agg(F.count("*"), F.max("size"), known).first() or (0, 0, 0)
     return {
-        "candidate_pairs": pairs + tried,
+        "candidate_pairs": tried,
         "verified_pairs": verified_pairs,
         "large_buckets": large_buckets,
         "clusters": clusters,
@@ -278,20 +289,28 @@ def find(spark: SparkSession, corpus: Corpus, recipe: Deduplicate, folder: str) 
     }
 
 
-def _write(spark: SparkSession, corpus: Corpus, leaving: DataFrame, folder: str) -> None:
-    """Write who leaves, part by part, with the ids of those that stay for them."""
+def _write(spark: SparkSession, corpus: Corpus, leaving: DataFrame, left: DataFrame, folder: str) -> None:
+    """Write who leaves, and who stays with how many in all, part by part; with the ids of those that stay.
+
+    `left`: (cluster, size), the documents of this crawl that others leave for, and how many do.
+    """
 
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for row in _rows(batches):
-            rows = sorted(row["rows"] or [], key=lambda leaving: leaving["row"])
+            rows = sorted(row["rows"] or [], key=lambda document: document["row"])
             write_table(Storage(corpus.root), f"{folder}/{row['part']}.parquet", rows, CLUSTERS)
             yield pa.RecordBatch.from_pydict({"part": [row["part"]]})
 
+    none = F.lit(None)
+    staying = left.select(F.col("cluster").alias("place"), "cluster", none, F.expr("size + 1"))
+    members = leaving.withColumn("cluster_size", none.cast("bigint")).union(staying)
     named = looked_up(spark, corpus, leaving.select(F.col("cluster").alias("place")), "id")
-    rows = leaving.join(named.withColumnRenamed("place", "cluster"), "cluster").select(
+    rows = members.join(named.withColumnRenamed("place", "cluster"), "cluster").select(
         F.expr(f"place >> {_ROW_BITS}").alias("part"),
-        F.struct(F.expr(f"place & {_ROWS}").alias("row"), F.col("id").alias("cluster"), "reason").alias("leaves"),
+        F.struct(F.expr(f"place & {_ROWS}").alias("row"), F.col("id").alias("cluster"), "reason", "cluster_size").alias(
+            "document"
+        ),
     )
-    by_part = rows.groupBy("part").agg(F.collect_list("leaves").alias("rows"))
+    by_part = rows.groupBy("part").agg(F.collect_list("document").alias("rows"))
     parts = corpus.listed(spark).where("part >= 0").join(by_part, "part", "left")
     parts.select("part", "rows").mapInArrow(write, "part bigint").count()

@@ -2,10 +2,15 @@
 
     spark-submit jobs/deduplicate.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
-For each part, rows (id, cluster, reason) of the documents that filter kept, in order: `cluster` is the id of the
-document that stays for it, the first of its connected component in the order of WARC files and records. Beside
+For each part, rows (id, cluster, reason, cluster_size) of the documents that filter kept, in order: `cluster` is the id
+of the document that stays for it, the first of its connected component in the order of WARC files and records. Beside
 them, in `.minhash`, the signatures of those that stay: what `deduplicate.against` of a later crawl reads, instead of
 text. A document of an earlier corpus always stays for its copies.
+
+`cluster_size`, of a document that stays, counts it and all that left for it, exact copies and near ones; 1 where it is
+alone, null where a document left. No document of an earlier corpus is counted, since it would have stayed instead: how
+often a crawl holds one of those, the rows say that name it as their cluster. FineWeb2 keeps the same number
+(`minhash_cluster_size`, Penedo et al. 2025) to weigh a document by how often the web holds it.
 """
 
 from __future__ import annotations
@@ -28,13 +33,24 @@ from pipeline.storage import Storage
 
 STAGE = Stage("deduplicate", 6, ("xxhash", "numpy"))
 MINHASH = ".minhash"
-SCHEMA = pa.schema([("id", pa.string()), ("cluster", pa.string()), ("reason", pa.string())])
+SCHEMA = pa.schema([*((name, pa.string()) for name in ("id", "cluster", "reason")), ("cluster_size", pa.int64())])
 
 
 def kept(storage: Storage, extract: str, decided: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     """Rows of a part of extract that the decisions beside it keep, in order."""
     stay = {row["id"] for row in read_rows(storage, decided, ("id", "reason")) if row["reason"] is None}
     return [row for row in read_rows(storage, extract, ("id", *columns)) if row["id"] in stay]
+
+
+def signed(text: str, recipe: Deduplicate, functions: minhash.Functions) -> dict[str, Any]:
+    """What is compared of a text, as in `clusters.SIGNATURES`: its words in small letters, one space between them."""
+    text = " ".join(words(text.lower()))
+    values = minhash.signature(text.split(" "), recipe.ngram_words, functions)
+    return {
+        "exact": xxhash.xxh3_128_digest(text.encode()),
+        "bands": minhash.band_hashes(values, recipe.bands),
+        "signature": minhash.shortened(values),
+    }
 
 
 def sign(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -44,16 +60,7 @@ def sign(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     functions = minhash.permutations(recipe.bands * recipe.rows, payload["seed"])
     rows = []
     for number, row in enumerate(kept(storage, payload["extract"], payload["filter"], ("text",))):
-        text = " ".join(words(row["text"].lower()))
-        values = minhash.signature(text.split(" "), recipe.ngram_words, functions)
-        rows.append(
-            {
-                "id": row["id"],
-                "exact": xxhash.xxh3_128_digest(text.encode()),
-                "bands": minhash.band_hashes(values, recipe.bands),
-                "signature": minhash.shortened(values),
-            }
-        )
+        rows.append({"id": row["id"]} | signed(row["text"], recipe, functions))
         if number % 1000 == 999:
             yield {"done": number}
     file = f"signatures/part-{name}.parquet"
@@ -64,16 +71,17 @@ def sign(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def decide(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One part: who of the documents that filter kept stays, by the clusters found; and the signatures of those."""
     storage = Storage(payload["root"])
-    leaving = {row["row"]: row for row in read_rows(storage, payload["clusters"])}
-    signed = read_rows(storage, payload["signatures"])
-    stays = [row for number, row in enumerate(signed) if number not in leaving]
+    clustered = {row["row"]: row for row in read_rows(storage, payload["clusters"])}
+    documents = read_rows(storage, payload["signatures"])
+    alone = {"reason": None, "cluster_size": 1}
+    rows = [
+        {"cluster": row["id"]} | clustered.get(number, alone) | {"id": row["id"]}
+        for number, row in enumerate(documents)
+    ]
+    stays = [row for row, decided in zip(documents, rows, strict=True) if decided["reason"] is None]
     file = f"part-{name}{MINHASH}"
     write_table(storage, f"{payload['folder']}/{file}", stays, clusters.SIGNATURES)
     described = artifact.describe(storage, payload["folder"], file, len(stays)).model_dump()
-    rows = [
-        {"cluster": row["id"], "reason": None} | leaving.get(number, {}) | {"id": row["id"]}
-        for number, row in enumerate(signed)
-    ]
     for state in commit_decisions(storage, payload["folder"], name, rows, SCHEMA):
         yield {"commit": state["commit"] | {"minhash": described}}
 
@@ -112,14 +120,14 @@ def run(job: session.Job) -> Published:
     spark = session.spark("deduplicate")
     files = zip(names, extracted.files(".parquet"), filtered.files(".parquet"), strict=True)
     todo = [(name, payload | {"extract": text, "filter": decided}) for name, text, decided in files]
-    signed = parts.run_parts(spark, building, todo, sign, "sign")
+    compared = parts.run_parts(spark, building, todo, sign, "sign")
     numbers = building.commits(["clusters"]).get("clusters")
     if numbers is None:
         corpus = clusters.Corpus(
             job.storage.root,
             signatures,
             [file for other in earlier for file in other.files(MINHASH)],
-            sum(record["rows"] for record in signed.values())
+            sum(record["rows"] for record in compared.values())
             + sum(other.content.counts.kept for other in earlier if other.content.counts),
         )
         numbers = clusters.find(spark, corpus, job.recipe.deduplicate, f"{building.work}/clusters")
@@ -130,7 +138,7 @@ def run(job: session.Job) -> Published:
     ]
     decided_parts = parts.run_parts(spark, building, todo, decide, "part")
     manifest_files, counts = totals(decided_parts)
-    seconds = parts.cpu_seconds(signed, spark) + parts.cpu_seconds(decided_parts, None)
+    seconds = parts.cpu_seconds(compared, spark) + parts.cpu_seconds(decided_parts, None)
     manifest_files += [artifact.File(**record["minhash"]) for record in decided_parts.values()]
     published = building.publish(manifest_files, counts, numbers, cpu_seconds=seconds)
     spark.stop()

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import xxhash
 
 Signature = npt.NDArray[np.uint64]
+Functions = tuple[Signature, Signature]  # as `permutations` makes them
 
 
-def permutations(count: int, seed: int) -> tuple[Signature, Signature]:
+def permutations(count: int, seed: int) -> Functions:
     """Odd multipliers and offsets of `count` hash functions h(x) = mix(a * x + b) on 64 bits."""
     random = np.random.Generator(np.random.PCG64(seed))
     a = random.integers(0, 2**64, count, dtype=np.uint64) | np.uint64(1)
@@ -19,7 +20,7 @@ def permutations(count: int, seed: int) -> tuple[Signature, Signature]:
     return a, b
 
 
-def signature(words: Sequence[str], n: int, functions: tuple[Signature, Signature]) -> Signature:
+def signature(words: Sequence[str], n: int, functions: Functions) -> Signature:
     """Smallest value of each hash function over the n-grams of the words; shape (count,).
 
     A text of fewer than n words is one n-gram of all it has.

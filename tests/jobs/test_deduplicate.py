@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import xxhash
 
@@ -83,7 +84,10 @@ def found(
     parts: int,
     earlier: list[dict[str, Any]] | None = None,
 ) -> tuple[Any, Any]:
-    """id -> (cluster, reason) of those that leave, and the numbers; documents lie in parts in order of their ids."""
+    """id -> (cluster, reason) of those that leave, and the numbers; documents lie in parts in order of their ids.
+
+    Who stays for others must be told with how many they are together, in whatever part it lies.
+    """
     storage, files, ids = Storage(root), [], []
     step = -(-len(documents) // parts)
     for i in range(parts):
@@ -94,11 +98,16 @@ def found(
     old = ["earlier.parquet"] if earlier else []
     corpus = clusters.Corpus(str(root), files, old, len(documents) + len(earlier or []))
     numbers = clusters.find(spark, corpus, settings, "clusters")
-    gone = {}
+    gone, sizes = {}, {}
     for i, part in enumerate(ids):
         rows = read_rows(storage, f"clusters/{i}.parquet")
         assert [row["row"] for row in rows] == sorted({row["row"] for row in rows})
-        gone |= {part[row["row"]]: (row["cluster"], row["reason"]) for row in rows}
+        gone |= {part[row["row"]]: (row["cluster"], row["reason"]) for row in rows if row["reason"]}
+        sizes |= {part[row["row"]]: row["cluster_size"] for row in rows if not row["reason"]}
+        assert all((row["cluster_size"] is None) == (row["reason"] is not None) for row in rows)
+    left = Counter(cluster for cluster, _ in gone.values())
+    own = {row["id"] for row in documents}
+    assert sizes == {cluster: count + 1 for cluster, count in left.items() if cluster in own}
     return gone, numbers
 
 
@@ -167,6 +176,83 @@ def test_what_an_earlier_corpus_holds_is_dropped_for_it(spark: Any, tmp_path: Pa
     expected = {key: value for key, value in plain(marked, RECIPE).items() if key.startswith("1")}
     assert gone == {key[1:]: (cluster[1:], reason) for key, (cluster, reason) in expected.items()}
     assert numbers["known_before"] == sum(cluster in stays for cluster, _ in gone.values()) > 0
+
+
+HASHES = RECIPE.bands * RECIPE.rows
+
+
+def drifting(seed: int, most: int = 50) -> list[dict[str, Any]]:
+    """Signatures without texts: exact copies, copies that drift from copy to copy, and documents that share one band.
+
+    Most are made of one of the first few, so that buckets grow beyond any small `max_bucket`.
+    """
+    rng = np.random.default_rng(seed)
+    values, exact = [], []
+    for number in range(most):
+        fresh, kind = rng.integers(0, 2**63, HASHES, dtype=np.uint64), rng.choice(["new", "exact", "near", "band"])
+        source = int(rng.integers(min(number, 5 if rng.random() < 0.6 else number))) if number > 1 else 0
+        keeps = np.zeros(HASHES, bool)
+        if number and kind == "exact":
+            keeps[:] = True
+        elif number and kind == "near":  # what is kept of the signature is the estimated similarity: 0.96 to 0.62
+            keeps[rng.permutation(HASHES)[: HASHES - rng.choice([4, 14, 28, 42])]] = True
+        elif number and kind == "band":
+            keeps[: RECIPE.rows] = True
+        values.append(np.where(keeps, values[source], fresh) if number else fresh)
+        exact.append(exact[source] if keeps.all() else rng.bytes(16))
+    return [
+        {
+            "id": f"{number:032x}",
+            "exact": exact[number],
+            "bands": minhash.band_hashes(signature, RECIPE.bands),
+            "signature": minhash.shortened(signature),
+        }
+        for number, signature in enumerate(values)
+    ]
+
+
+def unproven(documents: list[dict[str, Any]], gone: dict[str, tuple[str, str]]) -> set[str]:
+    """Documents that no path of pairs, each as similar as is asked for, leads to the one that stays for them.
+
+    A path runs through members of the cluster, found ones alone.
+    """
+    signatures = {row["id"]: row["signature"] for row in documents}
+    members: dict[str, set[str]] = defaultdict(set)
+    for name, (cluster, _) in gone.items():
+        members[cluster].add(name)
+    lost = set()
+    for cluster, left in members.items():
+        reached = [cluster]
+        for name in reached:
+            near = {
+                other
+                for other in left
+                if minhash.similarities(signatures[name], signatures[other], 1)[0] >= RECIPE.min_jaccard
+            }
+            reached += near
+            left = left - near
+        lost |= left
+    return lost
+
+
+@pytest.mark.parametrize(("seed", "most"), [(1, 2), (2, 4), (3, 8)])
+def test_no_cluster_without_a_verified_path(spark: Any, tmp_path: Path, seed: int, most: int) -> None:
+    documents = drifting(seed)
+    gone, numbers = found(spark, tmp_path, documents, RECIPE.model_copy(update={"max_bucket": most}), 3)
+    assert numbers["large_buckets"] > 0
+    assert {reason for _, reason in gone.values()} == {"exact_copy", "near_copy"}
+    assert unproven(documents, gone) == set()
+    ends: dict[bytes, set[str]] = defaultdict(set)
+    for row in documents:
+        ends[row["exact"]].add(gone.get(row["id"], (row["id"], ""))[0])
+    assert max(map(len, ends.values())) == 1, "exact copies are in one cluster"
+
+
+def test_without_verification_there_are_such_clusters(spark: Any, tmp_path: Path) -> None:
+    """So the test above can fail: one band in common makes a cluster."""
+    documents = drifting(1)
+    gone, _ = found(spark, tmp_path, documents, RECIPE.model_copy(update={"max_bucket": 2, "verify": False}), 3)
+    assert len(unproven(documents, gone)) > 10
 
 
 def test_nothing_alike(spark: Any, tmp_path: Path) -> None:
