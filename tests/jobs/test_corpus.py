@@ -98,6 +98,15 @@ def test_copies_leave_and_one_of_each_stays(road: dict[str, Published]) -> None:
     assert found["near_copy_1pct", True] > 5 * found["near_copy_1pct", False]  # type: ignore[index]
 
 
+def test_who_stays_is_told_with_the_size_of_its_cluster(road: dict[str, Published]) -> None:
+    rows = rows_of(road["deduplicate"])
+    size = Counter(row["cluster"] for row in rows)
+    assert {row["id"]: row["cluster_size"] for row in rows} == {
+        row["id"]: None if row["reason"] else size[row["id"]] for row in rows
+    }
+    assert max(size.values()) == road["deduplicate"].content.numbers["largest_cluster"]
+
+
 def test_personal_data_is_gone_and_decoys_stay(road: dict[str, Published]) -> None:
     kept = by_url(road["redact"])
     seen = Counter[str]()
@@ -152,6 +161,99 @@ def test_any_page_is_explained(road: dict[str, Published], root: Path) -> None:
     assert artifact.newest_run(storage, "shard") in ("test", "again")
 
 
+def steps(root: Path, row: dict[str, Any], run: str = "test") -> dict[str, list[str]]:
+    """What explain says of a row of extract, by stage, without the scores of extract and filter."""
+    found: dict[str, list[str]] = {}
+    for line in "\n".join(explain.explained(Storage(root), run, row)).splitlines():
+        if not line.startswith(" "):
+            stage = line
+        else:
+            found.setdefault(stage, []).append(" ".join(line.split()))
+    return found
+
+
+def test_a_copy_is_explained_with_what_stayed_for_it(road: dict[str, Published], root: Path) -> None:
+    pages = {row["id"]: row for row in rows_of(road["extract"])}
+    decided = rows_of(road["deduplicate"])
+    for reason, least, most in (("exact_copy", 1.0, 1.0), ("near_copy", 0.6, 1.0)):
+        row = next(row for row in decided if row["reason"] == reason)
+        told = steps(root, pages[row["id"]])
+        assert told["deduplicate"][-1] == f"-> left: {reason} of {pages[row['cluster']]['url']}"
+        name, similarity = told["deduplicate"][0].rsplit(" ", 1)
+        assert name == "similarity to it, estimated"
+        assert least <= float(similarity) <= most
+        assert ("asked of each pair between them 0.7" in told["deduplicate"]) == (reason == "near_copy")
+        assert "redact" not in told
+
+
+def test_what_stays_is_explained_to_its_tokens(road: dict[str, Published], root: Path) -> None:
+    pages = {row["id"]: row for row in rows_of(road["extract"])}
+    original = next(row for row in rows_of(road["deduplicate"]) if (row["cluster_size"] or 0) > 1)
+    told = steps(root, pages[original["id"]])
+    assert told["deduplicate"] == [f"-> stays, for {original['cluster_size'] - 1} more that are copies of it"]
+    assert told["decontaminate"] == ["-> stays"]
+    [document] = [
+        row | {"file": file}
+        for file in road["shard"].files(".documents.parquet")
+        for row in read_rows(road["shard"].storage, file)
+        if row["id"] == original["id"]
+    ]
+    split, shard = document["file"].split("/")[-1].split("-")[0], document["file"].split("/")[-1].split(".")[0]
+    assert told["shard"] == [
+        f"-> {split}: {document['tokens']:,} tokens of {shard}, from {document['start']:,} on "
+        f"(document {document['document']:,})"
+    ]
+    redacted = next(row for row in rows_of(road["redact"]) if json.loads(row["redactions"]).get("EMAIL"))
+    counts, told = json.loads(redacted["redactions"]), steps(root, pages[redacted["id"]])
+    assert told["redact"] == [
+        *(f"{kind} {count}" for kind, count in counts.items()),
+        f"-> {len(redacted['text']):,} characters of text, {sum(counts.values())} places replaced",
+    ]
+
+
+def test_a_run_is_explained_as_far_as_it_came(
+    road: dict[str, Published], root: Path, spark: Any, tmp_path: Path
+) -> None:
+    """What a list took down, what the budget of tokens leaves out, and what was not made yet."""
+    pages = {row["id"]: row for row in rows_of(road["extract"])}
+    down = rows_of(road["redact"])[0]
+    (tmp_path / "down.txt").write_text(down["url"])
+    other = {"decontaminate.take_down": [str(tmp_path / "down.txt")], "shard.train_tokens": 5000}
+    for stage in (extract, filter, deduplicate):
+        stage.run(job(root, other, "less"))
+    assert list(steps(root, pages[down["id"]], "less"))[-1] == "deduplicate"
+    for stage in (redact, decontaminate, train_tokenizer, shard):
+        stage.run(job(root, other, "less"))
+    told = steps(root, pages[down["id"]], "less")
+    assert told["decontaminate"] == [f"-> left: taken_down ({down['url']})"]
+    assert "shard" not in told
+    made = artifact.of_run(Storage(root), "less", "shard")
+    there = {row["id"] for file in made.files(".documents.parquet") for row in read_rows(made.storage, file)}
+    missing = next(row for row in rows_of(road["redact"])[1:] if row["id"] not in there)
+    assert made.content.counts is not None
+    beyond = made.content.counts.dropped["beyond_budget"]
+    assert steps(root, pages[missing["id"]], "less")["shard"] == [
+        f"-> left: beyond_budget, one of {beyond} documents for which shard.train_tokens has no room"
+    ]
+
+
+def test_what_was_recorded_otherwise_is_told_and_followed(
+    road: dict[str, Published], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an extractor of today finds no text, the scores and steps that were recorded are still shown."""
+    kept = rows_of(road["redact"])[0]["id"]
+    row = next(row for row in rows_of(road["extract"]) if row["id"] == kept)
+    before = steps(root, row)
+    replayed = explain.replayed(row, road["extract"])
+    monkeypatch.setattr(explain, "replayed", lambda *_: replayed | {"reason": "no_main_text", "text": None})
+    told = steps(root, row)
+    assert "-> left: no_main_text" in told["extract"]
+    assert any(line.startswith("not as recorded: reason, text") for line in told["extract"])
+    assert {name: told[name] for name in told if name != "extract"} == {
+        name: before[name] for name in before if name != "extract"
+    }
+
+
 def test_an_artifact_is_inspected(road: dict[str, Published]) -> None:
     lines = "\n".join(inspect.summary(road["filter"]))
     counts = road["filter"].content.counts
@@ -194,6 +296,12 @@ def test_the_same_crawl_again_adds_nothing(
     assert made.content.counts is not None and before.content.counts is not None
     assert (made.content.counts.in_, made.content.counts.kept) == (before.content.counts.in_, 0)
     assert made.content.numbers["known_before"] == made.content.counts.in_
+    kept = next(row["id"] for row in rows_of(before) if row["reason"] is None)
+    page = next(page for page in rows_of(road["extract"]) if page["id"] == kept)
+    assert steps(root, page, "later")["deduplicate"] == [
+        "similarity to it, estimated 1",
+        f"-> left: exact_copy of {page['url']}",
+    ]
     with pytest.raises(RecipeError, match="rows 8, not 4"):
         deduplicate.run(job(root, overrides | {"deduplicate.rows": 4}, "later"))
     monkeypatch.setattr(deduplicate, "STAGE", Stage("deduplicate", deduplicate.STAGE.version + 1))
