@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all bench-demo bench-pii bench-corpus bench-deduplicate bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
+.PHONY: help run ui test test-all bench-demo bench-pii bench-corpus bench-deduplicate bench-simulate-dedup bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -45,6 +45,9 @@ bench-pii: $(READY) ## recall and precision of redaction on labelled texts
 
 bench-deduplicate: $(READY) ## near-duplicates among five million synthetic signatures
 	@python -m bench.deduplicate $(ARGS)
+
+bench-simulate-dedup: $(READY) ## what deduplicating a snapshot shuffles, simulated (about 2 minutes on one core)
+	@python -m bench.simulate_dedup $(ARGS)
 
 bench-scale: $(READY) ## CPU seconds a page from 2,400 to 40,000 pages, and the JVM's share
 	@python -m bench.scale $(ARGS)

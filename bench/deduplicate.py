@@ -93,12 +93,14 @@ class Memory:
             self.most = max(self.most, sizes / 2**30)
 
 
-def shuffle_bytes(spark: SparkSession) -> int:
-    """What all stages so far wrote for others to read, as the session's own status page says."""
+def shuffles(spark: SparkSession) -> list[tuple[int, int]]:
+    """(rows, bytes) that each stage so far wrote for others to read, as the session's own status page says."""
     context = spark.sparkContext
     address = f"{context.uiWebUrl}/api/v1/applications/{context.applicationId}/stages"
     with urllib.request.urlopen(address) as answer:
-        return sum(stage["shuffleWriteBytes"] for stage in json.load(answer))
+        stages = sorted(json.load(answer), key=lambda stage: stage["stageId"])
+    written = [(stage["shuffleWriteRecords"], stage["shuffleWriteBytes"]) for stage in stages]
+    return [(rows, size) for rows, size in written if rows]
 
 
 def main() -> None:
@@ -118,20 +120,24 @@ def main() -> None:
     corpus = clusters.Corpus(storage.root, files, [], given.documents)
     memory, spark, began = Memory(), session.spark("bench"), time.monotonic()
     numbers = clusters.find(spark, corpus, recipe.deduplicate, "clusters")
-    seconds, shuffled = time.monotonic() - began, shuffle_bytes(spark) / 1e9
+    seconds, written = time.monotonic() - began, shuffles(spark)
+    shuffled = sum(size for _, size in written) / 1e9
     spark.stop()
     made = np.arange(given.documents)
     for number in range(len(files)):
         found = read_table(storage, f"clusters/{number}.parquet", ["row", "cluster"])
         made[found["row"].to_numpy() + number * PART] = [int(id_, 16) for id_ in found["cluster"].to_pylist()]
-    size = sum((given.root / file).stat().st_size for file in files) / 1e9
+    signatures = sum((given.root / file).stat().st_size for file in files) / 1e9
     differ = int((made != planted).sum())
     heads = ("documents", "signatures, GB", "shuffled, GB", "seconds", "peak GiB", "pairs tried", "clusters", "wrong")
     print(f"| {' | '.join(heads)} |")
     print(f"|{'---:|' * len(heads)}")
-    told = [f"{given.documents:,}", f"{size:.2f}", f"{shuffled:.2f}", f"{seconds:.0f}", f"{memory.most:.1f}"]
+    told = [f"{given.documents:,}", f"{signatures:.2f}", f"{shuffled:.2f}", f"{seconds:.0f}", f"{memory.most:.1f}"]
     told += [f"{numbers[name]:,}" for name in ("candidate_pairs", "clusters")]
     print(f"| {' | '.join([*told, f'{differ:,}'])} |")
+    print("\n| shuffle, in their order | rows | bytes | bytes a row |\n|---:|---:|---:|---:|")
+    for number, (rows, size) in enumerate(written):
+        print(f"| {number} | {rows:,} | {size:,} | {size / rows:.1f} |")
     shutil.rmtree(given.root)
 
 

@@ -39,7 +39,7 @@ CLUSTERS = pa.schema(
 FEW_EDGES = 1_000_000  # a few hundred MB, found in seconds by the driver alone
 _ROW_BITS = 32
 _ROWS = 2**_ROW_BITS - 1
-BUCKETS_A_TASK = 4_000_000  # band hashes that one task sorts: 64 MB, and as much again
+BUCKETS_A_TASK = 4_000_000  # band hashes that one task sorts: 64 MB, and 280 MiB while it does
 _BATCH = 100_000  # rows of a batch on its way to the JVM
 Places = npt.NDArray[np.int64]
 

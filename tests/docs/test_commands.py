@@ -63,7 +63,7 @@ ROAD = (
     *("python -m training.generate", "python -m training.samples", "python -m training.depth"),
     *("python -m web.report", "python -m web.serve", "python -m pipeline.gc", "make clean"),
 )
-BENCH = re.compile(r"make bench-(\w+)|python -m bench\.(\w+)")  # their options are compared with their help
+BENCH = re.compile(r"make bench-([\w-]+)|python -m bench\.(\w+)")  # their options are compared with their help
 LONGEST = 300.0  # seconds
 OUTER_MAKE = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # with these, a make inside another says where it is
 
@@ -268,7 +268,7 @@ def test_a_run_is_asked_for_what_is_shown(stub: Place, text: str, monkeypatch: p
 @functools.cache
 def help_of(place: Place, bench: str) -> str:
     """What `make bench-…` answers to `--help`."""
-    done = place.shell(f"make bench-{bench} ARGS=--help")
+    done = place.shell(f"make bench-{bench.replace('_', '-')} ARGS=--help")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
