@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,100 +16,168 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import decontaminate, deduplicate, extract, filter, redact, shard, train_tokenizer
-from pipeline import artifact
+from jobs import decontaminate, deduplicate, extract, filter, redact, session, shard, train_tokenizer
+from pipeline import artifact, recipe
 from pipeline.storage import Storage
-from tests.jobs.conftest import REPOSITORY, job
+from tests.jobs.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
 ROAD = (extract, filter, deduplicate, redact, decontaminate, train_tokenizer, shard)
-SECONDS = 120
-Victims = Callable[[psutil.Popen], list[psutil.Process]]
+RUN, SECONDS, TRIES = "demo", 600, 4
+MARK = "CRAWL2CHAT_TEST_ROOT"  # in the environment of a stage and of all it starts, orphans included
+Processes = list[psutil.Process]
+Victims = Callable[[Processes], Processes]
+
+
+def few(root: Path) -> session.Job:
+    """Two files of the sample, and a tokenizer that is learned in a second."""
+    overrides = {
+        "input.warcs": [f"{REPOSITORY}/tests/data/sample/CC-SAMPLE-0000[04].warc.gz"],
+        "tokenizer.vocabulary": 512,
+    }
+    return session.Job(recipe.load("recipes/demo.yaml", overrides), Storage(root), RUN, [], False)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> Path:
-    """The corpus of the sample, made in one go."""
+    """The corpus, made in one go."""
     root = tmp_path_factory.mktemp("undisturbed")
     patch = pytest.MonkeyPatch()
     patch.chdir(REPOSITORY)
     patch.setattr("jobs.session.spark", lambda name: spark)
     patch.setattr(spark, "stop", lambda: None)
     for stage in ROAD:
-        stage.run(job(root, run="demo"))
+        stage.run(few(root))
+    (root / "recipe.yaml").write_text(few(root).recipe.to_yaml())
     patch.undo()
     return root
 
 
-def start(root: Path, script: str) -> psutil.Popen:
+def start(root: Path, stage: str) -> subprocess.Popen[bytes]:
     """The stage as a user starts it."""
-    command = [sys.executable, f"jobs/{script}", "--recipe", "recipes/demo.yaml", "--root", str(root)]
-    return psutil.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, f"jobs/{stage}.py", "--recipe", str(root / "recipe.yaml"), "--root", str(root)]
+    environment = os.environ | {MARK: str(root)}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
-def commits(root: Path, stage: str) -> list[Path]:
-    return list((root / "_work" / stage).glob("*/commits/*.json"))
+def alive(root: Path) -> Processes:
+    """Every process of the stage, also one whose parent is gone."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == str(root):
+                found.append(process)
+    return found
 
 
-def driver(process: psutil.Popen) -> list[psutil.Process]:
-    return [process]
+def driver(family: Processes) -> Processes:
+    return [one for one in family if any(part.startswith("jobs/") for part in one.cmdline())]
 
 
-def jvm(process: psutil.Popen) -> list[psutil.Process]:
-    return [child for child in process.children(recursive=True) if child.name() == "java"]
+def jvm(family: Processes) -> Processes:
+    return [one for one in family if one.name() == "java"]
 
 
-def worker(process: psutil.Popen) -> list[psutil.Process]:
-    """Python below the JVM: the daemon, its forks, and the children in which they read pages."""
-    return [
-        child for child in process.children(recursive=True) if child.name() != "java" and child.ppid() != process.pid
-    ]
+def workers(family: Processes) -> Processes:
+    """The forks of Spark's Python daemon, in which our code runs."""
+    daemons = {one.pid for one in family if "pyspark.daemon" in one.cmdline() and one.ppid() in pids(jvm(family))}
+    return [one for one in family if one.ppid() in daemons]
 
 
-def everything(process: psutil.Popen) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
+def worker(family: Processes) -> Processes:
+    """Those that compute: nobody misses one that waits for work."""
+    return [one for one in workers(family) if one.status() == psutil.STATUS_RUNNING]
 
 
-def kill(root: Path, stage: str, script: str, victims: Victims, after: int) -> int:
-    """Start the stage, kill a victim (or all) once `after` parts more are committed; how many were killed."""
-    before, process = len(commits(root, stage)), start(root, script)
-    began, pause = time.monotonic(), random.uniform(0, 4) if after == 0 else 0.0
-    while process.poll() is None and time.monotonic() < began + SECONDS:
-        time.sleep(0.01)
-        if len(commits(root, stage)) < before + after or time.monotonic() < began + pause:
-            continue
+def everything(family: Processes) -> Processes:
+    return family
+
+
+def pids(processes: Iterable[psutil.Process]) -> set[int]:
+    return {one.pid for one in processes}
+
+
+def commits(root: Path, stage: str, step: str = "") -> dict[str, Path]:
+    """What is committed of a step, by name."""
+    return {path.name: path for path in (root / "_work" / stage).glob(f"*/commits/{step}*.json")}
+
+
+def unpublish(root: Path, stage: str) -> None:
+    for manifest in (root / stage).rglob("manifest.json"):
+        manifest.unlink()
+
+
+def kill(root: Path, stage: str, before: set[str], within: set[str], victims: Victims, pause: float) -> bool:
+    """Start the stage and kill a victim (or all) in the middle of a step; whether the stage fell by it.
+
+    All commits of `before` are there and one of `within` is missing, and a worker runs: the step is under way, for as
+    long as `pause` seconds. The processes that are left must end by themselves.
+    """
+    process, killed = start(root, stage), Processes()
+    began, wait = time.monotonic(), random.uniform(0, pause)
+    while process.poll() is None and time.monotonic() < began + SECONDS and not killed:
+        time.sleep(0.05)
         with suppress(psutil.NoSuchProcess):
-            found, family = victims(process), everything(process)
-            if not found:
-                continue
-            chosen = found if victims is everything else [random.choice(found)]
-            for victim in chosen:
-                victim.kill()
-            _, alive = psutil.wait_procs(family, timeout=SECONDS)  # who lost a worker may well finish the stage
-            assert not alive, [other.cmdline() for other in alive]
-            return len(chosen)
-    process.wait(SECONDS)
-    return 0
+            if before <= commits(root, stage).keys() and workers(alive(root)):
+                time.sleep(wait)
+                wait = 0.0
+                if within <= commits(root, stage).keys():
+                    break  # the step was faster
+                found = victims(alive(root))
+                for victim in found if victims is everything else found[:1]:
+                    victim.kill()
+                    killed.append(victim)
+    fell = process.wait(SECONDS) != 0 and bool(killed)
+    _, left = psutil.wait_procs(alive(root), timeout=SECONDS)
+    assert not left, [other.cmdline() for other in left]
+    return fell
 
 
 def hashes(root: Path, stage: str) -> dict[str, str]:
-    made = artifact.of_run(Storage(root), "demo", stage)
+    made = artifact.of_run(Storage(root), RUN, stage)
     made.verify()
     return {file.path: file.sha256 for file in made.content.files}
 
 
-@pytest.mark.parametrize(("stage", "script"), [("extract", "extract.py"), ("shard", "shard.py")])
-def test_any_process_killed_at_any_moment(stage: str, script: str, undisturbed: Path, tmp_path: Path) -> None:
-    root = tmp_path / "root"
+ALL = (worker, jvm, everything)
+STEPS = {
+    "extract": {"": (*ALL, driver)},
+    "deduplicate": {"sign-": ALL, "clusters": ALL, "part-": ALL},
+    "redact": {"": ALL},
+    "shard": {"tokenize-": (worker, driver), "shard-": (worker, everything)},
+}
+PAUSES = {"clusters": 3.0}  # the search has many Spark stages
+
+
+@pytest.mark.parametrize("stage", STEPS)
+def test_any_process_killed_in_any_step(stage: str, undisturbed: Path, tmp_path: Path) -> None:
+    root, killed = tmp_path / "root", 0
     shutil.copytree(undisturbed, root)
     shutil.rmtree(root / stage)
     shutil.rmtree(root / "_work" / stage)
-    (root / "runs" / "demo" / f"{stage}.json").unlink()
+    (root / "runs" / RUN / f"{stage}.json").unlink()
     random.seed(stage)
-    # Workers last: a stage that loses one may finish.
-    attempts = [(driver, 0), (jvm, 0), (everything, 1), (driver, 1), (worker, 0), (worker, 1)]
-    killed = [kill(root, stage, script, victims, after) for victims, after in attempts]
-    assert min(killed[:3]) > 0, killed  # the fourth may find every part committed
-    assert start(root, script).wait(SECONDS) == 0
+    before: set[str] = set()
+    for step, all_victims in STEPS[stage].items():
+        within = set(commits(undisturbed, stage, step))
+        for victims in all_victims:
+            for _ in range(TRIES):
+                made = commits(root, stage, step)
+                if within <= made.keys():  # it was finished by the last attempt: a part of it is to be done again
+                    random.choice(list(made.values())).unlink()
+                    unpublish(root, stage)
+                if kill(root, stage, before, within, victims, PAUSES.get(step, 0.3)):
+                    killed += 1
+                    break
+            else:
+                pytest.fail(f"no {victims.__name__} could be killed in step {step!r} of {stage}")
+        before |= within
+    assert start(root, stage).wait(SECONDS) == 0
     assert hashes(root, stage) == hashes(undisturbed, stage)
-    assert artifact.of_run(Storage(root), "demo", stage).manifest.run.attempts >= 3
+    assert (
+        artifact.of_run(Storage(root), RUN, stage).manifest.run.attempts
+        >= killed
+        == sum(map(len, STEPS[stage].values()))
+    )
