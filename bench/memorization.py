@@ -39,7 +39,7 @@ WARC = HOME / "tests/data/sample/CC-SAMPLE-00000.warc.gz"
 SHARE = 0.5  # of the samples that are the one page's
 BATCH = 8  # rows a step, half of them the page's
 LONG = (300, 1_000)  # tokens of it: more than a window, few enough to be learned soon
-QUESTIONS = {"documents": 40, "prompt_tokens": 32, "new_tokens": 64, "free_samples": 40}
+QUESTIONS = {"documents": 1_000, "prompt_tokens": 32, "new_tokens": 64, "free_samples": 40}  # documents: all
 
 
 def pages(recipe: Recipe) -> Iterator[dict[str, Any]]:

@@ -291,7 +291,8 @@ def test_a_checkpoint_and_its_tokenizer_are_gone_on_from(
     assert type(after) is type(net) and after.config.vocab_size == tokenizer.vocabulary
     samples = [json.loads(row) for row in published.storage.read(published.file("samples.jsonl")).splitlines()]
     assert [row["step"] for row in samples] == [1, 2]
-    # The first loss is the checkpoint's: nothing dropped out, and of its table the rows that mean something.
+    assert not any(value for name, value in after.config.to_dict().items() if "drop" in name)
+    # The first loss is the checkpoint's, with those rows of its table that mean something.
     batch = loader.Loader(loader.open_split(shard, "train", tokenizer.vocabulary), 32, 1).batch(0, 8)
     assert int(batch.max()) < theirs
     with torch.no_grad():
