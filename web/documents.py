@@ -65,7 +65,7 @@ def groups(stages: Mapping[str, Published]) -> list[Group]:
     wanted = {row.get(key) or row["id"] for *_, rows in chosen for row in rows for key in ("id", "cluster")}
     pages = _rows(stages.get("extract"), wanted)
     kept = {row["id"] for stage, *_, rows in chosen if stage == "redact" for row in rows}
-    redacted = _rows(stages.get("redact"), kept, ("id", "text"))
+    redacted = _rows(stages.get("redact"), kept, ("id", "title", "text"))
     return [
         Group(stage, reason, count, [_document(row, pages, redacted if not reason else {}) for row in rows])
         for stage, reason, count, rows in chosen
@@ -77,7 +77,11 @@ def _document(row: dict[str, Any], pages: dict[str, dict[str, Any]], redacted: d
     detail = page.get("detail") or ""
     if row.get("cluster") and row["cluster"] != row["id"]:
         detail = f"in its place stays {pages.get(row['cluster'], {}).get('url') or row['cluster']}"
-    text = redacted[row["id"]]["text"] if row["id"] in redacted else masked((page.get("text") or "")[: 2 * CHARS])
+    clean = redacted.get(row["id"], {})
+    title, text = (
+        (clean[column] or "") if column in clean else masked((page.get(column) or "")[: 2 * CHARS])
+        for column in ("title", "text")
+    )
     scores = {
         name: round(value, 4) if isinstance(value, float) else value
         for name, value in page.items()
@@ -86,7 +90,7 @@ def _document(row: dict[str, Any], pages: dict[str, dict[str, Any]], redacted: d
     return Document(
         row["id"],
         page.get("url") or "",
-        masked(page.get("title") or ""),
+        title,
         detail,
         text[:CHARS] + "…" * (len(text) > CHARS),
         scores,

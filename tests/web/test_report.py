@@ -84,7 +84,12 @@ def corpus(storage: Storage) -> dict[str, Published]:
     unique = building.publish(table(building, same), Counts(in_=8, kept=6, dropped={"near_copy": 2}), numbers)
     building = opened(storage, "redact", [extract, unique], {"kinds": ["EMAIL", "IP"]})
     clean = [
-        {"id": p["id"], "url": p["url"], "text": str(p["text"]).replace(f"a{n}@example.org", "<EMAIL>")}
+        {
+            "id": p["id"],
+            "url": p["url"],
+            "title": f"Clean {n}",
+            "text": str(p["text"]).replace(f"a{n}@example.org", "<EMAIL>"),
+        }
         for n, p in enumerate(pages)
         if 4 <= n < 10
     ]
@@ -245,7 +250,8 @@ def test_every_count_of_the_fall_is_there(whole: str, storage: Storage) -> None:
 def test_documents_show_reason_scores_and_redacted_text(whole: str) -> None:
     text = " ".join(Page(whole).text.split())
     assert "http://a.example/4?<script>u4</script>" in text
-    assert "Page 5 says write to <EMAIL>." in text, "what stayed is shown as it was written"
+    assert "Page 5 says write to <EMAIL>." in text and "Clean 5" in text, "what stayed is shown as it was written"
+    assert "Title 5" not in text
     assert "Page 1 says write to <EMAIL> word" in text, "what was dropped was never redacted, so it is masked"
     assert "@example.org" not in text
     assert "English share <0.02>" in text
