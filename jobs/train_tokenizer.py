@@ -9,11 +9,13 @@ tells how well the tokenizer compresses, beside GPT-2's and GPT-4's where `TIKTO
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import xxhash
+from pyspark.sql import SparkSession
 
 from jobs import parts, session
 from jobs.decontaminate import aligned, stays
@@ -26,6 +28,7 @@ from tokenizer import bpe
 
 STAGE = Stage("tokenizer", 4, ("tokenizers", "tiktoken"))
 HELD_OUT = 10  # one document in so many is not trained on
+SHORT_BYTES = 1000.0  # of a document: a corpus of shorter ones is looked through again
 _SCHEMA = pa.schema([("order", pa.string()), ("bytes", pa.int64()), ("text", pa.string())])
 
 
@@ -35,15 +38,16 @@ def held_out(order: str) -> bool:
 
 
 def sample(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One part: its documents in order of their hash, as many as the sample could hold if it were alone."""
+    """One part: of its documents with the smallest hashes, `share` of all, as many as the sample could hold alone."""
     storage = Storage(payload["root"])
-    rows = stays(storage, payload["redact"], payload["decided"], ("id", "text"))
-    for row in rows:
-        row["order"] = xxhash.xxh3_128_hexdigest(f"{payload['seed']}:tokenizer:{row['id']}".encode())
-        row["bytes"] = len(row["text"].encode())
+    rows = []
+    for row in stays(storage, payload["redact"], payload["decided"], ("id", "text")):
+        order = xxhash.xxh3_128_hexdigest(f"{payload['seed']}:tokenizer:{row['id']}".encode())
+        if int(order, 16) < payload["share"] * 2**128:
+            rows.append({"order": order, "text": row["text"], "bytes": len(row["text"].encode())})
     taken = first(sorted(rows, key=lambda row: row["order"]), payload["bytes"])
-    write_table(storage, f"{payload['work']}/sample/part-{name}.parquet", taken, _SCHEMA)
-    yield {"commit": {"documents": len(taken), "bytes": sum(row["bytes"] for row in taken)}}
+    write_table(storage, f"{payload['folder']}/part-{name}.parquet", taken, _SCHEMA)
+    yield {"commit": {"documents": len(taken), "trained": sum(r["bytes"] for r in taken if not held_out(r["order"]))}}
 
 
 def first(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
@@ -68,6 +72,27 @@ def texts(storage: Storage, files: list[str], size: int) -> tuple[list[str], lis
         [row["text"] for row in rows if not held_out(row["order"])],
         [row["text"] for row in rows if held_out(row["order"])],
     )
+
+
+def sampled(
+    spark: SparkSession, building: Building, seed: int, redacted: Published, decided: Published, size: int
+) -> tuple[list[str], float]:
+    """Files that hold at least the sample, and CPU seconds.
+
+    Of a snapshot's texts a thousandth is written again, if documents are as long as thought; else four times as many.
+    """
+    documents = decided.content.counts.kept if decided.content.counts else 0
+    seconds = 0.0
+    for attempt in itertools.count():
+        share = min(1.0, 4**attempt * size / SHORT_BYTES / max(1, documents))
+        folder = f"{building.work}/sample-{attempt}"
+        payload = {"seed": seed, "bytes": size, "root": building.storage.root, "folder": folder, "share": share}
+        todo = [(name, payload | files) for name, files in aligned(redacted, decided)]
+        records = parts.run_parts(spark, building, todo, sample, f"sample-{attempt}")
+        seconds += parts.cpu_seconds(records, None)
+        if share == 1.0 or sum(record["trained"] for record in records.values()) >= size:
+            break
+    return [f"{folder}/part-{name}.parquet" for name in records], seconds + parts.cpu_seconds({}, spark)
 
 
 def compression(texts: list[str], encoder: bpe.Tokenizer) -> dict[str, float]:
@@ -120,18 +145,9 @@ def run(job: session.Job) -> Published:
     building = session.open_stage(job, STAGE, [redacted, decided], assets)
     if isinstance(building, Published):
         return building
-    payload = {
-        "seed": job.recipe.seed,
-        "bytes": recipe.sample_bytes,
-        "root": job.storage.root,
-        "work": building.work,
-    }
-    todo = [(name, payload | files) for name, files in aligned(redacted, decided)]
     spark = session.spark("tokenizer")
-    records = parts.run_parts(spark, building, todo, sample)
-    seconds = parts.cpu_seconds(records, spark)
+    samples, seconds = sampled(spark, building, job.recipe.seed, redacted, decided, recipe.sample_bytes)
     spark.stop()
-    samples = [f"{building.work}/sample/part-{name}.parquet" for name in records]
     training, others = texts(job.storage, samples, recipe.sample_bytes)
     numbers: dict[str, Any] = {"trained_bytes": 0, "held_out_documents": len(others)}
     if source is None:
