@@ -1,10 +1,11 @@
 """The corpus road beside datatrove's FineWeb pipeline, on the same WARC files in one run: `make bench-corpus`.
 
-    python -m bench.corpus [--warcs 'crawl/*.warc.gz'] [--limit-warcs 2] [--repeats 3] [--only speed | agreement]
+    python -m bench.corpus [--warcs 'crawl/*.warc.gz'] [--copies 4] [--repeats 3] [--only speed | agreement]
 
 Prints Markdown: CPU seconds of all processes of each side, and how far the two keep the same pages. datatrove lives in
 an environment of its own, made at first use (0.5 GB; its reader wants the system's libmagic). Both sides read
-recipes/fineweb.yaml's thresholds and the same block list. 2,400 pages took 35 minutes on two busy cores.
+recipes/fineweb.yaml's thresholds and the same block list, and both work in as many processes as there are cores. Copies
+are those of `bench.scale`, other pages to every filter. 2,400 pages take 20 minutes on two cores, four copies an hour.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ import os
 import shutil
 import statistics
 import sys
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from warcio.archiveiterator import ArchiveIterator
 
+from bench import scale
 from bench.processes import HOME, SESSION, Spent, measured
-from jobs.page import quality
+from jobs import extract
+from jobs.page import charset, extraction, guard, language, quality, urls, warc
 from jobs.table import read_rows
 from pipeline import artifact
-from pipeline.recipe import Filter, load
+from pipeline.recipe import Extract, Filter, load
 from pipeline.storage import Storage
 
 CRAWL, SAMPLE = HOME.parent / "shared/data/crawl", HOME / "tests/data/sample"
@@ -79,7 +83,7 @@ VARIANTS = [Variant(records, extractor) for records in (True, False) for extract
 class Bench:
     """The folders of a run, and the commands of both sides."""
 
-    def __init__(self, root: Path, warcs: Sequence[Path]) -> None:
+    def __init__(self, root: Path, warcs: Sequence[Path], copies: int) -> None:
         self.root, self.theirs = root, root / "datatrove"
         venv = root.parent / "bench-venv"
         self.python = venv / "bin/python"
@@ -97,9 +101,12 @@ class Bench:
             (venv / ".ready").touch()
         # Our block list 'ut1' lies in the package datatrove: ours sees that one package of the other environment.
         (root / "packages/datatrove").symlink_to(next(venv.glob("lib/python*/site-packages/datatrove")))
-        for warc in warcs:
-            (root / "with" / warc.name).symlink_to(warc)
-            without_metadata(warc, root / "without" / warc.name)
+        for one in warcs:
+            (root / "with" / one.name).symlink_to(one)
+            for copy in range(1, copies):
+                scale.write(one, copy, root / "with" / f"{copy:02d}-{one.name}")
+        for one in (root / "with").iterdir():
+            without_metadata(one, root / "without" / one.name)
 
     def log(self, name: str) -> Path:
         return self.root / "logs" / f"{name}.txt"
@@ -220,8 +227,69 @@ def speed(bench: Bench, variants: Sequence[Variant], limit: float, repeats: int)
             total = time_["total"] if isinstance(time_, dict) else float(time_)
             drops = ", ".join(f"{k.removeprefix('dropped_')} {v}" for k, v in counts.items() if k.startswith("dropped"))
             steps.append([f"{stage}: {block['name'].split(': ', 1)[-1]}", total, drops.replace("dropped ", "all ")])
-    own = table(["datatrove's own clock (last run)", "wall seconds", "dropped"], steps)
+    own = table(["datatrove's own clock (last run)", "seconds of all tasks", "dropped"], steps)
     return f"{table(head, rows)}\n{note}\n{own}"
+
+
+def blocks(bench: Bench, extractors: Sequence[str]) -> str:
+    """CPU seconds of each step of a page, in one process without Spark; the language gate without records."""
+    steps = {
+        "block list": (urls.BlockList, "reason"),
+        "charset": (charset, "decode"),
+        "language gate": (language, "gate"),
+        "main text and title": (extraction, "extract"),
+        "language of the text": (language, "detect"),
+        "words": (extract, "words"),
+        "quality scores": (quality, "scores"),
+    }
+    storage = Storage(bench.root / ours_root(Variant(True, extractors[0]), None))
+    found: dict[str, dict[str, float]] = {}
+    for extractor in extractors:
+        recipe = load(RECIPE, {"extract.extractor": extractor}).extract
+        lists = recipe.block_list
+        name = extract.block_list(storage, recipe, urls.identity(lists.source, lists.categories))
+        blocked = extract.opened(storage, name, urls.terms(lists))
+
+        def read(capture: warc.Capture, recipe: Extract = recipe) -> dict[str, Any]:
+            return guard.timed(lambda: extract.read_page(recipe, None, capture), recipe.page_seconds)
+
+        with Clock(steps) as clock:
+            for file in sorted((bench.root / "without").iterdir()):
+                with file.open("rb") as stream:
+                    for capture in warc.captures(stream, recipe.max_html_bytes):
+                        extract.page(capture, blocked, recipe, read)
+        found[extractor] = clock.spent
+    rows = [[step, *(spent[step] for spent in found.values())] for step in ["archive, and the rest", *steps]]
+    return table(["a page's steps, CPU seconds", *found], rows)
+
+
+class Clock:
+    """CPU seconds of functions of this process while it is open: `steps` names owner and attribute of each."""
+
+    def __init__(self, steps: Mapping[str, tuple[Any, str]]) -> None:
+        self._steps, self._plain = steps, {name: getattr(*place) for name, place in steps.items()}
+        self.spent: dict[str, float] = Counter()  # type: ignore[assignment]
+
+    def __enter__(self) -> Clock:
+        for name, (owner, attribute) in self._steps.items():
+            setattr(owner, attribute, self._clocked(name))
+        self._began = time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.spent["archive, and the rest"] = time.process_time() - self._began - sum(self.spent.values())
+        for name, (owner, attribute) in self._steps.items():
+            setattr(owner, attribute, self._plain[name])
+
+    def _clocked(self, name: str) -> Callable[..., Any]:
+        def clocked(*given: Any, **named: Any) -> Any:
+            began, inner = time.process_time(), sum(self.spent.values())
+            try:
+                return self._plain[name](*given, **named)
+            finally:  # what steps within this one took is theirs
+                self.spent[name] += time.process_time() - began - (sum(self.spent.values()) - inner)
+
+        return clocked
 
 
 def end_to_end(bench: Bench, variants: Sequence[Variant]) -> str:
@@ -229,7 +297,7 @@ def end_to_end(bench: Bench, variants: Sequence[Variant]) -> str:
     bench.datatrove("published", bench.theirs)
     kept = {one["metadata"]["url"] for file in bench.theirs.glob("filtered/*") for one in json_lines(file)}
     published = kept - set(json.loads((bench.theirs / "published.json").read_text()))
-    removed = bench.removed()
+    removed, recipe = bench.removed(), load(RECIPE).filter
     rows, causes = [], ""
     for variant in variants:
         ours = bench.documents(variant)
@@ -238,11 +306,21 @@ def end_to_end(bench: Bench, variants: Sequence[Variant]) -> str:
             both, others = len(own & theirs), len(own - theirs)
             rows.append([name, len(theirs), len(own), percent(both, len(theirs)), percent(others, len(theirs))])
         if not causes:
-            lost = Counter(str(ours[url]["reason"]) if url in ours else "not read" for url in kept - own)
-            more = Counter(removed.get(url, "no text, or not read") for url in own - kept)
-            causes = f"Where the two differ ({variant}):\n\n" + table(
-                ["kept by", "dropped by the other for", "pages"],
-                [["datatrove", *one] for one in lost.most_common()] + [["us", *one] for one in more.most_common()],
+            missing: dict[str, Any] = {"reason": "not read"}
+            apart = [("datatrove", ours.get(url, missing)["reason"], url) for url in sorted(kept - own)]
+            apart += [("us", removed.get(url, "no text, or not read"), url) for url in sorted(own - kept)]
+            groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+            with (bench.root / "disagreements.tsv").open("w") as lines:
+                for by, reason, url in apart:
+                    value = score(ours[url], reason, recipe) if ours.get(url, missing).get("text") else "–"
+                    groups[by, reason].append(value)
+                    print(by, reason, value, url, sep="\t", file=lines)
+            causes = f"Where the two differ ({variant}); page by page in {lines.name}:\n\n" + table(
+                ["kept by", "dropped by the other for", "pages", "our score for the rule that decides"],
+                [
+                    [*group, len(values), "; ".join(sorted(set(values) - {"–"})[:4])]
+                    for group, values in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1])))
+                ],
             )
     head = ["kept before deduplication", "datatrove", "ours", "of theirs, ours too", "others of ours"]
     return f"{table(head, rows)}\n{causes}"
@@ -301,25 +379,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     crawl = CRAWL if CRAWL.exists() else SAMPLE
     parser.add_argument("--warcs", default=str(crawl / "*.warc.gz"), help="a glob; default: the shared crawl or sample")
-    parser.add_argument("--limit-warcs", type=int)
+    parser.add_argument("--copies", type=int, default=1, help="of every page, salted")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--only", choices=["speed", "agreement"])
     parser.add_argument("--extractors", nargs="+", default=["precision", "fast"])
     parser.add_argument("--root", type=Path, default=HOME / ".crawl2chat/bench-corpus")
     given = parser.parse_args()
-    warcs = [Path(path).resolve() for path in sorted(glob.glob(given.warcs))[: given.limit_warcs]]
+    warcs = [Path(path).resolve() for path in sorted(glob.glob(given.warcs))]
     if not warcs:
         sys.exit(f"no WARC file matches {given.warcs}")
     variants = [variant for variant in VARIANTS if variant.extractor in given.extractors]
     limit = load(RECIPE).filter.fineweb.max_duplicate_line_chars
-    bench = Bench(given.root.resolve(), warcs)
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {len(warcs)} WARC files, {given.repeats} run(s)\n")
+    bench = Bench(given.root.resolve(), warcs, given.copies)
+    files = f"{len(warcs)} WARC files" + (f" in {given.copies} copies" if given.copies > 1 else "")
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {files}, {given.repeats} run(s)\n")
     if given.only == "agreement":  # what speed leaves behind, with one of our stages less to run
         bench.datatrove("filter", bench.root / "with", bench.theirs, limit)
         for variant in variants:
             bench.ours(variant, ("extract", "filter"))
     else:
         print(speed(bench, variants, limit, given.repeats), flush=True)
+        print(blocks(bench, given.extractors), flush=True)
     if given.only != "speed":
         bench.ours(variants[0], ("extract", "filter"), gate=0.0)
         rows = bench.documents(variants[0], gate=0.0)

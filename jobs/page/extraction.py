@@ -7,29 +7,47 @@ from dataclasses import dataclass
 from typing import Literal
 
 import trafilatura
+import trafilatura.core
+import trafilatura.utils
 import trafilatura.xpaths
-from lxml.etree import XPath
+from lxml.etree import ElementDefaultClassLookup, _Element, strip_elements, tostring
+from lxml.html import HtmlElement
 from resiliparse.extract.html2text import extract_plain_text
 from selectolax.lexbor import LexborHTMLParser
+from trafilatura.external import compare_extraction
+from trafilatura.settings import Extractor
+
+from jobs.page import xpaths
 
 Mode = Literal["precision", "default", "fast", "resiliparse"]
 _TITLE_END = re.compile("</title", re.IGNORECASE)
 TITLE_CHARS = 500  # shown to people; a longer one is no title
-_ASKED = re.compile(r"re:test\((@[^,]+),")
 
 
-def cheaper(expression: XPath) -> XPath:
-    """An XPath that finds the same elements at less cost.
+def _compared(
+    cleaned: HtmlElement, raw: HtmlElement, body: _Element, text: str, options: Extractor
+) -> tuple[_Element, str]:
+    """trafilatura's comparison with what readability finds, who is not asked where the answer is known.
 
-    `re:test` is a call from libxml2 into Python, and an attribute handed over becomes an object, as does its element.
-    Asked for its text alone, and only where it stands, it tells the same: no pattern of trafilatura's finds nothing.
+    readability is taken where it has more than twice the text, or where ours has no paragraph with text, or fewer
+    paragraphs than tables; and it cannot have more than the page, scripts aside.
     """
-    path = _ASKED.sub(r"(\1) and re:test(string(\1),", expression.path)
-    return XPath(path, namespaces={"re": trafilatura.xpaths.REGEXP_NS})
+    if text and options.focus != "recall":
+        strip_elements(raw, "script", "style", "fencedframe", with_tail=False)  # which it does first
+        of_page = " ".join(tostring(raw, method="text", encoding="unicode").split())
+        most = len(of_page) + len("VIDEO ") * len(raw.findall(".//iframe"))  # it writes that into some
+        paragraphs, tables = (len(body.findall(f".//{tag}")) for tag in ("p", "table"))
+        if most <= 2 * len(text) and tables <= paragraphs and body.xpath("boolean(.//p//text())"):
+            raw = HtmlElement()
+    chosen: tuple[_Element, str] = compare_extraction(cleaned, raw, body, text, options)
+    return chosen
 
 
 for _expressions in (value for value in vars(trafilatura.xpaths).values() if isinstance(value, list)):
-    _expressions[:] = map(cheaper, _expressions)  # in place: its other modules hold these lists
+    _expressions[:] = map(xpaths.remembered, _expressions)  # in place: its other modules hold these lists
+trafilatura.core.compare_extraction = _compared
+# lxml.html chooses an element's class in Python whenever one is looked at; only parts of forms would get another.
+trafilatura.utils.HTML_PARSER.set_element_class_lookup(ElementDefaultClassLookup(element=HtmlElement))
 
 
 @dataclass(frozen=True)
