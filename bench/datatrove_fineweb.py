@@ -70,7 +70,8 @@ def filter_(warcs: Path, out: Path, duplicates: float) -> None:
     """A task a core, so that the block list is read no oftener."""
     listed = URLFilter(exclusion_writer=JsonlWriter(str(out / "removed/url")))
     listed.tldextractor = tldextract.TLDExtract(suffix_list_urls=())
-    reader, extractor = WarcReader(str(warcs), glob_pattern="*.warc.gz"), Trafilatura(favour_precision=True, timeout=SECONDS)
+    reader = WarcReader(str(warcs), glob_pattern="*.warc.gz")
+    extractor = Trafilatura(favour_precision=True, timeout=SECONDS)
     execute(
         "filter", out, CORES, reader, listed, extractor, *steps(duplicates, out), JsonlWriter(str(out / "filtered"))
     )
