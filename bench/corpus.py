@@ -268,7 +268,7 @@ class Clock:
 
     def __init__(self, steps: Mapping[str, tuple[Any, str]]) -> None:
         self._steps, self._plain = steps, {name: getattr(*place) for name, place in steps.items()}
-        self.spent: dict[str, float] = Counter()  # type: ignore[assignment]
+        self.spent: dict[str, float] = defaultdict(float)
 
     def __enter__(self) -> Clock:
         for name, (owner, attribute) in self._steps.items():

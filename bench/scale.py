@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -125,6 +126,7 @@ def main() -> None:
     print(
         f"{datetime.date.today()}, {os.cpu_count()} cores; CPU seconds per 1,000 responses, empty session taken off\n"
     )
+    sizes: list[tuple[int, dict[str, Spent]]] = []
     print(f"| responses | {' | '.join(STAGES)} | JVM's share of extract | largest worker, MiB | kept |")
     print(f"|---:|{'---:|' * (len(STAGES) + 2)}---|", flush=True)
     for copies in given.copies:
@@ -136,6 +138,11 @@ def main() -> None:
         jvm = (extract.jvm - empty.jvm) / (extract.cpu - empty.cpu)
         cells = [f"{responses:,}", *each, f"{100 * jvm:.1f} %", f"{worker:.0f}", kept(root / f"made-{copies}")]
         print(f"| {' | '.join(cells)} |", flush=True)
+        sizes.append((responses, spent))
+    print(f"\n| each 1,000 more, between | {' | '.join(STAGES)} |\n|---|{'---:|' * len(STAGES)}")
+    for (few, less), (many, more) in pairwise(sizes):  # what a stage costs once, whatever it has to do, is in neither
+        each = [f"{1000 * (more[stage].cpu - less[stage].cpu) / (many - few):.2f}" for stage in STAGES]
+        print(f"| {few:,} and {many:,} | {' | '.join(each)} |")
     shutil.rmtree(root)
 
 
