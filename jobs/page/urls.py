@@ -109,8 +109,9 @@ def _datatrove(name: str) -> Path:
 def hashed(names: Iterable[str]) -> npt.NDArray[np.uint64]:
     """Sorted 64-bit hashes of domains and pages."""
     hashes = (_hash(name if _SIMPLE.fullmatch(name) else _entry(name)) for name in names)
-    found: npt.NDArray[np.uint64] = np.sort(np.fromiter(hashes, np.uint64))  # np.unique takes thrice as long
-    return found[np.append(np.ones(len(found[:1]), bool), found[1:] != found[:-1])]
+    found = np.sort(np.fromiter(hashes, np.uint64))  # np.unique takes thrice as long
+    table: npt.NDArray[np.uint64] = found[np.append(np.ones(len(found[:1]), bool), found[1:] != found[:-1])]
+    return table
 
 
 def _entry(name: str) -> str:
