@@ -27,8 +27,8 @@ from pipeline.progress import Progress
 # {"commit": record}, after its files are written.
 Work = Callable[[str, dict[str, Any]], Iterator[dict[str, Any]]]
 
-SCHEMA = "part string, state string"
-_ARROW = pa.schema([("part", pa.string()), ("state", pa.string())])
+GIVEN, TOLD = "part string, state string", "part string, state string, filler binary"
+_ARROW = pa.schema([("part", pa.string()), ("state", pa.string()), ("filler", pa.binary())])
 _POLL_SECONDS = 0.5
 
 
@@ -65,24 +65,31 @@ def run_parts(
                         if "commit" in state:
                             record = state["commit"] | {"cpu_seconds": round(cpu() - before, 3)}
                             commit(storage, folder, prefix + row["part"], record)
-                        yield pa.RecordBatch.from_pylist([{"part": row["part"], "state": None}], _ARROW)
+                        yield _told(row["part"])
                 except CrawlToChatError as error:  # said to the driver as it is, not as a trace of the JVM
                     failed = json.dumps([type(error).__name__, error.what, error.remedy])
                 if failed:
-                    yield pa.RecordBatch.from_pylist([{"part": row["part"], "state": failed}], _ARROW)
+                    yield _told(row["part"], failed)
 
     with followed(building, [name for name, _ in parts], step, stream):
         if left:
             assert spark is not None
             # One partition a part: the smallest unit that can be lost.
             rows = spark.sparkContext.parallelize(left, len(left))
-            states = spark.createDataFrame(rows, SCHEMA).mapInArrow(run, SCHEMA)
-            failures = states.where("state is not null").collect()
+            states = spark.createDataFrame(rows, GIVEN).mapInArrow(run, TOLD)
+            failures = states.where("state is not null").select("state").collect()
             if failures:
                 kind, what, remedy = json.loads(failures[0]["state"])
                 raise getattr(errors, kind)(what, remedy)
     done = building.commits({prefix + name for name, _ in parts})
     return {name: done[prefix + name] for name, _ in sorted(parts)}
+
+
+def _told(part: str, failed: str | None = None) -> pa.RecordBatch:
+    """A row for the JVM that reaches it at once: a small one would lie in the worker's buffer for an hour, and the
+    worker be killed for its silence."""
+    filler = bytes(int(os.environ.get("SPARK_BUFFER_SIZE", 65536)))
+    return pa.RecordBatch.from_pylist([{"part": part, "state": failed, "filler": filler}], _ARROW)
 
 
 @contextmanager
