@@ -27,7 +27,7 @@ TITLE_CHARS = 500  # shown to people; a longer one is no title
 def _compared(
     cleaned: HtmlElement, raw: HtmlElement, body: _Element, text: str, options: Extractor
 ) -> tuple[_Element, str]:
-    """trafilatura's comparison with what readability finds, who is not asked where the answer is known.
+    """trafilatura's comparison with what readability finds, which is not asked where the answer is known.
 
     readability is taken where it has more than twice the text, or where ours has no paragraph with text, or fewer
     paragraphs than tables; and it cannot have more than the page, scripts aside.
