@@ -58,7 +58,7 @@ def listed(row: dict[str, Any], down: frozenset[str]) -> str | None:
 
 
 def _table(storage: Storage, name: str) -> tuple[npt.NDArray[np.uint64], list[str]]:
-    rows = read_rows(storage, name)
+    rows = list(read_rows(storage, name))
     return np.array([row["hash"] for row in rows], dtype=np.uint64), [row["set"] for row in rows]
 
 
@@ -83,10 +83,10 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from commit_decisions(storage, payload["folder"], name, rows, SCHEMA)
 
 
-def stays(storage: Storage, redact: str, decided: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+def stays(storage: Storage, redact: str, decided: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Rows of a part of redact that stay, in order."""
     gone = {row["id"] for row in read_rows(storage, decided, ("id", "reason")) if row["reason"]}
-    return [row for row in read_rows(storage, redact, columns) if row["id"] not in gone]
+    return (row for row in read_rows(storage, redact, columns) if row["id"] not in gone)
 
 
 def aligned(redacted: Published, decided: Published) -> Iterator[tuple[str, dict[str, Any]]]:

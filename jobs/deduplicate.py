@@ -25,7 +25,7 @@ from jobs import clusters, parts, session
 from jobs.filter import commit_decisions, totals
 from jobs.page import minhash
 from jobs.page.words import words
-from jobs.table import read_rows, write_table
+from jobs.table import read_rows, write_table, writing
 from pipeline import artifact, errors
 from pipeline.artifact import Published, Stage
 from pipeline.recipe import Deduplicate
@@ -36,10 +36,10 @@ MINHASH = ".minhash"
 SCHEMA = pa.schema([*((name, pa.string()) for name in ("id", "cluster", "reason")), ("cluster_size", pa.int64())])
 
 
-def kept(storage: Storage, extract: str, decided: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+def kept(storage: Storage, extract: str, decided: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Rows of a part of extract that the decisions beside it keep, in order."""
     stay = {row["id"] for row in read_rows(storage, decided, ("id", "reason")) if row["reason"] is None}
-    return [row for row in read_rows(storage, extract, ("id", *columns)) if row["id"] in stay]
+    return (row for row in read_rows(storage, extract, ("id", *columns)) if row["id"] in stay)
 
 
 def signed(text: str, recipe: Deduplicate, functions: minhash.Functions) -> dict[str, Any]:
@@ -58,21 +58,21 @@ def sign(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     recipe = Deduplicate.model_validate(payload["recipe"])
     storage = Storage(payload["root"])
     functions = minhash.permutations(recipe.bands * recipe.rows, payload["seed"])
-    rows = []
-    for number, row in enumerate(kept(storage, payload["extract"], payload["filter"], ("text",))):
-        rows.append({"id": row["id"]} | signed(row["text"], recipe, functions))
-        if number % 1000 == 999:
-            yield {"done": number}
-    file = f"signatures/part-{name}.parquet"
-    write_table(storage, f"{payload['work']}/{file}", rows, clusters.SIGNATURES)
-    yield {"commit": {"rows": len(rows)}}
+    count = 0
+    with writing(storage, f"{payload['work']}/signatures/part-{name}.parquet", clusters.SIGNATURES) as write:
+        for row in kept(storage, payload["extract"], payload["filter"], ("text",)):
+            write({"id": row["id"]} | signed(row["text"], recipe, functions))
+            count += 1
+            if count % 1000 == 0:
+                yield {"done": count}
+    yield {"commit": {"rows": count}}
 
 
 def decide(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One part: who of the documents that filter kept stays, by the clusters found; and the signatures of those."""
     storage = Storage(payload["root"])
     clustered = {row["row"]: row for row in read_rows(storage, payload["clusters"])}
-    documents = read_rows(storage, payload["signatures"])
+    documents = list(read_rows(storage, payload["signatures"]))
     alone = {"reason": None, "cluster_size": 1}
     rows = [
         {"cluster": row["id"]} | clustered.get(number, alone) | {"id": row["id"]}

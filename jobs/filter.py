@@ -31,7 +31,7 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One part of extract: decide, write, count."""
     recipe = Filter.model_validate(payload["recipe"])
     storage = Storage(payload["root"])
-    extracted = [row for row in read_rows(storage, payload["extract"], _COLUMNS) if row["reason"] is None]
+    extracted = (row for row in read_rows(storage, payload["extract"], _COLUMNS) if row["reason"] is None)
     rows = [{"id": row["id"], "reason": quality.decide(row, recipe)} for row in extracted]
     yield from commit_decisions(storage, payload["folder"], name, rows, SCHEMA)
 

@@ -19,12 +19,12 @@ import pyarrow as pa
 from jobs import parts, session
 from jobs.deduplicate import kept
 from jobs.page import pii
-from jobs.table import write_table
+from jobs.table import writing
 from pipeline import artifact, errors
 from pipeline.artifact import Counts, Published, Stage
 from pipeline.storage import Storage
 
-STAGE = Stage("redact", 6, ("presidio-analyzer", "phonenumbers", "tldextract"))
+STAGE = Stage("redact", 7, ("presidio-analyzer", "phonenumbers", "tldextract"))
 SAMPLES = 5  # masked strings of each kind that the manifest shows
 _COLUMNS = ("url", "host", "warc", "offset", "date", "language", "language_score", "title", "text")
 SCHEMA = pa.schema(
@@ -46,23 +46,23 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     storage = Storage(payload["root"])
     total: Counter[str] = Counter()
     samples: dict[str, list[str]] = {}
-    rows = kept(storage, payload["extract"], payload["decided"], _COLUMNS)
-    for number, row in enumerate(rows):
-        found: list[tuple[str, str]] = []
-        for column in ("title", "text"):
-            if row[column] is not None:
-                row[column], replaced = pii.redact(row[column], payload["kinds"], payload["person_model"])
-                found += replaced
-        counts = Counter(kind for kind, _ in found)
-        row["redactions"] = json.dumps(counts, sort_keys=True)
-        total.update(counts)
-        add_samples(samples, found)
-        if number % 200 == 199:
-            yield {"done": number}
-    file = f"part-{name}.parquet"
-    write_table(storage, f"{payload['folder']}/{file}", rows, SCHEMA)
-    described = artifact.describe(storage, payload["folder"], file, len(rows)).model_dump()
-    yield {"commit": {"file": described, "documents": len(rows), "redactions": total, "samples": samples}}
+    file, count = f"part-{name}.parquet", 0
+    with writing(storage, f"{payload['folder']}/{file}", SCHEMA) as write:
+        for row in kept(storage, payload["extract"], payload["decided"], _COLUMNS):
+            found: list[tuple[str, str]] = []
+            for column in ("title", "text"):
+                if row[column] is not None:
+                    row[column], replaced = pii.redact(row[column], payload["kinds"], payload["person_model"])
+                    found += replaced
+            counts = Counter(kind for kind, _ in found)
+            write(row | {"redactions": json.dumps(counts, sort_keys=True)})
+            total.update(counts)
+            add_samples(samples, found)
+            count += 1
+            if count % 200 == 0:
+                yield {"done": count}
+    described = artifact.describe(storage, payload["folder"], file, count).model_dump()
+    yield {"commit": {"file": described, "documents": count, "redactions": total, "samples": samples}}
 
 
 def add_samples(samples: dict[str, list[str]], found: Iterable[tuple[str, str]]) -> None:

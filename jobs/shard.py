@@ -86,16 +86,17 @@ def tokenize_part(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]
     storage = Storage(payload["root"])
     encoder = bpe.Tokenizer.from_bytes(storage.read(payload["tokenizer"]))
     dtype = shards.dtype_for(encoder.vocabulary)
-    rows = stays(storage, payload["redact"], payload["decided"], ("id", "url", "warc", "offset", "text"))
+    rows: list[dict[str, Any]] = []
     tokens = dict.fromkeys(SPLITS, 0)
-    for number, row in enumerate(rows):
+    for row in stays(storage, payload["redact"], payload["decided"], ("id", "url", "warc", "offset", "text")):
         text = row.pop("text")
         ids = np.array([*encoder.encode(text), encoder.end_of_text], dtype=dtype)
         row["key"], row["split"] = place(payload["seed"], row["id"], payload["validation"])
         row["ids"], row["size"], row["bytes"] = ids.tobytes(), len(ids), len(text.encode())
         tokens[row["split"]] += len(ids)
-        if number % 1000 == 999:
-            yield {"done": number}
+        rows.append(row)
+        if len(rows) % 1000 == 0:
+            yield {"done": len(rows)}
     rows.sort(key=lambda row: row["key"])
     write_table(storage, f"{payload['work']}/tokens/part-{name}.parquet", rows, _TOKENIZED)
     train = sum(row["split"] == "train" for row in rows)
@@ -105,7 +106,7 @@ def tokenize_part(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]
 def copy_part(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Another copy of a part's training documents, each in another place."""
     storage = Storage(payload["root"])
-    rows = read_rows(storage, payload["tokens"], where=[("split", "=", "train")])
+    rows = list(read_rows(storage, payload["tokens"], where=[("split", "=", "train")]))
     for row in rows:
         row["key"], _ = place(payload["seed"], row["id"], 0.0, payload["copy"])
     rows.sort(key=lambda row: row["key"])
@@ -161,14 +162,18 @@ def assemble(
         for file, until, last in (row.values() for batch in batches for row in batch.to_pylist()):
             for split in SPLITS:
                 where = [("split", "=", split), *([("key", "<=", until)] if until and split == "train" else [])]
-                rows = read_rows(storage, file, [field.name for field in _MOVED if field.name != "target"], where)
-                for row in rows:
+                moved = []
+                for row in read_rows(storage, file, [field.name for field in _MOVED if field.name != "target"], where):
                     row["target"] = targets.get(wanted.name_of(split, row["key"]))
                     if row["key"] == until and split == "train":  # cut, and its bytes in proportion
                         row["bytes"] = row["bytes"] * last * itemsize // len(row["ids"])
                         row["ids"] = row["ids"][: last * itemsize]
-                moved = [row for row in rows if row["target"] is not None]
-                yield from pa.Table.from_pylist(moved, schema=_MOVED).to_batches(max_chunksize=_BATCH)
+                    if row["target"] is not None:
+                        moved.append(row)
+                    if len(moved) == _BATCH:
+                        yield pa.RecordBatch.from_pylist(moved, schema=_MOVED)
+                        moved = []
+                yield pa.RecordBatch.from_pylist(moved, schema=_MOVED)
 
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         before, name = parts.cpu(), waiting[TaskContext.get().partitionId()]

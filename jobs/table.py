@@ -1,23 +1,67 @@
-"""Parquet files of an artifact: the same rows give the same bytes."""
+"""Parquet files of an artifact: the same rows give the same bytes, and memory holds one row group of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.storage import Storage
 
-ROW_GROUP = 10_000  # rows; text of web pages is about 3 KB a row, so a group is about 30 MB
+# A row group ends with the row that reaches one of these; text of web pages is about 4,000 characters a row.
+GROUP_ROWS = 10_000
+GROUP_CHARACTERS = 8 << 20  # and bytes, of all its strings together
+_BATCH = 1000  # rows that are read at once
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=False)  # or files are held whole
+)
+
+Row = dict[str, Any]
 
 
-def write_table(storage: Storage, name: str, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as one file; a key that is not in a row becomes null."""
-    table = pa.table({field.name: [row.get(field.name) for row in rows] for field in schema}, schema=schema)
-    with storage.writing(name) as stream:
-        pq.write_table(table, stream, compression="zstd", row_group_size=ROW_GROUP, store_schema=False)
+@contextmanager
+def writing(storage: Storage, name: str, schema: pa.Schema) -> Iterator[Callable[[Row], None]]:
+    """A file of rows, which are given one by one; a key that is not in a row becomes null.
+
+    It appears whole when the block ends without an error, or not at all. Until then what is finished of it lies in a
+    file without a name below TMPDIR, so that a kill leaves nothing behind.
+    """
+    group: list[Row] = []
+    characters = 0
+    with tempfile.TemporaryFile() as scratch:
+        with pq.ParquetWriter(scratch, schema, compression="zstd", store_schema=False) as file:
+
+            def end_group() -> None:
+                columns = {field.name: [row.get(field.name) for row in group] for field in schema}
+                file.write_table(pa.table(columns, schema=schema), row_group_size=GROUP_ROWS)
+                group.clear()
+
+            def write(row: Row) -> None:
+                nonlocal characters
+                if len(group) >= GROUP_ROWS or characters >= GROUP_CHARACTERS:
+                    end_group()
+                    characters = 0
+                group.append(row)
+                characters += sum(len(value) for value in row.values() if isinstance(value, (str, bytes)))
+
+            yield write
+            end_group()
+        scratch.seek(0)
+        with storage.writing(name) as stream:
+            shutil.copyfileobj(scratch, stream, 1 << 20)
+
+
+def write_table(storage: Storage, name: str, rows: Iterable[Row], schema: pa.Schema) -> None:
+    """Write rows as one file, as `writing`."""
+    with writing(storage, name, schema) as write:
+        for row in rows:
+            write(row)
 
 
 def read_table(
@@ -36,7 +80,14 @@ def read_rows(
     name: str,
     columns: Sequence[str] | None = None,
     where: Sequence[tuple[str, str, Any]] | None = None,
-) -> list[dict[str, Any]]:
-    """The rows of a file, as `read_table`."""
-    rows: list[dict[str, Any]] = read_table(storage, name, columns, where).to_pylist()
-    return rows
+) -> Iterator[Row]:
+    """The rows of a file, as `read_table`, one after the other."""
+    with storage.reading(name) as stream:
+        for batch in _FORMAT.make_fragment(stream).to_batches(
+            columns=list(columns) if columns else None,
+            filter=pq.filters_to_expression(list(where)) if where else None,
+            batch_size=_BATCH,
+            batch_readahead=1,
+            use_threads=False,
+        ):
+            yield from batch.to_pylist()

@@ -100,7 +100,7 @@ def found(
     numbers = clusters.find(spark, corpus, settings, "clusters")
     gone, sizes = {}, {}
     for i, part in enumerate(ids):
-        rows = read_rows(storage, f"clusters/{i}.parquet")
+        rows = list(read_rows(storage, f"clusters/{i}.parquet"))
         assert [row["row"] for row in rows] == sorted({row["row"] for row in rows})
         gone |= {part[row["row"]]: (row["cluster"], row["reason"]) for row in rows if row["reason"]}
         sizes |= {part[row["row"]]: row["cluster_size"] for row in rows if not row["reason"]}
@@ -271,4 +271,4 @@ def test_the_rows_that_are_kept_come_in_order(tmp_path: Path) -> None:
     decisions = [{"id": name, "reason": "short" if name == "b" else None} for name in "dbca"]
     write_table(storage, "filter.parquet", decisions, filter.SCHEMA)
     stay = deduplicate.kept(storage, "extract.parquet", "filter.parquet", ("text",))
-    assert stay == [{"id": name, "text": name * 2} for name in "dca"]
+    assert list(stay) == [{"id": name, "text": name * 2} for name in "dca"]

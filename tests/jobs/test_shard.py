@@ -83,7 +83,7 @@ def test_every_document_is_in_one_shard_and_reads_back(spark: Any, tmp_path: Pat
         name = file.rsplit("/", 1)[1].removesuffix(".bin")
         split, number = name.rsplit("-", 1)
         held = Shard(Path(made.storage.path(file)))
-        rows = read_rows(made.storage, file.replace(".bin", ".documents.parquet"))
+        rows = list(read_rows(made.storage, file.replace(".bin", ".documents.parquet")))
         assert held.sizes.tolist() == [row["tokens"] for row in rows]
         keys = []
         for at, row in enumerate(rows):
