@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
 import trafilatura
 import trafilatura.core
@@ -45,6 +46,8 @@ def _compared(
 
 for _expressions in (value for value in vars(trafilatura.xpaths).values() if isinstance(value, list)):
     _expressions[:] = map(xpaths.remembered, _expressions)  # in place: its other modules hold these lists
+_baseline: Any = import_module("trafilatura.baseline")  # whose name in the package is a function's
+_baseline.BASIC_CLEAN_XPATH = xpaths.remembered(_baseline.BASIC_CLEAN_XPATH)
 trafilatura.core.compare_extraction = _compared
 # lxml.html chooses an element's class in Python whenever one is looked at; only parts of forms would get another.
 trafilatura.utils.HTML_PARSER.set_element_class_lookup(ElementDefaultClassLookup(element=HtmlElement))

@@ -63,22 +63,25 @@ def scores(text: str, words: Sequence[str], stop_words: Collection[str], c4: C4L
     `stop_words`: those of its language. `c4`: which lines the scores of C4 and FineWeb read.
     """
     chars = max(1, len(text))
-    real = [word for word in words if word.isalnum() or any(letter.isalnum() for letter in word)]
+    counts = Counter(words)
+    real = {word: n for word, n in counts.items() if word.isalnum() or any(map(str.isalnum, word))}
+    alpha = sum(n for word, n in real.items() if word.isalpha() or any(map(str.isalpha, word)))
     lines = [line for line in text.split("\n") if line.strip()]
     stripped = [line for line in map(str.strip, text.splitlines()) if line]
     long = [line for line in stripped if _long(line, c4)]
     unscripted = [line for line in long if not (c4.drop_javascript and "javascript" in line.lower())]
     left = [line for line in (_c4_line(line, c4) for line in unscripted) if line]
     paragraphs = [part for part in _PARAGRAPHS.split(text.strip()) if part]
+    real_words = sum(real.values())
     found: dict[str, Any] = {
-        "words": len(real),
-        "stop_words": len(set(stop_words).intersection(word.lower() for word in real)),
+        "words": real_words,
+        "stop_words": len(set(stop_words).intersection(map(str.lower, real))),
         "sentences": sum(1 + len(_SENTENCE_END.findall(line)) for line in left),
-        "mean_word_length": sum(map(len, real)) / max(1, len(real)),
+        "mean_word_length": sum(n * len(word) for word, n in real.items()) / max(1, real_words),
         "symbol_word_ratio": max(text.count("#"), text.count("...") + text.count("…")) / max(1, len(words)),
         "bullet_lines": _share(lines, lambda line: line.lstrip().startswith(("•", "-", "*"))),
         "ellipsis_lines": _share(lines, lambda line: line.rstrip().endswith(("...", "…"))),
-        "alpha_words": _share(words, lambda word: word.isalpha() or any(letter.isalpha() for letter in word)),
+        "alpha_words": alpha / max(1, len(words)),
         # FineWeb's rules read what C4's leave.
         "line_punctuation": _share(left, lambda line: line.endswith(TERMINAL)),
         "newline_word_ratio": min(1.0, max(0, len(left) - 1) / max(1, _words_of(left, stripped, words))),
@@ -93,7 +96,7 @@ def scores(text: str, words: Sequence[str], stop_words: Collection[str], c4: C4L
         found[f"duplicate_{name}s"] = again / max(1, len(parts))
         found[f"duplicate_{name}_chars"] = min(1.0, repeated / chars)
     ends = np.cumsum([0, *map(len, words)])
-    for n, at, grams in _repeated(words, max(DUPLICATE_NGRAMS)):
+    for n, at, grams in _repeated(words, counts, max(DUPLICATE_NGRAMS)):
         covered = ends[at + n] - ends[at]
         if n in TOP_NGRAMS:
             found[f"top_{n}gram_chars"] = min(1.0, _top_ngram(at, grams, covered) / chars)
@@ -204,13 +207,14 @@ def _duplicates(parts: Sequence[str]) -> tuple[int, int]:
     return again, chars
 
 
-def _repeated(words: Sequence[str], longest: int) -> Iterator[tuple[int, Numbers, Numbers]]:
+def _repeated(words: Sequence[str], known: Collection[str], longest: int) -> Iterator[tuple[int, Numbers, Numbers]]:
     """For n = 2…longest: where the n-grams begin that stand in the text more than once, and a number for each of them.
 
-    Of n words only what repeats can be the begin of n + 1 words that do: so few places are left after some steps.
+    `known`: the different words. Of n words only what repeats can be the begin of n + 1 words that do: so few places
+    are left after some steps.
     """
-    known: dict[str, int] = {}
-    ids = np.array([known.setdefault(word, len(known)) for word in words], np.int64)
+    numbers = {word: number for number, word in enumerate(known)}
+    ids = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
     at, grams = np.arange(len(ids)), ids
     for n in range(2, longest + 1):
         fits = at + n <= len(ids)

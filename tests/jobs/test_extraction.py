@@ -5,15 +5,21 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 import trafilatura.core
 import trafilatura.external
 import trafilatura.utils
 import trafilatura.xpaths
-from lxml.etree import XPath
+from hypothesis import given
+from hypothesis import strategies as st
+from lxml.etree import Element, SubElement, XPath
 from lxml.html import HtmlElement, HTMLParser, fromstring
+from trafilatura.settings import BASIC_CLEAN_XPATH
 
 from jobs.page import charset, extraction, warc, xpaths
 from jobs.page.xpaths import Remembered, remembered
@@ -27,6 +33,8 @@ UNCHANGED = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(UNCHANGED)
 LISTS: dict[str, list[XPath]] = {name: value for name, value in vars(UNCHANGED).items() if isinstance(value, list)}
 
+EXPRESSIONS = [*(one for some in LISTS.values() for one in some), BASIC_CLEAN_XPATH]
+
 
 def pages(count: int) -> list[str]:
     """HTML of so many pages, from all over the files."""
@@ -39,8 +47,9 @@ def pages(count: int) -> list[str]:
 
 def test_what_is_remembered_is_what_an_xpath_finds() -> None:
     pairs = [pair for name in LISTS for pair in zip(LISTS[name], getattr(trafilatura.xpaths, name), strict=True)]
+    pairs.append((BASIC_CLEAN_XPATH, import_module("trafilatura.baseline").BASIC_CLEAN_XPATH))
     changed = [(before, after) for before, after in pairs if isinstance(after, Remembered)]
-    assert len(changed) > 12
+    assert len(changed) > 20
     for name in ("OVERALL_DISCARD_XPATH", "REMOVE_COMMENTS_AND_LISTS_XPATH", "RAW_TREE_PRUNE_XPATH"):
         assert all(isinstance(one, Remembered) for one in getattr(trafilatura.xpaths, name))  # asked of every page
     found = Counter[str]()
@@ -50,6 +59,23 @@ def test_what_is_remembered_is_what_an_xpath_finds() -> None:
             assert elements == after(tree) == after(tree), before.path
             found[before.path] += len(elements)
     assert sum(count > 0 for count in found.values()) >= (10 if SHARED else 3)
+
+
+PATHS = "".join(one.path for one in EXPRESSIONS)
+WORDS = sorted({part for string in re.findall("'([^']+)'", PATHS) for part in string.split("|")})
+VALUES = st.lists(st.sampled_from(["", " ", *WORDS]) | st.sampled_from(WORDS).map(str.upper), max_size=3).map("".join)
+NAMES, TAGS = (sorted(set(re.findall(pattern, PATHS))) for pattern in (r"@([\w-]+)", r"self::(\w+)"))
+ELEMENTS = st.tuples(st.sampled_from(TAGS), st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4))
+
+
+@given(st.lists(ELEMENTS, min_size=1, max_size=12), st.randoms())
+def test_whatever_the_attributes_an_xpath_finds_the_same(elements: list[Any], rng: Random) -> None:
+    tree = Element("body")
+    nodes = [tree]
+    for tag, attributes in elements:
+        nodes.append(SubElement(rng.choice(nodes), tag, attributes))
+    for before in EXPRESSIONS:
+        assert remembered(before)(tree) == before(tree), before.path
 
 
 def test_a_full_memory_forgets_and_a_long_attribute_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +97,7 @@ def test_a_full_memory_forgets_and_a_long_attribute_is_not_kept(monkeypatch: pyt
 @pytest.mark.parametrize(
     "path",
     [
-        ".//*[self::p][1]",
+        ".//*[self::p][2]",
         ".//*[self::p][position() = 1]",
         "(.//*[self::p])[2]",
         ".//*[./b]",
@@ -80,6 +106,10 @@ def test_a_full_memory_forgets_and_a_long_attribute_is_not_kept(monkeypatch: pyt
         "//*[@class]",
         ".//*[contains(., 'x')]",
         ".//*[@class = string(b)]",
+        ".//*[@class = @id]",
+        ".//*[@class|@id = 'x']",
+        ".//p[@class]|//b",
+        ".//p[1]|.//b[@class]",
     ],
 )
 def test_what_hangs_on_more_than_tag_and_attributes_stays_an_xpath(path: str) -> None:
@@ -99,10 +129,24 @@ def test_no_pattern_is_found_in_the_text_of_an_attribute_that_is_absent() -> Non
     assert not [pattern for pattern in patterns if re.search(pattern, "")]
 
 
-def test_the_first_of_all_is_one_element() -> None:
-    tree = fromstring("<div><p/><b class=x>1</b><b class=x>2</b></div>")
-    expression = XPath("(.//*[self::b][@class='x'])[1]")
-    assert [one.text for one in remembered(expression)(tree)] == [one.text for one in expression(tree)] == ["1"]
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("(.//*[self::b][@class='x'])[1]", ["1"]),
+        (".//*[self::b][@class='x'][1]", ["1", "4"]),  # XPath's way: of those with the same parent
+        (".//*[self::b][@class='x'][./i][1]", ["2"]),
+        (".//i|.//b[@class='y' or @id]|.//b[@class][@class='x']", ["1", "2", "i", "3", "4", "5"]),
+        (".//b[not(@class)]|.//b[@class = '']|.//b[@class and not(contains(@class, 'x'))]", ["3", "6", "7"]),
+        (".//*[translate(@class, 'XYx', 'xy') = 'y' or starts-with(translate(@id, 'ab', 'b'), 'b')]", ["3", "5"]),
+    ],
+)
+def test_forms_of_expressions(path: str, found: list[str]) -> None:
+    first = "<p><b class=x>1</b><b class=x>2<i>i</i></b><b class=y>3</b></p>"
+    tree = fromstring(f"<div>{first}<p><b class=x>4</b><b class='x z' id=a>5</b><b>6</b><b class=''>7</b></p></div>")
+    expression = XPath(path)
+    after = remembered(expression)
+    assert isinstance(after, Remembered)
+    assert [one.text for one in after(tree)] == [one.text for one in expression(tree)] == found
 
 
 @pytest.mark.parametrize("mode", ["precision", "default", "fast"])
