@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,32 +27,30 @@ Row = dict[str, Any]
 def writing(storage: Storage, name: str, schema: pa.Schema) -> Iterator[Callable[[Row], None]]:
     """A file of rows, which are given one by one; a key that is not in a row becomes null.
 
-    It appears whole when the block ends without an error, or not at all. Until then what is finished of it lies in a
-    file without a name below TMPDIR, so that a kill leaves nothing behind.
+    As `Storage.writing`: it appears whole, or not at all, and a kill leaves nothing behind.
     """
     group: list[Row] = []
     characters = 0
-    with tempfile.TemporaryFile() as scratch:
-        with pq.ParquetWriter(scratch, schema, compression="zstd", store_schema=False) as file:
+    with (
+        storage.writing(name, spooled=True) as stream,
+        pq.ParquetWriter(stream, schema, compression="zstd", store_schema=False) as file,
+    ):
 
-            def end_group() -> None:
-                columns = {field.name: [row.get(field.name) for row in group] for field in schema}
-                file.write_table(pa.table(columns, schema=schema), row_group_size=GROUP_ROWS)
-                group.clear()
+        def end_group() -> None:
+            columns = {field.name: [row.get(field.name) for row in group] for field in schema}
+            file.write_table(pa.table(columns, schema=schema), row_group_size=GROUP_ROWS)
+            group.clear()
 
-            def write(row: Row) -> None:
-                nonlocal characters
-                if len(group) >= GROUP_ROWS or characters >= GROUP_CHARACTERS:
-                    end_group()
-                    characters = 0
-                group.append(row)
-                characters += sum(len(value) for value in row.values() if isinstance(value, (str, bytes)))
+        def write(row: Row) -> None:
+            nonlocal characters
+            if len(group) >= GROUP_ROWS or characters >= GROUP_CHARACTERS:
+                end_group()
+                characters = 0
+            group.append(row)
+            characters += sum(len(value) for value in row.values() if isinstance(value, (str, bytes)))
 
-            yield write
-            end_group()
-        scratch.seek(0)
-        with storage.writing(name) as stream:
-            shutil.copyfileobj(scratch, stream, 1 << 20)
+        yield write
+        end_group()
 
 
 def write_table(storage: Storage, name: str, rows: Iterable[Row], schema: pa.Schema) -> None:

@@ -23,6 +23,7 @@ from pyarrow import fs
 from pipeline.errors import StorageError
 
 _BLOCK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def holds_password(location: str) -> bool:
@@ -131,8 +132,30 @@ class Storage:
             yield stream
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
-        """A new file that appears under `name` whole, when the block ends without an error, or not at all."""
+    def writing(self, name: str, *, spooled: bool = False) -> Iterator[BinaryIO]:
+        """A new file that appears under `name` whole, when the block ends without an error, or not at all.
+
+        Where it is `spooled`, as always for a remote root, it lies below TMPDIR until then, and has no name there: a
+        block that takes long leaves nothing behind when it is killed.
+        """
+        if self.local and not spooled:
+            with self._opened(name) as stream:
+                yield stream
+            return
+        try:
+            with tempfile.TemporaryFile() as spool:
+                yield cast(BinaryIO, spool)
+                spool.seek(0)
+                with self._opened(name) as stream:
+                    shutil.copyfileobj(spool, stream, _BLOCK)
+        except OSError as error:
+            if error.errno not in _FULL or error.filename:
+                raise  # the block's own trouble
+            raise _no_room_for(self.path(name), error) from error
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
+        """As `writing`, in place; of a remote root whatever was written appears even when the block fails."""
         system, path = self._at(name)
         try:
             if self.local:
@@ -147,12 +170,8 @@ class Storage:
                 finally:
                     Path(temporary).unlink(missing_ok=True)
             else:
-                # Put only what is whole: pyarrow completes an upload even when the block raises.
-                with tempfile.TemporaryFile() as stream:
-                    yield cast(BinaryIO, stream)
-                    stream.seek(0)
-                    with system.open_output_stream(path, compression=None) as remote:
-                        shutil.copyfileobj(stream, remote, _BLOCK)
+                with system.open_output_stream(path, compression=None) as remote:
+                    yield cast(BinaryIO, remote)
         except OSError as error:
             if isinstance(error.filename, str) and not error.filename.startswith(self.root):
                 raise  # the block's own trouble with a file that is not ours
@@ -181,10 +200,7 @@ class Storage:
                 raise  # the block's own trouble
             if self.local:
                 raise _not_writable(self.root, found) from error
-            raise StorageError(
-                f"files on their way to {self.path(folder)} cannot be written: {found}",
-                f"make room in {here}, or set TMPDIR to a folder of another disk",
-            ) from error
+            raise _no_room_for(self.path(folder), found) from error
 
     @contextmanager
     def _staged(self, name: str) -> Iterator[Path]:
@@ -276,7 +292,14 @@ def _of_system(error: Exception, path: str) -> OSError | None:
     return OSError(int(told[1]), os.strerror(int(told[1])), path) if told else None
 
 
+def _no_room_for(path: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"what is on its way to {path} cannot be written: {error}",
+        f"make room in {tempfile.gettempdir()}, or set TMPDIR to a folder of another disk",
+    )
+
+
 def _not_writable(root: str, error: OSError) -> StorageError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = error.errno in _FULL
     remedy = "make room, or choose another --root" if full else "choose another --root or correct its permissions"
     return StorageError(f"the root {root} cannot be written: {error}", remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,13 @@ def test_a_block_that_fails_leaves_nothing(storage: Storage, monkeypatch: pytest
         table.write_table(storage, "rows", [{"n": i} for i in range(5)] + [{"n": "no number"}], SCHEMA)
     with pytest.raises(ZeroDivisionError):
         table.write_table(storage, "rows", ({"n": 1 // (4 - i)} for i in range(5)), SCHEMA)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(StorageError, match="File too large"):
+            table.write_table(storage, "rows", ({"id": str(i), "n": i} for i in range(1000)), SCHEMA)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert storage.sizes("") == {}
     with pytest.raises(StorageError, match="does not exist"):
         list(table.read_rows(storage, "rows"))

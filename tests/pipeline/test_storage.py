@@ -186,6 +186,29 @@ def test_a_blocks_own_trouble_is_not_the_roots(storage: Storage) -> None:
     assert storage.names("a") == []
 
 
+@pytest.mark.parametrize("where", ["storage", "remote"])
+def test_what_is_spooled_appears_whole_or_not_at_all(where: str, request: pytest.FixtureRequest) -> None:
+    storage: Storage = request.getfixturevalue(where)
+    with storage.writing("a/file", spooled=True) as stream:
+        stream.write(b"1")
+        assert storage.sizes("") == {}
+    assert storage.read("a/file") == b"1"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(StorageError, match="File too large") as raised:
+            spool(storage, b"2" * 9999)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{storage.root}/a/file" in str(raised.value) and f"room in {tempfile.gettempdir()}" in str(raised.value)
+    assert storage.sizes("") == {"a/file": 1} and storage.read("a/file") == b"1"
+
+
+def spool(storage: Storage, data: bytes) -> None:
+    with storage.writing("a/file", spooled=True) as stream:
+        stream.write(data)
+
+
 def fill(storage: Storage, numbers: int = 9) -> Path:
     """A library's files, on their way to `a`; the folder they are made in."""
     with storage.filling("a", "_work/made.tmp") as path:
