@@ -131,16 +131,16 @@ def main() -> None:
         f"{datetime.date.today()}, {os.cpu_count()} cores; CPU seconds per 1,000 responses, empty session taken off\n"
     )
     sizes: list[tuple[int, dict[str, Spent]]] = []
-    print(f"| responses | {' | '.join(STAGES)} | JVM's share of extract | largest worker, MiB | kept |")
+    print(f"| responses | {' | '.join(STAGES)} | JVM's share of extract | each stage's largest process but the JVM, MiB | kept |")
     print(f"|---:|{'---:|' * (len(STAGES) + 2)}---|", flush=True)
     for copies in given.copies:
         responses = sum(n for target, n in written.items() if target.parent.name == f"crawl-{copies}")
         empty = measured(SESSION, root / "session.txt", {"PYTHONPATH": str(HOME)})
         spent = stages(root / f"made-{copies}", str(root / f"crawl-{copies}/*.warc.gz"))
         each = [f"{1000 * (spent[stage].cpu - empty.cpu) / responses:.2f}" for stage in STAGES]
-        extract, worker = spent["extract"], max(one.worker for one in spent.values())
+        extract, workers = spent["extract"], ", ".join(f"{spent[stage].worker:.0f}" for stage in STAGES)
         jvm = (extract.jvm - empty.jvm) / (extract.cpu - empty.cpu)
-        cells = [f"{responses:,}", *each, f"{100 * jvm:.1f} %", f"{worker:.0f}", kept(root / f"made-{copies}")]
+        cells = [f"{responses:,}", *each, f"{100 * jvm:.1f} %", workers, kept(root / f"made-{copies}")]
         print(f"| {' | '.join(cells)} |", flush=True)
         sizes.append((responses, spent))
     print(f"\n| each 1,000 more, between | {' | '.join(STAGES)} |\n|---|{'---:|' * len(STAGES)}")
