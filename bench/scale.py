@@ -131,7 +131,8 @@ def main() -> None:
         f"{datetime.date.today()}, {os.cpu_count()} cores; CPU seconds per 1,000 responses, empty session taken off\n"
     )
     sizes: list[tuple[int, dict[str, Spent]]] = []
-    print(f"| responses | {' | '.join(STAGES)} | JVM's share of extract | each stage's largest process but the JVM, MiB | kept |")
+    shown = ("JVM's share of extract", "each stage's largest process but the JVM, MiB", "kept")
+    print(f"| responses | {' | '.join((*STAGES, *shown))} |")
     print(f"|---:|{'---:|' * (len(STAGES) + 2)}---|", flush=True)
     for copies in given.copies:
         responses = sum(n for target, n in written.items() if target.parent.name == f"crawl-{copies}")
