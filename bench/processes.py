@@ -59,11 +59,12 @@ def measured(command: Sequence[str | Path], log: Path, environment: Mapping[str,
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 times, key = process.cpu_times(), (process.pid, process.create_time())
+                memory = process.memory_info().rss  # before the name: what is a shell now may be a JVM a moment later
                 clocks[key] = times.user + times.system
                 if process.name() == "java":
                     java[key] = clocks[key]
                 else:
-                    largest = max(largest, process.memory_info().rss)
+                    largest = max(largest, memory)
         try:
             ended, found = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
