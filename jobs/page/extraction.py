@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -44,11 +45,19 @@ def _compared(
     return chosen
 
 
+def _prepared(tree: HtmlElement, options: Extractor, url: str | None) -> tuple[HtmlElement, HtmlElement]:
+    """trafilatura's cleaned and converted page, with a copy from before the conversion only where one is compared."""
+    cleaned = trafilatura.core.tree_cleaning(copy(tree), options)
+    backup = cleaned if options.fast and not options.comments else copy(cleaned)
+    return trafilatura.core.convert_tags(cleaned, options, url), backup
+
+
 for _expressions in (value for value in vars(trafilatura.xpaths).values() if isinstance(value, list)):
     _expressions[:] = map(xpaths.remembered, _expressions)  # in place: its other modules hold these lists
 _baseline: Any = import_module("trafilatura.baseline")  # whose name in the package is a function's
 _baseline.BASIC_CLEAN_XPATH = xpaths.remembered(_baseline.BASIC_CLEAN_XPATH)
 trafilatura.core.compare_extraction = _compared
+trafilatura.core._prepare_tree = _prepared
 # lxml.html chooses an element's class in Python whenever one is looked at; only parts of forms would get another.
 trafilatura.utils.HTML_PARSER.set_element_class_lookup(ElementDefaultClassLookup(element=HtmlElement))
 

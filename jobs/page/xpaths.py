@@ -8,9 +8,8 @@ Python, and of the next with the same the answer is known.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import pairwise, takewhile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, pairwise, product, takewhile
 from typing import Any
 
 import trafilatura.xpaths
@@ -21,25 +20,32 @@ _FORM = re.compile(r"\s*(\()?\s*\.//\*(?P<predicates>\[.*\])\s*(?(1)\)\[1\])\s*"
 _NAMESPACES = {"re": trafilatura.xpaths.REGEXP_NS}
 _STRING, _ATTRIBUTE = re.compile(r"'[^']*'"), re.compile(r"@([\w-]+)")
 _STEP = re.compile(r"\s*\.//(?P<tag>\*|\w+)(?P<predicates>(?:\[.*\])?)\s*", re.DOTALL)  # one path of a union
+_NAMES = r"@[\w-]+(?:\s*\|\s*@[\w-]+)*"
 # What a predicate on an element's tag and attributes alone is made of; one that is but a choice of tags; one that
 # counts.
 _TOKEN = re.compile(
-    r"(?P<string>'[^']*')|self::(?P<tag>\w+)|(?P<attributes>@[\w-]+(?:(?:\s*\|\s*@[\w-]+)+(?=\s*[,)]))?)"
-    r"|(?P<function>contains|starts-with|translate|re:test|not)(?=\()|(?P<equal>=(?=\s*'))|(?P<rest>and\b|or\b|[\s(),])"
+    r"(?P<function>contains|starts-with|re:test)\(\s*"
+    rf"(?:(?P<names>{_NAMES})|translate\(\s*(?P<translated>{_NAMES})\s*,\s*'(?P<old>[^']*)'\s*,\s*'(?P<new>[^']*)'\s*\))"
+    r"\s*,\s*'(?P<part>[^']*)'\s*(?:,\s*'(?P<flags>i?)'\s*)?\)"
+    r"|@(?P<attribute>[\w-]+)(?=\s*(?:\)|and\b|or\b|=\s*'|$))(?P<equal>\s*=\s*'(?P<value>[^']*)')?"
+    r"|self::(?P<tag>\w+)|(?P<rest>not(?=\()|and\b|or\b|[\s()])"
 )
 _OWN = re.compile(f"(?:{_TOKEN.pattern})+")
 _TAGS = re.compile(r"\s*self::\w+(?:\s+or\s+self::\w+)*\s*")
 _COUNTS = re.compile(r".*\b(?:position|last|count|sum|number|string-length)\(.*|[\s\d]+", re.DOTALL)
-_pattern = cache(lambda pattern, any_case: re.compile(pattern, re.IGNORECASE if any_case else 0).search)
-_FUNCTIONS = {
-    "contains": lambda value, part: part in (value or ""),
-    "starts_with": lambda value, part: (value or "").startswith(part),
-    "translate": lambda value, old, new: (value or "").translate(
-        {ord(letter): new[at : at + 1] for at, letter in reversed(list(enumerate(old)))}
-    ),
-    "test": lambda value, pattern, flags="": _pattern(pattern, "i" in flags)(value or "") is not None,
-}
 _REMEMBERED, _LONG = 4096, 512  # verdicts of an expression, and characters of one's attributes: some 20 MB for all
+# A call, or a loop within this one, costs as much as the rest: so it is written out for each expression.
+_WALK = """
+def walk(tree):
+    for element in tree.iterdescendants({tags}):
+        get = element.get
+        key = ({key})
+        holds = known.get(key)
+        if holds is None:
+            holds = ask(element, key)
+        if holds{further}:
+            yield element
+"""
 
 
 class Remembered:
@@ -49,32 +55,22 @@ class Remembered:
         """Predicates on tag and attributes alone, those on more, and whether the first element is enough: of them all,
         or of those with the same parent.
         """
-        self._tags = re.findall(r"self::(\w+)", own[0]) if _TAGS.fullmatch(own[0]) else ["*"]
-        self._by_tag = "self::" in " ".join(own[self._tags != ["*"] :])
-        self._own, self._values = _compiled(own)
-        self._attributes = sorted({name for names in self._values for name in names})
-        self._by_order = any(len(names) > 1 for names in self._values)
-        self._further = XPath("self::*" + "".join(f"[{one}]" for one in further), namespaces=_NAMESPACES)
+        tags = re.findall(r"self::(\w+)", own[0]) if _TAGS.fullmatch(own[0]) else []
+        self._verdict = _Verdict(own[1:] if tags else own)
         self._first, self._siblings = first, siblings
         self._known: dict[tuple[str | None, ...], bool] = {}
+        key = [f"get({name!r}), " for name in self._verdict.attributes] + ["element.tag, "] * self._verdict.by_tag
+        parts: dict[str, Any] = {"known": self._known, "ask": self._ask}
+        parts["further"] = XPath("self::*" + "".join(f"[{one}]" for one in further), namespaces=_NAMESPACES)
+        source = _WALK.format(
+            tags=", ".join(map(repr, tags or "*")), key="".join(key), further=" and further(element)" if further else ""
+        )
+        exec(source, parts)
+        self._walk: Callable[[_Element], Iterator[_Element]] = parts["walk"]
 
     def __call__(self, tree: _Element) -> list[_Element]:
         """The elements, in the order of the document."""
-        found, known, attributes, by_order, by_tag = [], self._known, self._attributes, self._by_order, self._by_tag
-        for element in tree.iterdescendants(*self._tags):
-            get = element.get
-            key: tuple[str | None, ...] = tuple([get(name) for name in attributes])  # half of what map takes
-            if by_order and len(key) - key.count(None) > 1:
-                key += tuple(map(str, element.keys()))
-            if by_tag:
-                key += (str(element.tag),)
-            holds = known.get(key)
-            if holds is None:
-                holds = self._ask(element, key)
-            if holds and self._further(element):
-                found.append(element)
-                if self._first:
-                    break
+        found = list(islice(self._walk(tree), 1 if self._first else None))
         if self._siblings:
             firsts: dict[_Element | None, _Element] = {}
             for element in found:
@@ -83,18 +79,16 @@ class Remembered:
         return found
 
     def _ask(self, element: _Element, key: tuple[str | None, ...]) -> bool:
-        attributes = dict(zip(self._attributes, key, strict=False))
-        values = [attributes[names[0]] if len(names) == 1 else _first_of(element, names) for names in self._values]
-        holds = bool(self._own(element.tag, *(_EMPTY if value == "" else value for value in values)))
-        if len("".join(filter(None, key))) < _LONG:
+        holds, remember = self._verdict(element, key)
+        if remember and len("".join(filter(None, key))) < _LONG:
             if len(self._known) == _REMEMBERED:
                 self._known.clear()
             self._known[key] = holds
         return holds
 
 
-class _Empty(str):
-    """An attribute that is there and empty, which holds as a condition."""
+class _Present(str):
+    """An attribute that is there and empty, which holds as a condition; one that is not there is an empty string."""
 
     __slots__ = ()
 
@@ -102,32 +96,76 @@ class _Empty(str):
         return True
 
 
-_EMPTY = _Empty()
+_PRESENT = _Present()
 
 
-def _first_of(element: _Element, names: Sequence[str]) -> str | None:
-    """The attribute of these names that comes first; None where the element has none of them."""
-    return next((value for name, value in element.items() if name in names), None)
+class _Verdict:
+    """Whether all of some predicates hold for an element, put into Python.
 
+    `attributes` are those it hangs on, `by_tag` says whether it hangs on the tag too.
+    """
 
-def _compiled(predicates: Sequence[str]) -> tuple[Callable[..., Any], list[tuple[str, ...]]]:
-    """Whether all of them hold, as a function of an element's tag and values, and of which attributes these are."""
-    values: dict[tuple[str, ...], str] = {}
+    def __init__(self, predicates: Sequence[str]) -> None:
+        text = " ".join(predicates)
+        self.attributes = sorted(set(_ATTRIBUTE.findall(_STRING.sub("", text))))
+        self.by_tag = "self::" in text
+        self._unions: list[tuple[str, ...]] = []  # of each the attribute that comes first in the element counts
+        self._parts: dict[str, Any] = {}
+        source = " and ".join(f"({_TOKEN.sub(self._python, one)})" for one in predicates) or "True"
+        names = [*map(self._name, self.attributes), *["tag"] * self.by_tag]
+        names += [f"first_{number}" for number in range(len(self._unions))]
+        self._holds: Callable[..., Any] = eval(f"lambda {', '.join(names)}: {source}", self._parts)
 
-    def python(token: re.Match[str]) -> str:
-        if token["string"]:
-            return repr(token["string"][1:-1])
+    def __call__(self, element: _Element, key: Sequence[str | None]) -> tuple[bool, bool]:
+        """For an element with these attributes, and tag: the verdict, and whether another with the same has it too."""
+        values = ["" if value is None else value or _PRESENT for value in key]
+        if not self._unions:
+            return bool(self._holds(*values)), True
+        of = dict(zip(self.attributes, values, strict=False))
+        present = [[name for name in names if of[name]] for names in self._unions]
+        choices = product(*([of[name] for name in names] or [""] for names in present))
+        verdicts = {bool(self._holds(*values, *chosen)) for chosen in choices}
+        if len(verdicts) == 1:
+            return verdicts.pop(), True
+        order = element.keys()
+        firsts = [of[min(names, key=order.index)] if names else "" for names in present]
+        return bool(self._holds(*values, *firsts)), False
+
+    def _name(self, attribute: str) -> str:
+        return "of_" + attribute.replace("-", "_")
+
+    def _python(self, token: re.Match[str]) -> str:
+        if token["attribute"]:
+            name = self._name(token["attribute"])
+            if token["equal"] is None:
+                return name
+            return f"({name} == {token['value']!r})" if token["value"] else f"({name} is {self._part(_PRESENT)})"
         if token["tag"]:
             return f"(tag == {token['tag']!r})"
-        if token["attributes"]:
-            names = tuple(_ATTRIBUTE.findall(token["attributes"]))
-            return values.setdefault(names, f"value_{len(values)}")
-        if token["function"]:
-            return {"re:test": "test"}.get(token["function"], token["function"].replace("-", "_"))
-        return "==" if token["equal"] else token["rest"]
+        if not token["function"]:
+            return token["rest"]
+        names = tuple(_ATTRIBUTE.findall(token["names"] or token["translated"]))
+        value = self._name(names[0])
+        if len(names) > 1:
+            if names not in self._unions:
+                self._unions.append(names)
+            value = f"first_{self._unions.index(names)}"
+        if token["translated"]:
+            old, new = token["old"], token["new"]
+            table = {ord(letter): new[at : at + 1] for at, letter in reversed(list(enumerate(old)))}
+            value = f"{value}.translate({self._part(table)})"
+        if token["function"] == "contains":
+            return f"({token['part']!r} in {value})"
+        if token["function"] == "starts-with":
+            return f"{value}.startswith({token['part']!r})"
+        search = re.compile(token["part"], re.IGNORECASE if token["flags"] else 0).search
+        some = "" if search("") or token["translated"] else f"{value} and "  # most elements lack most attributes
+        return f"({some}{self._part(search)}({value}) is not None)"
 
-    source = " and ".join(f"({_TOKEN.sub(python, one)})" for one in predicates)
-    return eval(f"lambda tag, {', '.join(values.values())}: {source}", dict(_FUNCTIONS)), list(values)
+    def _part(self, value: Any) -> str:
+        name = f"part_{len(self._parts)}"
+        self._parts[name] = value
+        return name
 
 
 def _outermost(path: str, ends_with: str) -> list[str]:

@@ -266,6 +266,8 @@ def test_language_of_a_text_and_the_gate() -> None:
     cld2 = {"languages": [{"code": "de", "text-covered": 0.6}, {"code": "en", "text-covered": 0.3}]}
     assert language.gate(PROSE, {"languages": cld2["languages"][:1]}, ["en"]) == 0.0
     assert language.gate(PROSE, cld2, ["en"]) == 0.3
+    assert language.gate(f"<p>{german}</p>", cld2, ["en"]) < 0.02  # its menu was English, not its text
+    assert language.gate("<p>x</p>", cld2, ["en"]) == 0.3
     assert language.gate(PROSE, cld2, ["de", "en"]) == pytest.approx(0.9)
     assert language.gate(PROSE, {"languages": [{"code": "zh-Hant", "text-covered": 0.5}]}, ["zh"]) == 0.5
 
