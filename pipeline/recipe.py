@@ -115,8 +115,9 @@ class Extract(Section):
         "limits of its own in `filter.by_language`.",
     )
     language_gate: Fraction = Field(
-        description="Before extraction: a page is dropped when its share in the languages (cld2 record, or fastText on "
-        "the stripped text) is below this. Loose: it only drops what cannot pass `filter.languages`.",
+        description="Before extraction: a page is dropped when its share in the languages is below this, by its cld2 "
+        "record or, where it has none or others cover most of the page, by fastText on the stripped text too. Loose: it "
+        "only drops what cannot pass `filter.languages`.",
     )
     extractor: Literal["precision", "default", "fast", "resiliparse"] = Field(
         description="How the main text is found: three ways of trafilatura, or resiliparse, which costs least."
