@@ -116,7 +116,7 @@ class Extract(Section):
     )
     language_gate: Fraction = Field(
         description="Before extraction: a page is dropped when its share in the languages is below this, by its cld2 "
-        "record or, where it has none or others cover most of the page, by fastText on the stripped text too. Loose: it "
+        "record and, where it has none or others cover most of the page, by fastText on the stripped text. Loose: it "
         "only drops what cannot pass `filter.languages`.",
     )
     extractor: Literal["precision", "default", "fast", "resiliparse"] = Field(
