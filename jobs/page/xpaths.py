@@ -1,4 +1,4 @@
-"""trafilatura's XPath expressions with a memory: they find the same elements at a third of the cost.
+"""trafilatura's XPath expressions with a memory: they find the same elements at a fraction of the cost.
 
 A good part of its time goes into asking each element of a page, and of every copy of it, for dozens of words in its
 class. The verdict follows from tag and attributes, which repeat: one element is asked, by the expression put into

@@ -144,7 +144,7 @@ def hashes(root: Path, stage: str) -> dict[str, str]:
 ALL = (worker, jvm, everything)
 STEPS = {
     "extract": {"": (*ALL, driver)},
-    "deduplicate": {"sign-": (worker, jvm), "clusters": ALL, "part-": (worker, everything)},
+    "deduplicate": {"sign-": ALL, "clusters": ALL, "part-": ALL},
     "redact": {"": ALL},
     "shard": {"tokenize-": (worker, driver), "shard-": (worker, everything)},
 }
