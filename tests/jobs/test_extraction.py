@@ -110,6 +110,7 @@ def test_a_full_memory_forgets_and_a_long_attribute_is_not_kept(monkeypatch: pyt
         ".//*[@class = string(b)]",
         ".//*[@class = @id]",
         ".//*[@class|@id = 'x']",
+        ".//*[translate(@class, 'X', 'x') = 'x']",
         ".//p[@class]|//b",
         ".//p[1]|.//b[@class]",
     ],
