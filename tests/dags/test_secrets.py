@@ -136,7 +136,9 @@ def test_a_run_leaves_no_secret_behind(
         assert found(path.read_bytes()) == [], path
     said = capfd.readouterr()
     told = caplog.text + said.out + said.err
-    assert "124 kept" in told
+    (manifest,) = root.glob("extract/*/*/manifest.json")
+    kept = json.loads(manifest.read_text())["content"]["counts"]["kept"]
+    assert kept > 100 and f"{kept} kept" in told
     assert found(told) == []
 
 
