@@ -52,6 +52,14 @@ def _prepared(tree: HtmlElement, options: Extractor, url: str | None) -> tuple[H
     return trafilatura.core.convert_tags(cleaned, options, url), backup
 
 
+class _Node(HtmlElement):
+    """An element whose text, where it holds no other, is had without a question to libxml2."""
+
+    def text_content(self) -> str:
+        text: str = super().text_content() if len(self) else self.text or ""
+        return text
+
+
 for _expressions in (value for value in vars(trafilatura.xpaths).values() if isinstance(value, list)):
     _expressions[:] = map(xpaths.remembered, _expressions)  # in place: its other modules hold these lists
 _baseline: Any = import_module("trafilatura.baseline")  # whose name in the package is a function's
@@ -59,7 +67,7 @@ _baseline.BASIC_CLEAN_XPATH = xpaths.remembered(_baseline.BASIC_CLEAN_XPATH)
 trafilatura.core.compare_extraction = _compared
 trafilatura.core._prepare_tree = _prepared
 # lxml.html chooses an element's class in Python whenever one is looked at; only parts of forms would get another.
-trafilatura.utils.HTML_PARSER.set_element_class_lookup(ElementDefaultClassLookup(element=HtmlElement))
+trafilatura.utils.HTML_PARSER.set_element_class_lookup(ElementDefaultClassLookup(element=_Node))
 
 
 @dataclass(frozen=True)
