@@ -10,6 +10,7 @@ import xxhash
 
 Signature = npt.NDArray[np.uint64]
 Functions = tuple[Signature, Signature]  # as `permutations` makes them
+_AT_ONCE = 28  # functions: what they make of a page's n-grams lies in a processor's cache
 
 
 def permutations(count: int, seed: int) -> Functions:
@@ -25,15 +26,19 @@ def signature(words: Sequence[str], n: int, functions: Functions) -> Signature:
 
     A text of fewer than n words is one n-gram of all it has.
     """
-    last = max(1, len(words) - n + 1)
-    grams = {" ".join(words[i : i + n]) for i in range(last)}
-    hashes = np.fromiter((xxhash.xxh3_64_intdigest(gram.encode()) for gram in grams), np.uint64, len(grams))
+    following = zip(*(words[i:] for i in range(n)), strict=False) if len(words) >= n else [words]
+    grams = set(map(" ".join, following))
+    hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, map(str.encode, grams)), np.uint64, len(grams))
     a, b = functions
+    least = np.empty(len(a), np.uint64)
     with np.errstate(over="ignore"):
-        values = hashes[:, None] * a + b  # modulo 2**64
-        values ^= values >> np.uint64(32)  # the low bits of a product are weak: fold the high ones in
-        values *= np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, TAOCP vol. 3, 6.4)
-    least: Signature = values.min(axis=0)
+        for i in range(0, len(a), _AT_ONCE):
+            some = slice(i, i + _AT_ONCE)
+            values = a[some, None] * hashes
+            values += b[some, None]  # modulo 2**64
+            values ^= values >> np.uint64(32)  # the low bits of a product are weak: fold the high ones in
+            values *= np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, TAOCP vol. 3, 6.4)
+            least[some] = values.min(axis=1)
     return least
 
 

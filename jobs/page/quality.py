@@ -181,7 +181,8 @@ def _long(line: str, c4: C4Lines) -> bool:
 def _c4_line(line: str, c4: C4Lines) -> str | None:
     """The line without citations; None where it speaks of cookies or terms."""
     line = _CITATIONS.sub("", line) if c4.remove_citations else line
-    return None if c4.drop_policies and any(policy in line.lower() for policy in _POLICIES) else line
+    small = line.lower() if c4.drop_policies else ""
+    return None if any(policy in small for policy in _POLICIES) else line
 
 
 def _words_of(left: Sequence[str], all_lines: Sequence[str], words: Sequence[str]) -> int:
