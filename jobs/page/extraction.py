@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
@@ -52,6 +53,18 @@ def _prepared(tree: HtmlElement, options: Extractor, url: str | None) -> tuple[H
     return trafilatura.core.convert_tags(cleaned, options, url), backup
 
 
+class _Invalid:
+    """trafilatura's pattern for characters that XML has not, which most pages lack: they are sought one by one."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self._pattern = pattern
+        self._characters = [character for character in map(chr, range(1 << 16)) if pattern.match(character)]
+
+    def sub(self, replacement: str, text: str) -> str:
+        """As that of the pattern."""
+        return self._pattern.sub(replacement, text) if any(map(text.__contains__, self._characters)) else text
+
+
 class _Node(HtmlElement):
     """An element whose text, where it holds no other, is had without a question to libxml2."""
 
@@ -66,6 +79,7 @@ _baseline: Any = import_module("trafilatura.baseline")  # whose name in the pack
 _baseline.BASIC_CLEAN_XPATH = xpaths.remembered(_baseline.BASIC_CLEAN_XPATH)
 trafilatura.core.compare_extraction = _compared
 trafilatura.core._prepare_tree = _prepared
+trafilatura.utils.INVALID_XML_CHARS = _Invalid(trafilatura.utils.INVALID_XML_CHARS)
 # lxml.html chooses an element's class in Python whenever one is looked at; only parts of forms would get another.
 trafilatura.utils.HTML_PARSER.set_element_class_lookup(ElementDefaultClassLookup(element=_Node))
 
@@ -83,16 +97,16 @@ def extract(html: str, url: str, mode: Mode) -> Extracted:
     if mode == "resiliparse":
         text = extract_plain_text(html, main_content=True, alt_texts=False, noscript=False)
         return _extracted(text, html)
-    # deduplicate=True would make a page's text depend on the pages before it (trafilatura#778).
-    found = trafilatura.bare_extraction(
-        html,
-        url=url or None,
-        favor_precision=mode == "precision",
-        fast=mode == "fast",
-        include_comments=False,
-        deduplicate=False,
-    )
+    found = trafilatura.bare_extraction(html, url=url or None, options=_options(mode))
     return _extracted((found.text or "") if found is not None else "", html)
+
+
+@cache
+def _options(mode: Mode) -> Extractor:
+    # dedup=True would make a page's text depend on the pages before it (trafilatura#778).
+    return Extractor(
+        output_format="python", precision=mode == "precision", fast=mode == "fast", comments=False, dedup=False
+    )
 
 
 def _extracted(text: str, html: str) -> Extracted:
