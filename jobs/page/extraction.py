@@ -65,7 +65,7 @@ class _Invalid:
         return self._pattern.sub(replacement, text) if any(map(text.__contains__, self._characters)) else text
 
 
-class _Node(HtmlElement):
+class _Node(HtmlElement):  # type: ignore[misc]
     """An element whose text, where it holds no other, is had without a question to libxml2."""
 
     def text_content(self) -> str:

@@ -47,6 +47,12 @@ def walk(tree):
         if holds{further}:
             yield element
 """
+# As XPath has it, an attribute that is not there is an empty text to a function.
+_HOLDS = """
+def holds({given}):
+    {texts}
+    return bool({holds})
+"""
 
 
 class Remembered:
@@ -88,16 +94,8 @@ class Remembered:
         return holds
 
 
-class _Present(str):
-    """An attribute that is there and empty, which holds as a condition; one that is not there is an empty string."""
-
-    __slots__ = ()
-
-    def __bool__(self) -> bool:
-        return True
-
-
-_PRESENT = _Present()
+def _name(attribute: str) -> str:
+    return attribute.replace("-", "_")
 
 
 class _Verdict:
@@ -112,45 +110,44 @@ class _Verdict:
         self.by_tag = "self::" in text
         self._unions: list[tuple[int, ...]] = []  # of attributes, of which that which comes first in an element counts
         self._parts: dict[str, Any] = {}
-        source = " and ".join(f"({_TOKEN.sub(self._python, one)})" for one in predicates) or "True"
-        names = [*map(self._name, self.attributes), *["tag"] * self.by_tag]
-        names += [f"first_{number}" for number in range(len(self._unions))]
-        self._holds: Callable[..., Any] = eval(f"lambda {', '.join(names)}: {source}", self._parts)
+        holds = " and ".join(f"({_TOKEN.sub(self._python, one)})" for one in predicates) or "True"
+        names, unions = [*map(_name, self.attributes)], [*map(str, range(len(self._unions)))]
+        given = [*(f"of_{name}" for name in names), *["tag"] * self.by_tag, *(f"of_{number}" for number in unions)]
+        source = _HOLDS.format(
+            given=", ".join(given),
+            texts="; ".join(f'in_{name} = of_{name} or ""' for name in names + unions) or "pass",
+            holds=holds,
+        )
+        exec(source, self._parts)
+        self._holds: Callable[..., bool] = self._parts["holds"]
 
     def __call__(self, element: _Element, key: Sequence[str | None]) -> tuple[bool, bool]:
         """For an element with these attributes, and tag: the verdict, and whether another with the same has it too."""
-        values = ["" if value is None else value or _PRESENT for value in key]
         if not self._unions:
-            return bool(self._holds(*values)), True
-        present = [[at for at in union if values[at]] for union in self._unions]
-        choices = [[values[at] for at in union] or [""] for union in present]
-        verdicts = {bool(self._holds(*values, *chosen)) for chosen in product(*choices)}
+            return self._holds(*key), True
+        choices = [[key[at] for at in union if key[at] is not None] or [None] for union in self._unions]
+        verdicts = {self._holds(*key, *chosen) for chosen in product(*choices)}
         if len(verdicts) == 1:
             return verdicts.pop(), True
-        order = element.keys()
-        firsts = [values[min(union, key=lambda at: order.index(self.attributes[at]))] if union else "" for union in present]
-        return bool(self._holds(*values, *firsts)), False
-
-    def _name(self, attribute: str) -> str:
-        return "of_" + attribute.replace("-", "_")
+        places = [self.attributes.index(name) for name in element.keys() if name in self.attributes]
+        firsts = [next((key[at] for at in places if at in union), None) for union in self._unions]
+        return self._holds(*key, *firsts), False
 
     def _python(self, token: re.Match[str]) -> str:
         if token["attribute"]:
-            name = self._name(token["attribute"])
-            if token["equal"] is None:
-                return name
-            return f"({name} == {token['value']!r})" if token["value"] else f"({name} is {self._part(_PRESENT)})"
+            name = f"of_{_name(token['attribute'])}"
+            return f"({name} is not None)" if token["equal"] is None else f"({name} == {token['value']!r})"
         if token["tag"]:
             return f"(tag == {token['tag']!r})"
         if not token["function"]:
             return token["rest"]
         names = _ATTRIBUTE.findall(token["names"] or token["translated"])
-        value = self._name(names[0])
+        value = f"in_{_name(names[0])}"
         if len(names) > 1:
             union = tuple(map(self.attributes.index, names))
             if union not in self._unions:
                 self._unions.append(union)
-            value = f"first_{self._unions.index(union)}"
+            value = f"in_{self._unions.index(union)}"
         if token["translated"]:
             old, new = token["old"], token["new"]
             table = {ord(letter): new[at : at + 1] for at, letter in reversed(list(enumerate(old)))}
@@ -163,7 +160,7 @@ class _Verdict:
         return f"({some}{self._found(token['part'], bool(token['flags']), value)})"
 
     def _found(self, pattern: str, any_case: bool, value: str) -> str:
-        """Whether a pattern is found in a value: the words among its alternatives are sought as such, which is faster."""
+        """Whether a pattern is found in a value; words among its alternatives are sought as such, which is faster."""
         search = self._part(re.compile(pattern, re.IGNORECASE if any_case else 0).search)
         if any_case and pattern == pattern.lower():
             # Beyond ASCII some letters match others that are not their small ones.
