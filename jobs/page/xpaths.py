@@ -129,7 +129,7 @@ class _Verdict:
         verdicts = {self._holds(*key, *chosen) for chosen in product(*choices)}
         if len(verdicts) == 1:
             return verdicts.pop(), True
-        places = [self.attributes.index(name) for name in element.keys() if name in self.attributes]
+        places = [self.attributes.index(name) for name in element.attrib if name in self.attributes]
         firsts = [next((key[at] for at in places if at in union), None) for union in self._unions]
         return self._holds(*key, *firsts), False
 
