@@ -80,6 +80,22 @@ def test_whatever_the_attributes_an_xpath_finds_the_same(elements: list[Any], rn
         assert after(tree) == before(tree), before.path
 
 
+PIECES = ["a", "bk", "s-", " a", "K", "é", "", "^a", "^bk", "^", "[ab|s]k", "a?s", "(?:a|^s)k", "a\\.", "k$"]
+PATTERNS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("|".join)
+FLAGS = st.sampled_from(["", ", 'i'"])
+
+
+@settings(deadline=None)
+@given(PATTERNS | PATTERNS.map("(?s)".__add__), FLAGS, st.text("abksABKS- .|éÉſKİ", max_size=5))
+def test_a_pattern_is_found_as_an_xpath_finds_it(pattern: str, flags: str, value: str) -> None:
+    tree = Element("body")
+    SubElement(tree, "p", {"class": value})
+    expression = XPath(f".//*[re:test(@class, '{pattern}'{flags})]", namespaces={"re": UNCHANGED.REGEXP_NS})
+    after = remembered(expression)
+    assert isinstance(after, Remembered)
+    assert after(tree) == expression(tree)
+
+
 def test_a_full_memory_forgets_and_a_long_attribute_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xpaths, "_REMEMBERED", 2)
     expression = XPath(".//*[self::p or self::b][contains(@class, 'x]') or @id = 'a' or not(@id)][not(./i)]")
