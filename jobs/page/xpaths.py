@@ -21,6 +21,7 @@ _NAMESPACES = {"re": trafilatura.xpaths.REGEXP_NS}
 _STRING, _ATTRIBUTE = re.compile(r"'[^']*'"), re.compile(r"@([\w-]+)")
 _STEP = re.compile(r"\s*\.//(?P<tag>\*|\w+)(?P<predicates>(?:\[.*\])?)\s*", re.DOTALL)  # one path of a union
 _LITERAL = re.compile(r"[\w -]+")  # a pattern that means itself
+_ODD = re.compile(r"\\|\(\?[^:=!]")  # what may change the meaning of a bar, or of small letters: escapes and flags
 _NAMES = r"@[\w-]+(?:\s*\|\s*@[\w-]+)*"
 # What a predicate on an element's tag and attributes alone is made of; one that is but a choice of tags; one that
 # counts.
@@ -162,13 +163,13 @@ class _Verdict:
     def _found(self, pattern: str, any_case: bool, value: str) -> str:
         """Whether a pattern is found in a value; words among its alternatives are sought as such, which is faster."""
         search = self._part(re.compile(pattern, re.IGNORECASE if any_case else 0).search)
-        if any_case and pattern == pattern.lower():
+        if any_case and pattern == pattern.lower() and not _ODD.search(pattern):
             # Beyond ASCII some letters match others that are not their small ones.
             small = self._found(pattern, False, f"{value}.lower()")
             return f"({small} if {value}.isascii() else {search}({value}) is not None)"
         alternatives = [part.removesuffix("|") for part in _outermost(pattern, "|")]
         words = [one for one in alternatives if _LITERAL.fullmatch(one)]
-        if any_case or not words or "" in alternatives or "\\" in pattern or re.compile(pattern).flags != re.UNICODE:
+        if any_case or not words or "" in alternatives or _ODD.search(pattern):
             return f"{search}({value}) is not None"
         tests = [f"{word!r} in {value}" for word in words]
         # A pattern whose alternatives all begin with a letter is tried only where one of these letters stands.

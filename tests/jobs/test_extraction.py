@@ -88,6 +88,8 @@ FLAGS = st.sampled_from(["", ", 'i'"])
 @settings(deadline=None, max_examples=1000)
 @example("(?i)s-|bk", "", "BK")
 @example(r"a\|s|K", "", "s")
+@example(r"\x41", ", 'i'", "a")
+@example("(?-i:k)|s", ", 'i'", "K")
 @given(PATTERNS | PATTERNS.map("(?i)".__add__), FLAGS, st.text("abksABKS- .|éſK", max_size=4))
 def test_a_pattern_is_found_as_an_xpath_finds_it(pattern: str, flags: str, value: str) -> None:
     tree = Element("body")
