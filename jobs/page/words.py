@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import chain
 
 # Letters and marks of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Hiragana, Han. As in the default
 # rules of Unicode (UAX #29) a character with its marks is a word there; a run of Katakana is one.
@@ -23,24 +22,12 @@ _WORD = re.compile(
 )
 
 
-_REMEMBERED, _LONG = 32_768, 32  # chunks, and characters of one: some 10 MB
-
-
-class _Chunks(dict[str, list[str]]):
-    """Words of what stands between two spaces, which in most texts was there before."""
-
-    def __missing__(self, chunk: str) -> list[str]:
-        found = _WORD.findall(chunk)
-        if len(chunk) < _LONG:
-            if len(self) == _REMEMBERED:
-                self.clear()
-            self[chunk] = found
-        return found
-
-
-_chunks = _Chunks()
-
-
 def words(text: str) -> list[str]:
     """Words and punctuation marks, in order. Where no spaces divide words, characters."""
-    return list(chain.from_iterable(map(_chunks.__getitem__, text.split())))
+    found: list[str] = []
+    for chunk in text.split():
+        if chunk.isascii() and chunk.isalpha():  # as most are
+            found.append(chunk)
+        else:
+            found += _WORD.findall(chunk)
+    return found

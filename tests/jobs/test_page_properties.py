@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from jobs import extract
 from jobs.page import charset, extraction, guard, language, quality, urls, warc
+from jobs.page import words as word_split
 from jobs.page.words import words
 from pipeline.errors import InputError
 from pipeline.recipe import load
@@ -135,6 +136,17 @@ def test_a_list_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
     assert list(urls.listed(str(tmp_path), [])) == ["b\ufffdcher.test/x", "last.test"] * 2
     blocked = urls.BlockList(urls.hashed(urls.listed(str(tmp_path), [])), TERMS)
     assert blocked.reason("http://last.test/", "last.test") == "blocked_domain"
+
+
+# Nothing of the pattern reaches beyond a space, so that a text is split in pieces.
+@settings(max_examples=500)
+@given(
+    st.lists(st.sampled_from(["don", "n't", "t", "'", "7", "-", ".", "http://", "é", "日", "@", " ", "\n", "\x85"])),
+    st.text(),
+)
+def test_a_word_ends_at_a_space(parts: list[str], any_text: str) -> None:
+    for text in ("".join(parts), any_text):
+        assert words(text) == word_split._WORD.findall(text)
 
 
 def test_words_are_split_as_spacy_splits_english() -> None:
