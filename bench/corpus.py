@@ -103,7 +103,7 @@ class Bench:
         # Our block list 'ut1' lies in the package datatrove: ours sees that one package of the other environment.
         (root / "packages/datatrove").symlink_to(next(venv.glob("lib/python*/site-packages/datatrove")))
         for one in warcs:
-            scale.write(one, copies, root / "with" / one.name)
+            scale.write(one, range(copies), root / "with" / one.name)
         for one in (root / "with").iterdir():
             without_metadata(one, root / "without" / one.name)
 

@@ -1,10 +1,12 @@
 """CPU seconds a page of every stage from 2,400 pages to 40,000, and what the JVM takes of them: `make bench-scale`.
 
-    python -m bench.scale [--warcs 'crawl/*.warc.gz'] [--copies 1 4 17] [--root .crawl2chat/bench-scale]
+    python -m bench.scale [--warcs 'crawl/*.warc.gz'] [--copies 1 4 17] [--apart] [--root .crawl2chat/bench-scale]
 
 The crawl is repeated under other URLs with other words: of the words of five letters and more in the text of a page a
-third are turned around inside, other ones in each copy, so that two copies of a page are not near-duplicates. The cost
-of an empty Spark session, measured beside, is taken off each stage. 40,000 pages take half an hour on two cores.
+third are turned around inside, other ones in each copy, so that two copies of a page are not near-duplicates. All
+copies of a file are one file, as a crawl's hold 30,000 pages; with --apart each is its own, so that more pages are more
+parts and not larger ones. The cost of an empty Spark session, measured beside, is taken off each stage. 40,000 pages
+take half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
@@ -77,15 +79,14 @@ def records(source: Path, copy: int, writer: WARCWriter) -> Iterator[ArcWarcReco
             )
 
 
-def write(source: Path, copies: int, target: Path) -> int:
-    """Write a WARC that holds so many copies of another, the first as it is; returns how many responses it has.
-
-    One file, not many: a crawl's hold 30,000 pages.
-    """
+def write(source: Path, copies: Sequence[int], target: Path) -> int:
+    """Write a WARC that holds these copies of another, number 0 as it is; returns how many responses it has."""
     with target.open("wb") as stream:
-        stream.write(source.read_bytes())
         writer = WARCWriter(stream, gzip=True)
-        for copy in range(1, copies):
+        for copy in copies:
+            if copy == 0:
+                stream.write(source.read_bytes())
+                continue
             for record in records(source, copy, writer):
                 writer.write_record(record)
     with target.open("rb") as stream:
@@ -116,15 +117,17 @@ def main() -> None:
     crawl = CRAWL if CRAWL.exists() else SAMPLE
     parser.add_argument("--warcs", default=str(crawl / "*.warc.gz"), help="a glob; default: the shared crawl or sample")
     parser.add_argument("--copies", type=int, nargs="+", default=[1, 4, 17])
+    parser.add_argument("--apart", action="store_true", help="each copy of a file in a file of its own")
     parser.add_argument("--root", type=Path, default=HOME / ".crawl2chat/bench-scale")
     given = parser.parse_args()
     root, sources = given.root.resolve(), [Path(path) for path in sorted(glob.glob(given.warcs))]
     shutil.rmtree(root, ignore_errors=True)
-    made: list[tuple[Path, int, Path]] = []
+    made: list[tuple[Path, Sequence[int], Path]] = []
     for copies in given.copies:
         folder = root / f"crawl-{copies}"
         folder.mkdir(parents=True)
-        made += [(source, copies, folder / source.name) for source in sources]
+        files = [[copy] for copy in range(copies)] if given.apart else [range(copies)]
+        made += [(source, some, folder / f"{some[0]:02d}-{source.name}") for source in sources for some in files]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         written = dict(zip((target for *_, target in made), pool.map(write, *zip(*made, strict=True)), strict=True))
     print(
