@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -78,6 +79,22 @@ def test_whatever_the_attributes_an_xpath_finds_the_same(elements: list[Any], rn
         nodes.append(SubElement(rng.choice(nodes), tag, attributes))
     for before, after in zip(EXPRESSIONS, AFTER, strict=True):  # what one example leaves in memory, the next finds
         assert after(tree) == before(tree), before.path
+
+
+def test_characters_that_xml_has_not_go_wherever_they_stand() -> None:
+    ours = trafilatura.utils.INVALID_XML_CHARS
+    assert isinstance(ours, extraction._Invalid)
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    left = ours._pattern.sub("", every)
+    assert ours.sub("", every) == left != every
+    assert ours.sub("", left) is left
+    assert all(ours.sub("", f"a{gone}b") == "ab" for gone in set(every) - set(left))
+
+
+def test_the_text_of_a_leaf_is_its_own() -> None:
+    tree = fromstring("<div>a<p>b<i></i>c</p>d<b>e&amp;é</b>f<br>g</div>", parser=trafilatura.utils.HTML_PARSER)
+    assert {type(one) for one in tree.iter()} == {extraction._Node}
+    assert [one.text_content() for one in tree.iter()] == ["abcde&éfg", "bc", "", "e&é", ""]
 
 
 PIECES = ["a", "bk", "s-", " a", "K", "é", "", "^a", "^bk", "^", "[ab|s]k", "a?s", "(?:a|^s)k", "a\\.", "k$"]
