@@ -181,7 +181,9 @@ def _long(line: str, c4: C4Lines) -> bool:
 def _c4_line(line: str, c4: C4Lines) -> str | None:
     """The line without citations; None where it speaks of cookies or terms."""
     line = _CITATIONS.sub("", line) if c4.remove_citations else line
-    small = line.lower() if c4.drop_policies else ""
+    if not c4.drop_policies:
+        return line
+    small = line.lower()
     return None if any(policy in small for policy in _POLICIES) else line
 
 

@@ -162,21 +162,24 @@ class _Verdict:
 
     def _found(self, pattern: str, any_case: bool, value: str) -> str:
         """Whether a pattern is found in a value; words among its alternatives are sought as such, which is faster."""
-        search = self._part(re.compile(pattern, re.IGNORECASE if any_case else 0).search)
-        if any_case and pattern == pattern.lower() and not _ODD.search(pattern):
+        odd = _ODD.search(pattern)
+        if any_case and not odd and pattern == pattern.lower():
             # Beyond ASCII some letters match others that are not their small ones.
-            small = self._found(pattern, False, f"{value}.lower()")
-            return f"({small} if {value}.isascii() else {search}({value}) is not None)"
+            small, any_letters = self._sought(pattern, f"{value}.lower()"), self._sought(pattern, value, re.IGNORECASE)
+            return f"({small} if {value}.isascii() else {any_letters})"
         alternatives = [part.removesuffix("|") for part in _outermost(pattern, "|")]
         words = [one for one in alternatives if _LITERAL.fullmatch(one)]
-        if any_case or not words or "" in alternatives or _ODD.search(pattern):
-            return f"{search}({value}) is not None"
+        if any_case or odd or not words or "" in alternatives:
+            return self._sought(pattern, value, re.IGNORECASE if any_case else 0)
         tests = [f"{word!r} in {value}" for word in words]
         # A pattern whose alternatives all begin with a letter is tried only where one of these letters stands.
         for kind in (r"\^", r"\w", r"[^\w^]"):
             if rest := "|".join(one for one in alternatives if one not in words and re.match(kind, one)):
-                tests.append(f"{self._part(re.compile(rest).search)}({value}) is not None")
+                tests.append(self._sought(rest, value))
         return f"({' or '.join(tests)})"
+
+    def _sought(self, pattern: str, value: str, flags: int = 0) -> str:
+        return f"{self._part(re.compile(pattern, flags).search)}({value}) is not None"
 
     def _part(self, value: Any) -> str:
         name = f"part_{len(self._parts)}"
