@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.jobs.crawl_server import server  # noqa: F401
 
 logging.getLogger("py4j").setLevel(logging.WARNING)  # it writes when the session ends, to streams closed by then
 REPOSITORY = Path(__file__).parents[2]
+SAMPLE = REPOSITORY / "tests/data/sample"
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +29,27 @@ def spark() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> tuple[Published, Published]:
-    """extract and filter of the sample, made at once."""
+def short(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A crawl that is soon read: of each file of the sample its first forty responses."""
+    offsets: dict[str, list[int]] = {}
+    for line in (SAMPLE / "truth.jsonl").read_text().splitlines():
+        told = json.loads(line)
+        offsets.setdefault(told["file"], []).append(told["offset"])
+    folder, files = tmp_path_factory.mktemp("short"), []
+    for name, found in sorted(offsets.items()):
+        files.append(folder / name)
+        files[-1].write_bytes((SAMPLE / name).read_bytes()[: sorted(found)[40]])
+    return files
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, short: list[Path], spark: Any) -> tuple[Published, Published]:
+    """extract and filter of the short crawl, made at once."""
     patch = pytest.MonkeyPatch()
+    patch.chdir(REPOSITORY)
     patch.setattr("jobs.session.spark", lambda name: spark)
     patch.setattr(spark, "stop", lambda: None)
-    work = job(tmp_path_factory.mktemp("whole"))
+    work = job(tmp_path_factory.mktemp("whole"), of(short))
     made = extract.run(work)
     assert made is not None
     found = made, filter.run(work)
@@ -48,6 +65,11 @@ def _one_session(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         made = request.getfixturevalue("spark")
         monkeypatch.setattr(session, "spark", lambda name: made)
         monkeypatch.setattr(made, "stop", lambda: None)
+
+
+def of(files: Sequence[Path], **more: Any) -> dict[str, Any]:
+    """Overrides of a recipe that read these archives."""
+    return {"input.warcs": [str(file) for file in files], **more}
 
 
 def job(root: Path, overrides: dict[str, Any] | None = None, run: str = "test") -> session.Job:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import gzip
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs import canary, extract, filter, parts, session
+from jobs import canary, extract, filter, parts, session, sources
 from pipeline import artifact
 from pipeline.artifact import Published
 from pipeline.errors import InputError, ServerError
 from pipeline.progress import events, last_event
 from pipeline.recipe import load
 from pipeline.storage import Storage
-from tests.jobs.conftest import job
+from tests.jobs.conftest import job, of
 from tests.jobs.crawl_server import Server
 
-SAMPLE = Path("tests/data/sample")
 TWO = {"approval.canary_warcs": 2}
 
 
@@ -47,11 +47,13 @@ def test_the_files_are_spread(files: int, canaries: int, places: list[int]) -> N
     assert canary.chosen(files, canaries) == places
 
 
-def test_it_tells_what_extract_and_filter_will_say_of_its_files(tmp_path: Path, spark: Any, read: Any) -> None:
-    made = canary.run(job(tmp_path, TWO))
+def test_it_tells_what_extract_and_filter_will_say_of_its_files(
+    tmp_path: Path, spark: Any, read: Any, short: list[Path]
+) -> None:
+    given = of(short, **TWO)
+    made = canary.run(job(tmp_path, given))
     assert sorted({name for names in read for name in names}) == ["00001", "00003"]
-    files = [str(SAMPLE / f"CC-SAMPLE-0000{number}.warc.gz") for number in (1, 3)]
-    alone = job(tmp_path / "alone", {"input.warcs": files})
+    alone = job(tmp_path / "alone", of(short[1:4:2]))
     extracted, filtered = extract.run(alone), filter.run(alone)
     assert extracted and extracted.content.counts and filtered.content.counts
     numbers, counts = made.content.numbers, extracted.content.counts
@@ -60,26 +62,28 @@ def test_it_tells_what_extract_and_filter_will_say_of_its_files(tmp_path: Path, 
     assert numbers["dropped"] == counts.dropped | filtered.content.counts.dropped
     assert sum(numbers["languages"].values()) == counts.kept
     assert made.manifest.run.numbers["extract_cpu_seconds"] > 0.1
-    again = canary.run(job(tmp_path, TWO, run="again"))
+    again = canary.run(job(tmp_path, given, run="again"))
     assert again.manifest == made.manifest
 
 
 def test_extract_reads_what_the_canary_left_and_makes_the_same(
-    tmp_path: Path, spark: Any, read: Any, whole: tuple[Published, Published]
+    tmp_path: Path, spark: Any, read: Any, short: list[Path], whole: tuple[Published, Published]
 ) -> None:
-    canary.run(job(tmp_path, TWO))
+    work = job(tmp_path, of(short, **TWO))
+    canary.run(work)
     read.clear()
-    made = extract.run(job(tmp_path, TWO))
+    made = extract.run(work)
     assert read[0] == ["00000", "00002", "00004"]
     assert made and made.manifest.content_hash == whole[0].manifest.content_hash
-    assert made.folder == canary.run(job(tmp_path, TWO)).content.numbers["extract"]
+    assert made.folder == canary.run(work).content.numbers["extract"]
 
 
-def test_after_extract_the_canary_reads_its_parts(tmp_path: Path, spark: Any, read: Any) -> None:
-    before = canary.run(job(tmp_path / "before", TWO)).content.numbers
-    extract.run(job(tmp_path, TWO))
+def test_after_extract_the_canary_reads_its_parts(tmp_path: Path, spark: Any, read: Any, short: list[Path]) -> None:
+    work = job(tmp_path, of(short, **TWO))
+    before = canary.run(replace(work, storage=Storage(tmp_path / "before"))).content.numbers
+    extract.run(work)
     read.clear()
-    after = canary.run(job(tmp_path, TWO))
+    after = canary.run(work)
     assert read == [] and after.content.numbers == before
     assert after.manifest.run.numbers["extract_cpu_seconds"] > 0.1
 
@@ -92,9 +96,9 @@ def test_without_a_canary_the_files_are_counted_and_none_is_read(tmp_path: Path,
 
 
 def test_batches_make_what_one_application_makes(
-    tmp_path: Path, spark: Any, read: Any, whole: tuple[Published, Published]
+    tmp_path: Path, spark: Any, read: Any, short: list[Path], whole: tuple[Published, Published]
 ) -> None:
-    work = job(tmp_path)
+    work = job(tmp_path, of(short))
     for number in (3, 1, 2):
         assert extract.run(replace(work, batch=(number, 3))) is None
         pointer = artifact.pointer(work.storage, "test", "extract")
@@ -114,9 +118,11 @@ def test_batches_make_what_one_application_makes(
     assert last and (last.done, last.total) == (5, 5)
 
 
-def test_a_server_is_asked_for_the_files_of_a_crawl_once_a_run(tmp_path: Path, spark: Any, server: Server) -> None:
-    paths = [f"crawl-data/CC-MAIN-2025-05/{file.name}" for file in sorted(SAMPLE.glob("*.warc.gz"))]
-    server.files = {f"/{path}": (SAMPLE / Path(path).name).read_bytes() for path in paths}
+def test_a_server_is_asked_for_the_files_of_a_crawl_once_a_run(
+    tmp_path: Path, spark: Any, server: Server, short: list[Path]
+) -> None:
+    paths = [f"crawl-data/CC-MAIN-2025-05/{file.name}" for file in short]
+    server.files = {f"/{path}": file.read_bytes() for path, file in zip(paths, short, strict=True)}
     server.files["/crawl-data/CC-MAIN-2025-05/warc.paths.gz"] = gzip.compress("\n".join(paths).encode())
     crawl = {"input.warcs": [], "input.crawl": "CC-MAIN-2025-05", **TWO}
     work = session.Job(load("recipes/demo.yaml", crawl), Storage(tmp_path), "test", [], False)
@@ -144,7 +150,17 @@ def test_a_batch_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyP
 def test_a_server_that_refuses_for_now_is_told_from_one_that_knows_nothing(
     tmp_path: Path, spark: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.sources._LONGEST_WAIT", 0.01)
+    real = extract.work
+
+    def hurried(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """In Spark's worker, whose waits the patch of `server` does not shorten."""
+        longest, sources._LONGEST_WAIT = sources._LONGEST_WAIT, 0.01
+        try:
+            yield from real(name, payload)
+        finally:
+            sources._LONGEST_WAIT = longest
+
+    monkeypatch.setattr(extract, "work", hurried)
     for path, weather, kind in (("/a.warc.gz", "503", ServerError), ("/b.warc.gz", "404", InputError)):
         server.files[path], server.weather = b"", lambda weather=weather: weather  # type: ignore[misc]
         recipe = load("recipes/demo.yaml", {"input.warcs": [server.base + path]})

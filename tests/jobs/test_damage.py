@@ -202,13 +202,12 @@ def test_any_weather_on_the_way_loses_and_doubles_nothing(
 
 
 def test_a_crawl_in_any_weather_makes_the_parts_of_the_same_files_at_hand(
-    whole: tuple[Published, Published], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any
+    short: list[Path], whole: tuple[Published, Published], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any
 ) -> None:
     """The list and five archives; the parts are worked on in this process, whose waits are short, not in Spark's."""
     monkeypatch.setattr(sources, "_STALL_SECONDS", 0.2)
     monkeypatch.setattr(sources, "_TRIES", 60)
-    files = sorted((DEMO.parents[1] / "tests/data/sample").glob("*.warc.gz"))
-    server.files = {f"/crawl-data/CC-MAIN-2025-05/{file.name}": file.read_bytes() for file in files}
+    server.files = {f"/crawl-data/CC-MAIN-2025-05/{file.name}": file.read_bytes() for file in short}
     listed = gzip.compress("\n".join(path[1:] for path in server.files).encode())
     server.files["/crawl-data/CC-MAIN-2025-05/warc.paths.gz"] = listed
     kinds, met, rng = ["fine", "503", "403", "cut", "stall", "xml"], list[str](), random.Random(3)
@@ -228,11 +227,10 @@ def test_a_crawl_in_any_weather_makes_the_parts_of_the_same_files_at_hand(
 
 
 def test_a_file_that_cannot_be_had_is_a_row_or_ends_the_stage(
-    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any
+    short: list[Path], spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any
 ) -> None:
-    good = sorted((DEMO.parents[1] / "tests/data/sample").glob("*.warc.gz"))[-1]
     server.files["/a.warc.gz"] = ZIPPED
-    both = {"input.warcs": [str(good), f"{server.base}/a.warc.gz"]}
+    both = {"input.warcs": [str(short[-1]), f"{server.base}/a.warc.gz"]}
     strict = session.Job(load(DEMO, both | {"extract.max_failed_warcs": 0.2}), Storage(tmp_path / "x"), "x", [], False)
     server.weather = lambda: "404"
     with pytest.raises(InputError, match=r"1 of 2 files could not be read(.|\n)*a\.warc\.gz: not_fetched"):

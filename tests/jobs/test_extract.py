@@ -164,8 +164,8 @@ def test_a_changed_threshold_leaves_extract_as_it_is(extracted: tuple[session.Jo
     assert counts is not None and counts.kept == 0
 
 
-def test_bytes_do_not_change_when_a_part_is_made_again(tmp_path: Path) -> None:
-    work = recipe([str(CRAWL / "part-00.warc.gz")])
+def test_bytes_do_not_change_when_a_part_is_made_again(tmp_path: Path, short: list[Path]) -> None:
+    work = recipe([str(short[0])])
     first = extract.run(job(tmp_path / "a", work))
     second = extract.run(job(tmp_path / "b", work))
     again = extract.run(job(tmp_path / "a", work, force=True))

@@ -15,7 +15,7 @@ from jobs.page import classifier
 from jobs.table import read_rows
 from pipeline.errors import InputError, RecipeError
 from pipeline.recipe import load
-from tests.jobs.conftest import REPOSITORY, job
+from tests.jobs.conftest import job, of
 
 SENTENCES = {
     True: ("the harbour lay quiet", "we learn why the tide turns", "an essay explains its subject with care"),
@@ -69,11 +69,10 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
         load("recipes/demo.yaml", {"filter.min_quality": 0.5})
 
 
-def test_a_threshold_on_the_sample(tmp_path: Path, spark: Any) -> None:
+def test_a_threshold_on_the_sample(tmp_path: Path, spark: Any, short: list[Path]) -> None:
     good, other = files(tmp_path)
     train_quality.run([good], [other], tmp_path / "quality.bin")
-    warc = sorted((REPOSITORY / "tests/data/sample").glob("*.warc.gz"))[0]
-    overrides = {"input.warcs": [str(warc)], "extract.quality_model": str(tmp_path / "quality.bin")}
+    overrides = of(short[:2], **{"extract.quality_model": str(tmp_path / "quality.bin")})
     made = extract.run(job(tmp_path / "root", overrides))
     rows = {row["id"]: row["quality"] for file in made.files(".parquet") for row in read_rows(made.storage, file)}
     known = sorted(score for score in rows.values() if score is not None)

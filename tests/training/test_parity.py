@@ -9,6 +9,7 @@ That noise is measured here, by plain PyTorch that sums the same rows in other o
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sys
@@ -54,6 +55,7 @@ def gap(one: Curve, other: Curve) -> tuple[float, float]:
     return each[0], max(each[1:])
 
 
+@functools.cache
 def noise(kind: str) -> float:
     """The largest relative difference after step 1 that the order of sums makes, in plain PyTorch."""
     reference = plain(kind, STEPS)
