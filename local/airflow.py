@@ -80,7 +80,7 @@ class Installation:
         kept.pop("PYTHONDONTWRITEBYTECODE", None)  # without it every process compiles the DAG and our modules anew
         programs = str(Path(sys.executable).parent)
         connections = {
-            "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",  # for short sessions, as jobs/session.py
+            "SPARK_SUBMIT_OPTS": _small_jvm(self.home),
             "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[*]"}),
             "AIRFLOW_CONN_DEEPSPEED_DEFAULT": json.dumps({"conn_type": "deepspeed", "extra": {"ranks": ranks()}}),
         }
@@ -119,6 +119,12 @@ class Installation:
             "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD": "1800",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",  # a killed task is started again after that
         }
+
+
+def _small_jvm(home: Path) -> str:
+    """Options of Java for short sessions, as jobs/session.py has them; where jobs.prebuild left no classes, without."""
+    classes = f'"-XX:SharedArchiveFile={home}/.crawl2chat/spark.jsa" -Xlog:cds*=off'
+    return f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC {classes}"
 
 
 def ranks() -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.session import SHARED_CLASSES, SMALL_JVM
 from pipeline import artifact
 from pipeline.storage import Storage
 from tests.local.runs import LONGEST, SMALL
@@ -36,6 +37,7 @@ def test_each_dag_runs_to_its_end(tmp_path):
         "CRAWL2CHAT_HOME": str(REPOSITORY),
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
+        "SPARK_SUBMIT_OPTS": f"{SMALL_JVM} {SHARED_CLASSES}",
         "TORCH_EXTENSIONS_DIR": str(REPOSITORY / ".crawl2chat/torch_extensions"),
     }
     subprocess.run(["airflow", "db", "migrate"], env=env, check=True, capture_output=True)

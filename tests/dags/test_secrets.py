@@ -16,6 +16,7 @@ import pytest
 from dags import road, stages
 from dags.corpus import dag as corpus
 from dags.model import dag as model
+from jobs.session import SMALL_JVM
 from tests.dags.test_crawl_to_chat import rendered
 
 SAMPLE = Path(__file__).parents[1] / "data/sample/CC-SAMPLE-00004.warc.gz"
@@ -44,7 +45,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     )
     monkeypatch.setenv("SPARK_CONF_DIR", str(conf))
     monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
-    monkeypatch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", SMALL_JVM)
     return events
 
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from jobs.session import SHARED_CLASSES, SMALL_JVM
 from local import run
 from pipeline.recipe import load
 from tests.docs import commands
@@ -53,7 +54,7 @@ ROAD = (
     *(f"spark-submit jobs/{stage}.py" for stage in ("deduplicate", "redact", "decontaminate")),
     *("spark-submit jobs/train_tokenizer.py", "spark-submit jobs/shard.py", "python jobs/train_quality.py"),
     *("python -m jobs.explain", "python -m jobs.inspect", "python -m jobs.holds"),
-    "python -m training.prebuild",
+    *("python -m jobs.prebuild", "python -m training.prebuild"),
     *(
         f"{launcher} training/{stage}.py"
         for stage in ("pretrain", "sft", "rl")
@@ -216,7 +217,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
             "PYTHONPATH": str(folder),
             "PYSPARK_PYTHON": sys.executable,
             "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", f"{ROOT}/.crawl2chat/torch_extensions"),
-            "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",  # as jobs/session.py, for short sessions
+            "SPARK_SUBMIT_OPTS": f"{SMALL_JVM} {SHARED_CLASSES}",
             "SPARK_LOCAL_IP": "127.0.0.1",
         },
     )

@@ -78,6 +78,8 @@ from pipeline.storage import Storage
 from tests.jobs.conftest import job
 from web import report
 warc, *roots = sys.argv[1:]
+spark = session.spark("road")  # one for all stages: what they publish hangs on no session
+stop, spark.stop, session.spark = spark.stop, lambda: None, lambda name: spark
 for root in roots:
     work = job(Path("unused"), {"input.warcs": [warc], "shard.validation": 0.2})
     work = session.Job(work.recipe, Storage(root), work.run, work.input, work.force)
@@ -85,6 +87,7 @@ for root in roots:
         made = stage.run(work)
         print(stage.STAGE.name, *(file.sha256 for file in made.content.files))
     report.publish(work.storage, work.run)
+stop()
 """
 
 

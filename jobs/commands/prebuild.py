@@ -1,0 +1,60 @@
+"""Make the archive of Spark's classes that sessions on this machine map: `python -m jobs.prebuild`.
+
+Most of a short session is its JVM reading and checking 15,000 classes. HotSpot shares them instead (JEP 350) where a
+session that ended left them in an archive. It holds for one Java and one Spark: another one goes without it, and so
+does a session that finds none.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from jobs import session
+from pipeline import errors
+from pipeline.errors import MachineError
+
+
+def _passed_on(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield from batches
+
+
+def build(archive: Path = session.CLASSES) -> float:
+    """Run what the stages run, on a few rows, and keep the classes; returns the seconds it took.
+
+    Raises `MachineError` where Java leaves no archive.
+    """
+    began = time.monotonic()
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
+        made = Path(folder) / archive.name
+        spark = session.spark("prebuild", f'"-XX:ArchiveClassesAtExit={made}" -Xlog:cds*=off')
+        rows = spark.createDataFrame([(str(number), number) for number in range(100)], "name string, number long")
+        rows = rows.repartition(2).mapInArrow(_passed_on, rows.schema)
+        rows.write.parquet(f"{folder}/rows")
+        read = spark.read.parquet(f"{folder}/rows")
+        counted = read.groupBy("number").count().join(read, "number").where("count > 0").orderBy("name")
+        counted.distinct().write.parquet(f"{folder}/counted")
+        gateway = spark.sparkContext._gateway
+        spark.stop()
+        gateway.shutdown()
+        gateway.proc.stdin.close()  # then the JVM ends
+        gateway.proc.wait()
+        if not made.is_file():
+            raise MachineError(f"Java left no {made.name}", "sessions start without it, more slowly; Java 17 makes it")
+        made.replace(archive)  # a JVM that maps half of one dies
+    return time.monotonic() - began
+
+
+def main() -> None:
+    """Entry point."""
+    seconds = build()
+    print(f"Spark's classes are ready in {session.CLASSES} ({seconds:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)
