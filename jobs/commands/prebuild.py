@@ -7,6 +7,7 @@ does a session that finds none.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,15 +24,17 @@ def _passed_on(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     yield from batches
 
 
-def build(archive: Path = session.CLASSES) -> float:
+def build() -> float:
     """Run what the stages run, on a few rows, and keep the classes; returns the seconds it took.
 
     Raises `MachineError` where Java leaves no archive.
     """
-    began = time.monotonic()
+    began, archive = time.monotonic(), session.CLASSES
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         made = Path(folder) / archive.name
+        for name in ("SPARK_SUBMIT_OPTS", "SPARK_DRIVER_MEMORY"):  # a JVM that maps an archive writes none
+            os.environ.pop(name, None)
         spark = session.spark("prebuild", f'"-XX:ArchiveClassesAtExit={made}" -Xlog:cds*=off')
         rows = spark.createDataFrame([(str(number), number) for number in range(100)], "name string, number long")
         rows = rows.repartition(2).mapInArrow(_passed_on, rows.schema)
