@@ -18,6 +18,7 @@ from pipeline.storage import Storage
 from tests.jobs.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
+SAMPLE = sorted((REPOSITORY / "tests/data/sample").glob("*.warc.gz"))
 STAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "tokenizer", "shard")
 ROAD = """
 import sys
@@ -28,7 +29,7 @@ root, *warcs = sys.argv[1:]
 spark = session.spark("road")  # one for all stages: what they publish hangs on no session
 stop, spark.stop, session.spark = spark.stop, lambda: None, lambda name: spark
 for stage in (extract, filter, deduplicate, redact, decontaminate, train_tokenizer, shard):
-    stage.run(job(Path(root), {"input.warcs": warcs, "tokenizer.vocabulary": 1024}))
+    stage.run(job(Path(root), {"input.warcs": warcs}))
 stop()
 """
 # A task is started a second time as soon as it runs longer than the fastest, on another host than the first time.
@@ -90,10 +91,10 @@ def two_hosts(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
-def test_cores_order_and_speculation_decide_no_byte(tmp_path: Path, two_hosts: str, short: list[Path]) -> None:
-    one = road(tmp_path / "one", "local[1]", short, {})
+def test_cores_order_and_speculation_decide_no_byte(tmp_path: Path, two_hosts: str) -> None:
+    one = road(tmp_path / "one", "local[1]", SAMPLE, {})
     assert all(one.values())
-    assert road(tmp_path / "eight", "local[8]", short[::-1], {"spark.sql.shuffle.partitions": "8"}) == one
-    assert road(tmp_path / "twice", two_hosts, short, SPECULATIVE) == one
+    assert road(tmp_path / "eight", "local[8]", SAMPLE[::-1], {"spark.sql.shuffle.partitions": "8"}) == one
+    assert road(tmp_path / "twice", two_hosts, SAMPLE, SPECULATIVE) == one
     events = (file.read_text() for file in (tmp_path / "twice/events").rglob("events_*"))
     assert sum(text.count('"Speculative":true') for text in events) > 0

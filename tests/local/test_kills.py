@@ -91,7 +91,7 @@ def begun(storage: Storage, stage: str) -> int:
 def test_a_run_survives_what_it_loses(tmp_path):
     root = tmp_path / "data"
     installation = Quick(runs.REPOSITORY, str(root), 8296, tmp_path / "airflow")
-    form = {"root": str(root), "recipe": str(runs.recipe(tmp_path, "killed", {}))}
+    form = {"root": str(root), "recipe": str(runs.recipe(tmp_path, "killed", {"input.max_warcs": None}))}
 
     def kill(airflow, task: str, which: Callable[[psutil.Process], bool]) -> None:
         """Once the stage has begun."""
