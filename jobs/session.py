@@ -114,8 +114,9 @@ def part_name(file: str) -> str:
 
 
 def spark(name: str, classes: str = SHARED_CLASSES) -> SparkSession:
-    """The session of a stage. The master is the submitter's, or all cores of this machine, in a JVM with `classes`.
+    """The session of a stage. The master is the submitter's, or all cores of this machine.
 
+    `classes`: the options of Java that map an archive of classes here, or make one.
     Raises `MachineError` where there is no Java.
     """
     if not (shutil.which("java") or os.environ.get("JAVA_HOME")):

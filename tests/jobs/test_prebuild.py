@@ -1,4 +1,4 @@
-"""The archive of Spark's classes: a session maps it where it is, and starts without it where it is not."""
+"""The archive of Spark's classes: a session maps it, and Airflow on this machine asks for the same one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from jobs import session
+from local.airflow import Installation
+from tests.jobs.conftest import REPOSITORY
 
 
 def test_a_session_maps_the_classes_that_setup_left(spark: Any) -> None:
@@ -15,3 +17,9 @@ def test_a_session_maps_the_classes_that_setup_left(spark: Any) -> None:
         pytest.skip("python -m jobs.prebuild was not run")
     started = spark.sparkContext._gateway.proc
     assert str(session.CLASSES) in Path(f"/proc/{started.pid}/maps").read_text()
+
+
+def test_airflow_starts_sessions_with_the_same_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPARK_SUBMIT_OPTS", raising=False)
+    given = Installation(REPOSITORY, str(tmp_path), 8496, tmp_path / "airflow").environment()["SPARK_SUBMIT_OPTS"]
+    assert given == f"{session.SMALL_JVM} {session.SHARED_CLASSES}"
