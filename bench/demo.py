@@ -18,10 +18,10 @@ from pathlib import Path
 
 from pipeline import artifact
 from pipeline.recipe import load
+from pipeline.stages import CORPUS, MODEL, MODELS
 from pipeline.storage import Storage
 
 HOME = Path(__file__).resolve().parents[1]
-SPARK = ("extract", "filter", "deduplicate", "redact", "decontaminate", "train_tokenizer", "shard")
 RANKS = 2
 # Row of the table: pointer of the stage, number in its manifest.
 ROWS = {
@@ -43,17 +43,17 @@ ROWS = {
     "sft: right where it calls": ("evaluation-sft", "accuracy_with_tool"),
     "sft: right where it does not": ("evaluation-sft", "accuracy_without_tool"),
 }
-SECONDS = ("pretrain", "sft", "rl")
+SECONDS = tuple(step.name for step in MODELS)
 
 
 def commands(recipe: Path, root: str, run: str) -> list[list[str]]:
     """The stages' command lines, in order."""
     place = ["--recipe", str(recipe), "--root", root, "--run", run]
     ranks = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={RANKS}", "--"]
-    made = [[sys.executable, f"jobs/{name}.py", *place] for name in SPARK]
-    for name in ("pretrain", "sft", "rl"):
-        made.append([*ranks, f"training/{name}.py", *place])
-        made.append([sys.executable, "training/evaluation.py", "--of", name, *place])
+    made = [[sys.executable, step.script, *place] for step in CORPUS]
+    for step in MODEL:
+        launch = [sys.executable, step.script, "--of", step.of] if step.of else [*ranks, step.script]
+        made.append([*launch, *place])
     return made
 
 

@@ -34,10 +34,11 @@ from warcio.warcwriter import WARCWriter
 from bench.processes import HOME, SESSION, Spent, measured
 from pipeline import artifact
 from pipeline.recipe import load
+from pipeline.stages import CORPUS
 from pipeline.storage import Storage
 
 CRAWL, SAMPLE = HOME.parent / "shared/data/crawl", HOME / "tests/data/sample"
-STAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "train_tokenizer", "shard")
+STAGES = tuple(step.name for step in CORPUS)
 _NO_TEXT = re.compile(rb"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>")
 _WORD = re.compile(rb"(?<![A-Za-z&;\x80-\xff])[A-Za-z]{5,}(?![A-Za-z;\x80-\xff])")
 
@@ -100,8 +101,8 @@ def stages(root: Path, warcs: str) -> dict[str, Spent]:
     recipe.write_text(load(HOME / "recipes/demo.yaml", {"input.warcs": [warcs]}).to_yaml())
     place = ["--recipe", str(recipe), "--root", str(root), "--run", "bench"]
     return {
-        stage: measured([sys.executable, f"jobs/{stage}.py", *place], root / f"{stage}.txt", {"PYTHONPATH": str(HOME)})
-        for stage in STAGES
+        step.name: measured([sys.executable, step.script, *place], root / f"{step.name}.txt", {"PYTHONPATH": str(HOME)})
+        for step in CORPUS
     }
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param, task
 
-from dags import form, road
-from dags.retries import DEFAULTS
+from dags.parts import form, tasks
+from dags.parts.retries import DEFAULTS
 from pipeline.recipe import CRAWL_ID
 
 CRAWLS = Param(
@@ -35,7 +35,7 @@ with DAG(
     "backfill",
     doc_md=__doc__,
     schedule=None,
-    params={"crawls": CRAWLS} | form.params(road.ROOT, road.RECIPE, road.CORPUS_SECTIONS, files=("max_warcs",)),
+    params={"crawls": CRAWLS} | form.params(tasks.ROOT, tasks.RECIPE, tasks.CORPUS_SECTIONS, files=("max_warcs",)),
     default_args=DEFAULTS,
     tags=["crawl2chat"],
 ) as dag:

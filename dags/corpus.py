@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, PartitionedAtRuntime
 
-from dags import form, road
-from dags.retries import DEFAULTS
+from dags.parts import form, tasks
+from dags.parts.retries import DEFAULTS
 
 with DAG(
     "corpus",
     doc_md=__doc__,
     schedule=PartitionedAtRuntime(),
     max_active_runs=4,
-    params=form.params(road.ROOT, road.RECIPE, road.CORPUS_SECTIONS),
+    params=form.params(tasks.ROOT, tasks.RECIPE, tasks.CORPUS_SECTIONS),
     default_args=DEFAULTS,
     tags=["crawl2chat"],
 ) as dag:
-    where = road.resolve()  # type: ignore[call-arg]
-    where >> road.corpus_stages() >> road.report() >> road.announce_corpus(where)  # type: ignore[call-arg]
+    where = tasks.resolve()  # type: ignore[call-arg]
+    where >> tasks.corpus_stages() >> tasks.report() >> tasks.announce_corpus(where)  # type: ignore[call-arg]

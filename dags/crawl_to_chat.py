@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from airflow.sdk import DAG
 
-from dags import form, road
-from dags.retries import DEFAULTS
+from dags.parts import form, tasks
+from dags.parts.retries import DEFAULTS
 
 with DAG(
     "crawl_to_chat",
     doc_md=__doc__,
     schedule=None,
     max_active_runs=1,
-    params=form.params(road.ROOT, road.RECIPE),
+    params=form.params(tasks.ROOT, tasks.RECIPE),
     default_args=DEFAULTS,
     tags=["crawl2chat"],
 ) as dag:
-    road.resolve() >> road.corpus_stages() >> road.model_stages() >> road.report()  # type: ignore[call-arg]
+    tasks.resolve() >> tasks.corpus_stages() >> tasks.model_stages() >> tasks.report()  # type: ignore[call-arg]

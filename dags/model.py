@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, Param, PartitionedAssetTimetable
 
-from dags import form, road
-from dags.retries import DEFAULTS
+from dags.parts import form, tasks
+from dags.parts.retries import DEFAULTS
 
 CORPUS_RUN = Param(
     None,
@@ -20,10 +20,10 @@ CORPUS_RUN = Param(
 with DAG(
     "model",
     doc_md=__doc__,
-    schedule=PartitionedAssetTimetable(assets=road.CORPUS),
-    params={"corpus_run": CORPUS_RUN} | form.params(road.ROOT, road.RECIPE, road.MODEL_SECTIONS),
+    schedule=PartitionedAssetTimetable(assets=tasks.CORPUS),
+    params={"corpus_run": CORPUS_RUN} | form.params(tasks.ROOT, tasks.RECIPE, tasks.MODEL_SECTIONS),
     default_args=DEFAULTS,
     tags=["crawl2chat"],
 ) as dag:
-    where = road.resolve_model()  # type: ignore[call-arg]
-    where >> road.model_stages() >> road.report() >> road.announce_model(where)  # type: ignore[call-arg]
+    where = tasks.resolve_model()  # type: ignore[call-arg]
+    where >> tasks.model_stages() >> tasks.report() >> tasks.announce_model(where)  # type: ignore[call-arg]

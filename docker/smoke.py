@@ -18,6 +18,7 @@ import httpx
 
 from local.client import DAG, Airflow
 from pipeline import artifact
+from pipeline.stages import CORPUS, STEPS
 from pipeline.storage import Storage
 
 HOME = Path(__file__).resolve().parents[1]
@@ -26,7 +27,6 @@ ROOT = "s3://crawl2chat/artifacts"
 RUN = "smoke"
 SHORT = {"pretrain.steps": 20, "sft.arithmetic": 400, "rl.steps": 2, "evaluation.arithmetic": 20}
 FORM = {"recipe": "recipes/demo.yaml", "root": ROOT, "warcs": [f"{WARCS}/*.warc.gz"], **SHORT}
-STAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "tokenizer", "shard", "pretrain", "sft", "rl")
 SECONDS = 3000.0
 HISTORY = "http://history-server:18080/api/v1/applications"
 SECRETS = (
@@ -86,7 +86,7 @@ def pages() -> None:
 def history() -> None:
     """Every Spark stage is in the history server."""
     names = {one["name"] for one in httpx.get(HISTORY, timeout=30).json()}
-    if missing := {f"crawl2chat {stage}" for stage in ("extract", "filter", "deduplicate", "shard")} - names:
+    if missing := {f"crawl2chat {step.name}" for step in CORPUS} - names:
         sys.exit(f"the history server does not know {sorted(missing)}, but {sorted(names)}")
     print(f"history server: {len(names)} applications", flush=True)
 
@@ -94,9 +94,9 @@ def history() -> None:
 def artifacts() -> None:
     """What the run published in S3 is whole: every file has the hash that its manifest says."""
     storage = Storage(ROOT)
-    for stage in STAGES:
+    for stage in STEPS:
         artifact.of_run(storage, RUN, stage).verify()
-    print(f"artifacts of {len(STAGES)} stages in {ROOT} are whole", flush=True)
+    print(f"artifacts of {len(STEPS)} stages in {ROOT} are whole", flush=True)
 
 
 def left(airflow: Airflow) -> Iterator[tuple[str, bytes]]:

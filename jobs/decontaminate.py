@@ -22,7 +22,7 @@ import xxhash
 
 from jobs import parts, session
 from jobs.filter import commit_decisions, totals
-from jobs.page.urls import host_of
+from jobs.page.take_down import TAKEN_DOWN, entries, listed
 from jobs.page.words import words
 from jobs.table import read_rows, write_table
 from pipeline import errors, lines
@@ -41,22 +41,6 @@ def ngrams(text: str, n: int) -> list[int]:
     return [xxhash.xxh3_64_intdigest(" ".join(plain[i : i + n]).encode()) for i in range(len(plain) - n + 1)]
 
 
-def entries(file: str) -> Iterator[str]:
-    """The entries of a take-down list: URLs, hosts or document ids, one a line, `#` begins a comment."""
-    found = lines.read(file, "check decontaminate.take_down")
-    yield from (line.strip() for _, line in found if not line.startswith("#"))
-
-
-def listed(row: dict[str, Any], down: frozenset[str]) -> str | None:
-    """The entry that a document was taken down by."""
-    names = [row["id"], row["url"]]
-    host = host_of(row["url"])
-    while host:
-        names.append(host)
-        host = host.partition(".")[2]
-    return next((name for name in names if name in down), None)
-
-
 def _table(storage: Storage, name: str) -> tuple[npt.NDArray[np.uint64], list[str]]:
     rows = list(read_rows(storage, name))
     return np.array([row["hash"] for row in rows], dtype=np.uint64), [row["set"] for row in rows]
@@ -70,7 +54,7 @@ def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(read_rows(storage, payload["redact"], ("id", "url", "text"))):
         decided = {"id": row["id"]}
         if entry := listed(row, down):
-            decided |= {"reason": "taken_down", "detail": entry}
+            decided |= {"reason": TAKEN_DOWN, "detail": entry}
         elif len(hashes):
             grams = np.array(ngrams(row["text"], payload["ngram_words"]), dtype=np.uint64)
             at = np.minimum(np.searchsorted(hashes, grams), len(hashes) - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,31 +18,11 @@ from pipeline import artifact
 from pipeline.artifact import Pointer
 from pipeline.errors import MachineError
 from pipeline.progress import Event, last_event
+from pipeline.stages import STEPS
 from pipeline.storage import Storage
 
-# Tasks in their order, and the pointer that each leaves in the run's folder.
-POINTERS = {
-    "resolve": "",
-    "corpus.canary": "canary",
-    "corpus.approve": "",
-    "corpus.extract_batch": "extract",
-    "corpus.extract": "extract",
-    "corpus.filter": "filter",
-    "corpus.deduplicate": "deduplicate",
-    "corpus.redact": "redact",
-    "corpus.decontaminate": "decontaminate",
-    "corpus.tokenizer": "tokenizer",
-    "corpus.shard": "shard",
-    "model.approve": "",
-    "model.pretrain": "pretrain",
-    "model.evaluate_base": "evaluation-pretrain",
-    "model.sft": "sft",
-    "model.evaluate_sft": "evaluation-sft",
-    "model.rl": "rl",
-    "model.evaluate_rl": "evaluation-rl",
-    "report": "report",
-}
-FAILED = ("failed", "upstream_failed")
+# The step that each task of ours leaves a pointer of, by the task's id; a task that is none of these leaves none.
+POINTERS = {step.task: step.name for step in STEPS.values()} | {"corpus.extract_batch": "extract"}
 ASKING = "awaiting_input"
 RUNNING = ("running", "deferred", "up_for_retry", "restarting", ASKING)
 _LOOK_SECONDS = 1.0
@@ -81,7 +62,7 @@ def look(storage: Storage, run: str, task: Task) -> Sight:
 
 
 def follow(airflow: Airflow, storage: Storage, run_id: str, run: str, view: View) -> list[Task]:
-    """Show the run until it ends; its tasks then. A task that failed is in `FAILED` states."""
+    """Show the run until it ends; its tasks then, in the order in which they began."""
     finished: set[tuple[str, int]] = set()
     missed = 0
     while True:
@@ -94,8 +75,7 @@ def follow(airflow: Airflow, storage: Storage, run_id: str, run: str, view: View
                 raise MachineError(f"Airflow does not answer any more: {error}", _LOOK) from error
             time.sleep(_LOOK_SECONDS)
             continue
-        order = list(POINTERS)
-        tasks.sort(key=lambda task: (order.index(task.name) if task.name in order else len(order), task.index))
+        tasks.sort(key=lambda task: (task.started or math.inf, task.index))
         for task in tasks:
             if (task.name, task.index) in finished or task.state not in ("success", "failed", *RUNNING):
                 continue

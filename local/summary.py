@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from local.follow import POINTERS, short
 from pipeline import artifact
 from pipeline.artifact import Pointer, Published
+from pipeline.stages import STEPS
 from pipeline.storage import Storage
 
 CHATS = 3
@@ -26,7 +26,7 @@ class Made:
         self.storage = storage
         self.pointers: dict[str, Pointer] = {}
         self.artifacts: dict[str, Published] = {}
-        for name in filter(None, POINTERS.values()):
+        for name in STEPS:
             pointer = artifact.pointer(storage, run, name)
             if pointer and pointer.state != "running":
                 self.pointers[name] = pointer
@@ -54,13 +54,13 @@ def stages(made: Made) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "in", "out", "seconds", "CPU seconds", ""):
         table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
-    for name, task in {name: task for task, name in POINTERS.items()}.items():  # batches are no row
+    for name, step in STEPS.items():
         if name not in made.artifacts:
             continue
         pointer, found = made.pointers[name], made.artifacts[name]
         counts, reused = found.content.counts, pointer.state == "reused"
         table.add_row(
-            short(task),
+            step.task.rpartition(".")[2],
             f"{counts.in_:,}" if counts else "",
             f"{counts.kept:,}" if counts else "",
             f"{pointer.seconds:.1f}",

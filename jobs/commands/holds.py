@@ -12,14 +12,14 @@ import argparse
 import json
 from collections.abc import Iterator
 
-from jobs.decontaminate import listed
+from jobs.page.take_down import listed
 from jobs.table import read_rows
 from pipeline import artifact, errors
 from pipeline.artifact import MANIFEST, Published
+from pipeline.stages import CORPUS, MODELS
 from pipeline.storage import Storage
 
-PAGES = {"extract": "captures", "redact": "documents", "shard": "documents in the shards"}
-LEARNED = ("tokenizer", "pretrain", "sft", "rl")
+LEARNED = ("tokenizer", *(step.name for step in MODELS))  # stages that learn from the text of pages
 
 
 def published(storage: Storage, stage: str) -> Iterator[Published]:
@@ -49,11 +49,11 @@ def pages(found: Published, entry: str) -> int:
 def holding(storage: Storage, entry: str) -> Iterator[str]:
     """A line for each artifact and each unfinished work that holds or learned from it."""
     held: set[str] = set()
-    for stage, what in PAGES.items():
-        for found in published(storage, stage):
+    for step in CORPUS:
+        for found in published(storage, step.stage) if step.holds else ():
             if count := pages(found, entry):
                 held.add(found.folder)
-                yield f"{found.folder}: {count} {what}"
+                yield f"{found.folder}: {count} {step.holds}"
     for stage in LEARNED:
         for found in published(storage, stage):
             if sources := _shards(storage, found, held):

@@ -10,8 +10,8 @@ from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.sdk.exceptions import TaskAwaitingInput
 from airflow.sdk.timezone import utcnow
 
-from dags import approval
-from dags.approval import AskForExtract, AskForPretraining, foretold, language_shift
+from dags.parts import approval
+from dags.parts.approval import AskForExtract, AskForPretraining, foretold, language_shift
 from pipeline import artifact
 from pipeline.artifact import Stage
 from pipeline.recipe import load

@@ -12,8 +12,9 @@ from airflow.sdk import PartitionedAssetTimetable, PartitionedAtRuntime
 from airflow.sdk.exceptions import AirflowSkipException
 from airflow.serialization.serialized_objects import DagSerialization
 
-from dags import corpus, crawl_to_chat, form, model, road
-from dags.stages import TrainingStage
+from dags import corpus, crawl_to_chat, model
+from dags.parts import form, tasks
+from dags.parts.operators import TrainingStage
 from local import airflow
 from pipeline import artifact
 from pipeline.artifact import Counts, Stage
@@ -35,14 +36,14 @@ def storage(tmp_path):
     """Two runs that made a corpus, `old` and `new`."""
     storage = Storage(tmp_path)
     for run in ("old", "new"):
-        for stage in road.CORPUS_STAGES:
+        for stage in tasks.CORPUS_STAGES:
             publish(storage, run, stage, {"train_tokens": 900, "validation_tokens": 100} if stage == "shard" else None)
     return storage
 
 
 def resolved(storage: Storage, events=(), **filled):
     params = {"recipe": RECIPE, "root": storage.root, "corpus_run": None} | filled
-    return road.resolve_model.function(params, "manual__1", {road.CORPUS: list(events)} if events else {})
+    return tasks.resolve_model.function(params, "manual__1", {tasks.CORPUS: list(events)} if events else {})
 
 
 def arrived(storage: Storage, run: str, partition: str):
@@ -50,7 +51,7 @@ def arrived(storage: Storage, run: str, partition: str):
 
 
 def folders(storage: Storage, run: str) -> set[str]:
-    return {artifact.pointer(storage, run, stage).folder for stage in road.CORPUS_STAGES}
+    return {artifact.pointer(storage, run, stage).folder for stage in tasks.CORPUS_STAGES}
 
 
 def test_the_whole_road_is_the_two_halves_one_after_the_other():
@@ -92,7 +93,7 @@ def test_a_corpus_that_arrives_is_taken_where_the_recipe_names_it(storage):
 
 def test_trainings_of_all_runs_share_a_pool_and_who_got_furthest_goes_first():
     stages = [task for task in model.dag.tasks if isinstance(task, TrainingStage)]
-    assert {task.pool for task in stages} == {road.TRAINING_POOL}
+    assert {task.pool for task in stages} == {tasks.TRAINING_POOL}
     read = DagSerialization.from_dict(DagSerialization.to_dict(model.dag))  # as the scheduler does
     weights = {}
     for task in (read.get_task(stage.task_id) for stage in stages):
@@ -116,15 +117,15 @@ def test_each_installation_makes_the_pools_that_it_names():
 
 
 def test_the_partition_is_the_crawl_or_the_name_of_the_recipe():
-    assert road.partition(load(RECIPE)) == "demo"
-    assert road.partition(load(RECIPE, {"input.warcs": [], "input.crawl": "CC-MAIN-2025-05"})) == "CC-MAIN-2025-05"
+    assert tasks.partition(load(RECIPE)) == "demo"
+    assert tasks.partition(load(RECIPE, {"input.warcs": [], "input.crawl": "CC-MAIN-2025-05"})) == "CC-MAIN-2025-05"
 
 
 def test_an_event_tells_numbers_and_the_page(storage):
     where = {"root": storage.root, "run": "new", "partition": "demo", "recipe": RECIPE}
     event, keys = SimpleNamespace(extra=None), []
     event.add_partitions = keys.append
-    road.announce_corpus.function(where, {road.CORPUS: event})
+    tasks.announce_corpus.function(where, {tasks.CORPUS: event})
     assert keys == ["demo"]
     assert event.extra == {
         "root": storage.root,

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 import pytest
 from airflow.sdk.exceptions import AirflowException
 
-from dags import stages
-from dags.child import Child
 from dags.crawl_to_chat import dag
-from dags.retries import StageFailed
-from dags.road import resolve
-from dags.stages import ProcessStage, SparkStage, TrainingStage
+from dags.parts import operators
+from dags.parts.child import Child
+from dags.parts.operators import ProcessStage, SparkStage, TrainingStage
+from dags.parts.retries import StageFailed
+from dags.parts.tasks import resolve
 from pipeline import artifact
 from pipeline.artifact import Counts, Stage
 from pipeline.errors import InputError, RecipeError
@@ -86,19 +86,19 @@ def arguments(root, run="one"):
 
 
 def test_what_was_published_is_told_with_its_sum(run_folder):
-    told = stages.told("extract", stages.published(arguments(run_folder), "extract"))
+    told = operators.told("extract", operators.published(arguments(run_folder), "extract"))
     assert "5 in = 3 kept + 2 dropped (2 not_200)" in told
 
 
 @pytest.mark.parametrize("stage", ["filter", "shard"])
 def test_a_driver_that_vanished_is_no_success(run_folder, stage):
     with pytest.raises(AirflowException, match="published nothing"):
-        stages.published(arguments(run_folder), stage)
+        operators.published(arguments(run_folder), stage)
 
 
 @pytest.mark.parametrize(("files", "count"), [(0, 0), (199, 0), (200, 2), (1999, 19), (90_000, 20)])
 def test_batches_are_as_many_as_have_enough_to_do(files, count):
-    found = stages.batches(files)
+    found = operators.batches(files)
     assert found == [["--batch", f"{number}/{count}"] for number in range(1, count + 1)]
 
 
@@ -121,7 +121,7 @@ def test_a_canary_says_the_batches_unless_all_is_done(canary_folder):
 def test_a_batch_is_done_once_it_says_so(run_folder):
     storage = Storage(run_folder)
     building = artifact.open_stage(storage, "two", Stage("extract", 1), {"two": 2}, 1, [])
-    task = stages.ExtractBatch(task_id="batch", arguments=["--batch", "2/20"])
+    task = operators.ExtractBatch(task_id="batch", arguments=["--batch", "2/20"])
     assert task.application_args[-2:] == ["--batch", "2/20"]
     asked = [*arguments(run_folder, "two"), "--batch", "2/20"]
     with pytest.raises(AirflowException, match="batch 2/20 of extract"):
@@ -142,7 +142,7 @@ def rendered(task, force=False, tries=1):
 def test_spark_stages_get_one_recipe_a_root_and_a_run():
     task = rendered(dag.get_task("corpus.tokenizer"))
     assert task.application.endswith("/jobs/train_tokenizer.py")
-    assert stages.given(task.application_args) == ["--recipe", "r.yaml", "--root", "/data", "--run", "one"]
+    assert operators.given(task.application_args) == ["--recipe", "r.yaml", "--root", "/data", "--run", "one"]
 
 
 def test_spark_submit_is_called_so(run_folder, monkeypatch):
@@ -154,7 +154,7 @@ def test_spark_submit_is_called_so(run_folder, monkeypatch):
     assert command[:3] == ["spark-submit", "--master", "local[2]"]
     assert command[command.index("--name") + 1] == "crawl2chat filter"
     place = ["--recipe", "r.yaml", "--root", "/data", "--run", "one", "--force"]
-    assert command[-8:] == [f"{stages.HOME}/jobs/filter.py", *place]
+    assert command[-8:] == [f"{operators.HOME}/jobs/filter.py", *place]
 
 
 def test_training_runs_under_deepspeed_with_the_ranks_of_the_connection(monkeypatch):
@@ -164,12 +164,12 @@ def test_training_runs_under_deepspeed_with_the_ranks_of_the_connection(monkeypa
     assert command[2:4] == ["-m", "deepspeed.launcher.launch"]
     assert command[4] == "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19"  # {"localhost": [0, 1]}
     place = ["--recipe", "r.yaml", "--root", "/data", "--run", "one"]
-    assert command[-9:] == [f"{stages.HOME}/training/pretrain.py", *place, "--zero-stage", "2"]
+    assert command[-9:] == [f"{operators.HOME}/training/pretrain.py", *place, "--zero-stage", "2"]
 
 
 def test_an_evaluation_is_one_process(monkeypatch):
     command = rendered(dag.get_task("model.evaluate_sft"), force=True).command()
-    script = f"{stages.HOME}/training/evaluation.py"
+    script = f"{operators.HOME}/training/evaluation.py"
     assert command[1:5] == ["-u", script, "--of", "sft"]
     assert command[-1] == "--force"
 
@@ -240,7 +240,7 @@ def test_a_killed_task_leaves_no_process(run_folder):
 def test_a_child_does_not_outlive_a_task_that_is_killed_hard(tmp_path):
     file = tmp_path / "pid"
     code = (
-        "from dags.child import Child\n"
+        "from dags.parts.child import Child\n"
         f"c = Child(['sleep', '600'], {str(tmp_path)!r}, {{}})\n"
         f"open({str(file)!r}, 'w').write(str(c._process.pid))\n"
         "c.wait(print)"

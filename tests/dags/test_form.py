@@ -7,7 +7,7 @@ import json
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
 
-from dags import form
+from dags.parts import form
 from pipeline.recipe import Recipe, load
 
 PARAMS = form.params("somewhere", "recipes/demo.yaml")

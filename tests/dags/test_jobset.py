@@ -11,9 +11,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
-from dags import jobset, stages
-from dags.jobset import JobSet
-from dags.stages import TrainingStage
+from dags.parts import jobset, operators
+from dags.parts.jobset import JobSet
+from dags.parts.operators import TrainingStage
+from pipeline.stages import STEPS
 from tests.local.runs import until
 
 SETS = "/apis/jobset.x-k8s.io/v1alpha2/namespaces/train/jobsets"
@@ -262,15 +263,15 @@ def test_a_killed_task_removes_it(cluster, tmp_path):
 def test_the_connection_chooses_the_back_end(cluster, tmp_path, monkeypatch):
     extra = {"backend": "jobset", "template": str(tmp_path / "jobset.yaml"), "namespace": "train", "options": ["--x"]}
     monkeypatch.setenv("AIRFLOW_CONN_DEEPSPEED_DEFAULT", json.dumps({"conn_type": "deepspeed", "extra": extra}))
-    task = TrainingStage(task_id="t", script="pretrain.py", stage="pretrain")
-    task.arguments = [f"{stages.HOME}/training/pretrain.py", *ARGUMENTS[1:], ""]
+    task = TrainingStage(task_id="t", step=STEPS["pretrain"])
+    task.arguments = [f"{operators.HOME}/training/pretrain.py", *ARGUMENTS[1:], ""]
     started = task.launch()
     assert isinstance(started, JobSet) and started.arguments == [*ARGUMENTS, "--x"] and not started.single
-    alone = TrainingStage(task_id="e", script="evaluation.py", stage="evaluation-sft", ranks=False)
-    alone.arguments = [f"{stages.HOME}/training/evaluation.py", *ARGUMENTS[1:]]
+    alone = TrainingStage(task_id="e", step=STEPS["evaluation-sft"])
+    alone.arguments = [f"{operators.HOME}/training/evaluation.py", *ARGUMENTS[1:]]
     assert alone.launch().single
     monkeypatch.setenv("AIRFLOW_CONN_DEEPSPEED_DEFAULT", json.dumps({"extra": {"backend": "slurm"}}))
-    with pytest.raises(stages.AirflowFailException, match="slurm"):
+    with pytest.raises(operators.AirflowFailException, match="slurm"):
         task.launch()
 
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from airflow.api_fastapi.core_api.datamodels.plugins import ExternalViewResponse
 from airflow.serialization.serialized_objects import DagSerialization
 
-from dags import links
 from dags.crawl_to_chat import dag
-from dags.plugin import Pages
-from dags.stages import ProcessStage, SparkStage
+from dags.parts import links
+from dags.parts.operators import ProcessStage, SparkStage
+from dags.parts.plugin import Pages
 
 
 def test_airflow_finds_the_tab():

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowException
 from airflow.serialization.serialized_objects import DagSerialization
 
 from dags import backfill, corpus, crawl_to_chat, model
-from dags.retries import TRIES, ByKind, StageFailed
+from dags.parts.retries import TRIES, ByKind, StageFailed
 from pipeline import errors
 
 MINUTE = timedelta(minutes=1)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from dags import road, stages
 from dags.corpus import dag as corpus
 from dags.model import dag as model
+from dags.parts import operators, tasks
 from jobs.session import SMALL_JVM
 from tests.dags.test_crawl_to_chat import rendered
 
@@ -82,7 +82,7 @@ def watched() -> Iterator[dict[str, bytes]]:
 
 def place(root: Path) -> dict[str, str]:
     params = {"recipe": "recipes/demo.yaml", "root": str(root), "warcs": [str(SAMPLE)], "force": False}
-    told: dict[str, str] = road.resolve.function(params, "manual__2026-01-01T00:00:00+00:00")
+    told: dict[str, str] = tasks.resolve.function(params, "manual__2026-01-01T00:00:00+00:00")
     return told
 
 
@@ -94,9 +94,9 @@ def test_no_template_and_no_command_line_holds_a_secret(planted: Path) -> None:
             ready = rendered(task)
             fields = {name: getattr(ready, name) for name in ready.template_fields}
             assert found(json.dumps(fields, default=str)) == [], task.task_id
-            if isinstance(ready, stages.SparkStage):
+            if isinstance(ready, operators.SparkStage):
                 command = ready._get_hook()._build_spark_submit_command(ready.application)
-            elif isinstance(ready, stages.ProcessStage):
+            elif isinstance(ready, operators.ProcessStage):
                 command = ready.command()
             else:  # a question, which starts nothing
                 continue

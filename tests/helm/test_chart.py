@@ -16,8 +16,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dags.jobset import JobSet
-from dags.jobset import name as jobset_name
+from dags.parts.jobset import JobSet
+from dags.parts.jobset import name as jobset_name
 from pipeline import errors
 
 helm = shutil.which("helm")

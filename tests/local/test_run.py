@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dags.form import overrides
+from dags.parts.form import overrides
 from local import follow, summary
 from local.airflow import members
 from local.client import Task

@@ -15,8 +15,12 @@ import pytest
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, File, Published, Stage
 from pipeline.errors import ArtifactError
+from pipeline.stages import CORPUS, ROAD
 from pipeline.storage import Storage
 from web import report
+from web.report.__main__ import main
+from web.report.learning import learned
+from web.report.waterfall import waterfall
 
 HOSTILE = "</p><script>alert('x')</script><img src=x onerror=alert(1)> {{ 7*7 }} \x07\u202e hidden"
 RUN = "small"
@@ -43,8 +47,12 @@ def lines(building: Building, path: str, rows: list[dict[str, Any]]) -> File:
     return artifact.describe(building.storage, building.pointer.folder, path, len(rows))
 
 
-def corpus(storage: Storage) -> dict[str, Published]:
-    """Twenty responses: 8 fall in extract, 4 in filter, 2 in deduplicate; 6 stay."""
+def corpus(storage: Storage, take_down: list[Path] | None = None) -> dict[str, Published]:
+    """Twenty responses: 8 fall in extract, 4 in filter, 2 in deduplicate; 6 stay.
+
+    With lists to `take_down`, one of those six is taken down, and one more is contaminated.
+    """
+    take_down = take_down or []
     texts = [f"Page {n} says write to a{n}@example.org. " + "word " * 200 for n in range(12)]
     texts[0] = texts[4] = HOSTILE
     pages = [
@@ -98,14 +106,21 @@ def corpus(storage: Storage) -> dict[str, Published]:
         Counts(in_=6, kept=6, dropped={}),
         {"redactions": {"EMAIL": 1005, "IP": 2}, "samples": {"EMAIL": ["xx@x.xx", "x0@xx.xxx"]}},
     )
-    building = opened(storage, "decontaminate", [redacted])
-    decided = building.publish([], Counts(in_=6, kept=6, dropped={}))
+    building = opened(storage, "decontaminate", [redacted], {"take_down": [str(file) for file in take_down]})
+    left = {7: "contaminated", 8: "taken_down"} if take_down else {}
+    decisions = [
+        {"id": p["id"], "reason": left.get(n), "detail": "set: 3 n-grams" if n in left else None}
+        for n, p in enumerate(pages)
+        if 4 <= n < 10
+    ]
+    reasons = dict.fromkeys(left.values(), 1)
+    decided = building.publish(table(building, decisions), Counts(in_=6, kept=6 - len(left), dropped=reasons))
     building = opened(storage, "tokenizer", [redacted, decided])
     tokenizer = building.publish([], numbers={"vocabulary": 4096, "bytes_per_token": 3.8211})
     building = opened(storage, "shard", [redacted, decided, tokenizer])
-    shard = building.publish(
-        [], Counts(in_=6, kept=6, dropped={}), {"train_tokens": 1_234_567, "train_bytes": 5_000_000}
-    )
+    sidecar = table(building, [{"id": row["id"]} for row in decisions if row["reason"] is None])
+    kept = Counts(in_=6 - len(left), kept=6 - len(left), dropped={})
+    shard = building.publish(sidecar, kept, {"train_tokens": 1_234_567, "train_bytes": 5_000_000})
     return {"extract": extract, "redact": redacted, "tokenizer": tokenizer, "shard": shard}
 
 
@@ -226,7 +241,7 @@ def test_nothing_is_fetched(whole: str) -> None:
 
 
 def test_every_count_of_the_fall_is_there(whole: str, storage: Storage) -> None:
-    bars = report.waterfall(report.Run(storage, RUN))
+    bars = waterfall(report.opened(storage, RUN))
     assert [(bar["label"], bar["count"]) for bar in bars] == [
         ("Responses read", 20),
         ("not_200", 5),
@@ -257,6 +272,31 @@ def test_documents_show_reason_scores_and_redacted_text(whole: str) -> None:
     assert "English share <0.02>" in text
     assert text.count("in its place stays http://a.example/9?") == 2
     assert "english 0.5 words 200" in text
+
+
+def test_what_stayed_is_what_the_shards_hold_and_a_page_taken_down_is_only_counted(
+    storage: Storage, tmp_path: Path
+) -> None:
+    down = tmp_path / "down.txt"
+    down.write_text("http://a.example/9?<script>u9</script>\nhttp://a.example/2?<script>u2</script>\n")
+    corpus(storage, [down])
+    text = " ".join(Page(page(storage)).text.split())
+    stayed = text[text.index("Stayed 4") : text.index("Personal data redacted")]
+    assert [n for n in range(4, 10) if f"Clean {n}" in stayed] == [4, 5, 6]
+    assert "contaminated 1 5.0%" in text and "contaminated decontaminate 1 Clean 7" in text
+    assert "set: 3 n-grams" in text
+    assert "taken down 1 5.0%" in text and "taken down decontaminate 1 Counted, never shown." in text
+    for never in ("Clean 8", "a.example/8?", "a.example/9?", "a.example/2?"):  # as itself, or as another's copy
+        assert never not in text
+    assert text.count("in its place stays a page that is not shown") == 2
+
+
+def test_what_did_not_run_is_named_whatever_stage_it_is(storage: Storage) -> None:
+    opened(storage, "extract", []).publish([], Counts(in_=2, kept=2, dropped={}))
+    text = " ".join(Page(page(storage)).text.split())
+    missing = text[text.index("Pages kept and dropped") : text.index("Documents to judge by")]
+    told = [step.name for step in ROAD if f"{step.label}: not run." in missing]
+    assert told == ["filter", "deduplicate", "redact", "decontaminate", "shard"]  # not the canary, not the tokenizer
 
 
 def test_redactions_tokens_and_story(whole: str) -> None:
@@ -293,8 +333,8 @@ def test_models_stand_side_by_side(whole: str) -> None:
 
 
 def test_lineage_names_every_artifact(whole: str, storage: Storage) -> None:
-    for stage in report.STAGES:
-        pointer = artifact.pointer(storage, RUN, stage)
+    for stage in ROAD:
+        pointer = artifact.pointer(storage, RUN, stage.name)
         assert pointer and pointer.folder in whole and pointer.content_hash in whole
     assert "crawl/&lt;b&gt;.warc.gz" in whole
 
@@ -334,7 +374,7 @@ def test_same_artifacts_same_report_and_new_ones_a_new_one(storage: Storage) -> 
     shard = corpus(storage)["shard"]
     first, again = report.publish(storage, RUN), report.publish(storage, RUN)
     assert first.folder == again.folder
-    assert len(first.content.inputs) == 8
+    assert len(first.content.inputs) == len(CORPUS) + 1
     made_again = report.publish(storage, RUN, force=True)
     assert made_again.manifest.content_hash == first.manifest.content_hash
     models(storage, shard)
@@ -345,20 +385,20 @@ def test_same_artifacts_same_report_and_new_ones_a_new_one(storage: Storage) -> 
 
 def test_learned_is_honest(storage: Storage) -> None:
     def evaluated(model: str, right: float) -> None:
-        building = opened(storage, f"evaluation-{model}", [], {"arithmetic": 200, "of": model, "right": right})
-        building.publish([], numbers={"sampled_accuracy": right})
+        building = opened(storage, f"evaluation-{model}", [], {"of": model, "right": right})
+        building.publish([], numbers={"sampled_accuracy": right, "questions": 200})
 
     evaluated("sft", 0.30)
     evaluated("rl", 0.33)
-    assert "did not change beyond chance (from 30% to 33%)" in report.learned(report.Run(storage, RUN))
+    assert "did not change beyond chance (from 30% to 33%)" in learned(report.opened(storage, RUN))
     evaluated("rl", 0.60)
-    assert "got better, from 30% to 60%" in report.learned(report.Run(storage, RUN))
+    assert "got better, from 30% to 60%" in learned(report.opened(storage, RUN))
     evaluated("rl", 0.10)
-    assert "got worse, from 30% to 10%" in report.learned(report.Run(storage, RUN))
+    assert "got worse, from 30% to 10%" in learned(report.opened(storage, RUN))
 
 
 def test_command_line(storage: Storage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     corpus(storage)
     monkeypatch.setattr("sys.argv", ["report", "--root", storage.root, "--run", RUN])
-    report.main()
+    main()
     assert Path(capsys.readouterr().out.splitlines()[-1]).is_file()

@@ -20,8 +20,9 @@ from fastapi.testclient import TestClient
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, Stage
 from pipeline.progress import Progress
+from pipeline.stages import ROAD
 from pipeline.storage import Storage
-from web import report, serve
+from web import authentication, report, serve
 
 RUN = "manual__2026-11-24T12:00:00+00:00"  # Airflow's own form of an id
 NAME = artifact.run_name(RUN)
@@ -57,7 +58,7 @@ def test_a_run_is_live_until_its_report_is_there(storage: Storage) -> None:
     assert part.strip().startswith("<table") and part.strip() in whole
     report.publish(storage, RUN)
     assert client.get(f"/runs/{RUN}/stages").status_code == 205
-    assert client.get(f"/runs/{RUN}").text == report.render(report.Run(storage, NAME)) != page.text
+    assert client.get(f"/runs/{RUN}").text == report.render(report.opened(storage, NAME)) != page.text
 
 
 def test_what_another_run_makes_anew_is_shown_as_away(storage: Storage) -> None:
@@ -79,7 +80,7 @@ def test_runs_are_listed_the_newest_first(storage: Storage) -> None:
 def test_a_run_that_nobody_began_waits(tmp_path: Path) -> None:
     client = TestClient(serve.application(str(tmp_path)))
     assert "None yet" in client.get("/").text
-    assert client.get("/runs/nothing").text.count('class="waiting"') == len(report.STAGES)
+    assert client.get("/runs/nothing").text.count('class="waiting"') == len(ROAD)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_path_leads_nowhere_else(address: tuple[str, int], storage: Storage) -
         text = answer.read().decode()
         connection.close()
         assert answer.status in (200, 400, 404), (path, answer.status)
-        assert answer.status != 200 or text.count('class="waiting"') == len(report.STAGES), path
+        assert answer.status != 200 or text.count('class="waiting"') == len(ROAD), path
 
 
 def test_pages_run_no_script_but_ours_and_are_framed_by_airflow_alone(storage: Storage) -> None:
@@ -123,7 +124,7 @@ def test_pages_run_no_script_but_ours_and_are_framed_by_airflow_alone(storage: S
 def test_the_password_opens(storage: Storage) -> None:
     client = TestClient(serve.application(storage.root, "open sesame"))
     assert client.get("/healthz").text == "ok"
-    for path in ("/", f"/runs/{RUN}", f"/runs/{RUN}/stages", "/live.js"):
+    for path in ("/", f"/runs/{RUN}", f"/runs/{RUN}/stages", "/static/live.js"):
         assert client.get(path).status_code == 401
         assert client.get(path, auth=("anybody", "open")).status_code == 401
         assert client.get(path, headers={"Authorization": "Basic !"}).status_code == 401
@@ -132,18 +133,18 @@ def test_the_password_opens(storage: Storage) -> None:
 
 def test_who_guesses_is_kept_out_for_a_while(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
-    monkeypatch.setattr(serve.time, "monotonic", lambda: now)
+    monkeypatch.setattr(authentication.time, "monotonic", lambda: now)
     app = serve.application(storage.root, "open sesame")
     client, other = TestClient(app), TestClient(app, client=("10.0.0.9", 1))
     for _ in range(100):
         assert client.get("/").status_code == 401  # without a password is no guess
-    for _ in range(serve.MOST_WRONG):
+    for _ in range(authentication.MOST_WRONG):
         assert client.get("/", auth=("anybody", "guess")).status_code == 401
     told = client.get("/", auth=("anybody", "open sesame"))
     assert told.status_code == 429 and told.headers["Retry-After"] == "60"
     assert other.get("/", auth=("anybody", "open sesame")).status_code == 200
     assert client.get("/healthz").status_code == 200
-    now += serve.WRONG_SECONDS + 1
+    now += authentication.WRONG_SECONDS + 1
     assert client.get("/", auth=("anybody", "open sesame")).status_code == 200
 
 
@@ -154,7 +155,7 @@ def test_passwords_are_compared_in_constant_time(storage: Storage, monkeypatch: 
         compared.append((one, other))
         return False
 
-    monkeypatch.setattr(serve.hmac, "compare_digest", compare)
+    monkeypatch.setattr(authentication.hmac, "compare_digest", compare)
     client = TestClient(serve.application(storage.root, "open sesame"))
     assert client.get("/", auth=("anybody", "open sesame")).status_code == 401
     assert compared == [(b"open sesame", b"open sesame")]
@@ -174,7 +175,7 @@ def test_the_command_serves_this_machine_and_refuses_others_without_password(sto
         port = str(probe.getsockname()[1])
     command = [sys.executable, "-m", "web.serve", "--root", storage.root, "--port", port]
     refused = subprocess.run([*command, "--host", "0.0.0.0"], capture_output=True, text=True)
-    assert refused.returncode and serve.PASSWORD in refused.stderr
+    assert refused.returncode and authentication.PASSWORD in refused.stderr
     process = subprocess.Popen(command)
     try:
         for _ in range(300):

@@ -6,15 +6,19 @@ Chosen by the smallest id; ids are hashes, so this is a fair draw, and the same 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.page import take_down
+from jobs.page.take_down import TAKEN_DOWN
 from pipeline.artifact import Published
+from pipeline.stages import PAGES
 
 EACH = 3  # documents a reason
 CHARS = 400  # of a text
@@ -51,32 +55,71 @@ class Group:
 
 
 def groups(stages: Mapping[str, Published]) -> list[Group]:
-    """All reasons of extract, filter and deduplicate, the most frequent of a stage first; what stayed comes last."""
+    """All reasons of all stages, the most frequent of a stage first; what stayed comes last.
+
+    What was taken down is counted, and shown nowhere: not as itself, not as the page that stays for its copies.
+    """
     chosen: list[tuple[str, str, int, list[dict[str, Any]]]] = []
-    for stage in ("extract", "filter", "deduplicate"):
-        if (published := stages.get(stage)) and published.content.counts:
-            counts = published.content.counts.dropped
-            rows = _smallest(published)
-            for reason in sorted(counts, key=lambda r: (-counts[r], r)):
-                chosen.append((stage, reason, counts[reason], rows.get(reason, [])))
-    final = next((stages[name] for name in ("redact", "deduplicate", "filter", "extract") if name in stages), None)
-    if final and final.content.counts:
-        chosen.append((final.content.stage, "", final.content.counts.kept, _smallest(final).get("", [])))
+    down = taken_down(stages.get("decontaminate"))
+    counted = [stages[step.name] for step in PAGES if step.name in stages and stages[step.name].content.counts]
+    for published in counted:
+        counts = published.content.counts.dropped if published.content.counts else {}
+        rows = _smallest(published) if counts else {}
+        for reason in sorted(counts, key=lambda r: (-counts[r], r)):
+            shown = [] if reason == TAKEN_DOWN else rows.get(reason, [])
+            chosen.append((published.content.stage, reason, counts[reason], shown))
+    if counted and (final := counted[-1].content).counts:
+        chosen.append((final.stage, "", final.counts.kept, stayed(stages)))
     wanted = {row.get(key) or row["id"] for *_, rows in chosen for row in rows for key in ("id", "cluster")}
-    pages = _rows(stages.get("extract"), wanted)
-    kept = {row["id"] for stage, *_, rows in chosen if stage == "redact" for row in rows}
-    redacted = _rows(stages.get("redact"), kept, ("id", "title", "text"))
+    pages = {id_: page for id_, page in _rows(stages.get("extract"), wanted).items() if not down(page)}
+    redacted = _rows(stages.get("redact"), wanted, ("id", "title", "text"))
     return [
-        Group(stage, reason, count, [_document(row, pages, redacted if not reason else {}) for row in rows])
+        Group(stage, reason, count, [_document(row, pages, redacted) for row in rows if row["id"] in pages])
         for stage, reason, count, rows in chosen
     ]
 
 
+def stayed(stages: Mapping[str, Published]) -> list[dict[str, Any]]:
+    """A few documents that the shards hold; where they are not made yet, that the last stage so far kept."""
+    shard, redact = stages.get("shard"), stages.get("redact")
+    if shard is None or redact is None:
+        decided = ("decontaminate", "redact", "deduplicate", "filter", "extract")
+        final = next((stages[name] for name in decided if name in stages), None)
+        return _smallest(final).get("", []) if final else []
+    # Shards are cut by the hash of a document's id, parts by its archive: the first of both share some.
+    held = _ids(shard)
+    return [{"id": id_} for id_ in sorted(_ids(redact) & held)[:EACH]]
+
+
+def taken_down(decided: Published | None) -> Callable[[dict[str, Any]], bool]:
+    """Whether a row of extract is on a take-down list of the recipe, or was decided to be taken down."""
+    if decided is None:
+        return lambda page: False
+    ids = {row["id"] for row in _decisions(decided) if row["reason"] == TAKEN_DOWN}
+    files = [file for file in decided.content.recipe.get("take_down", []) if Path(file).is_file()]
+    entries = frozenset(entry for file in files for entry in take_down.entries(file))
+    return lambda page: page["id"] in ids or take_down.listed(page, entries) is not None
+
+
+def _decisions(decided: Published) -> Iterator[dict[str, Any]]:
+    for name in _parts(decided):
+        with decided.storage.reading(name) as stream:
+            yield from pq.read_table(stream, columns=["id", "reason"]).to_pylist()
+
+
+def _ids(published: Published) -> set[str]:
+    found: set[str] = set()
+    for name in _parts(published):
+        with published.storage.reading(name) as stream:
+            found.update(pq.read_table(stream, columns=["id"])["id"].to_pylist())
+    return found
+
+
 def _document(row: dict[str, Any], pages: dict[str, dict[str, Any]], redacted: dict[str, dict[str, Any]]) -> Document:
-    page = pages.get(row["id"], {})
-    detail = page.get("detail") or ""
+    page = pages[row["id"]]
+    detail = page.get("detail") or row.get("detail") or ""
     if row.get("cluster") and row["cluster"] != row["id"]:
-        detail = f"in its place stays {pages.get(row['cluster'], {}).get('url') or row['cluster']}"
+        detail = f"in its place stays {pages.get(row['cluster'], {}).get('url') or 'a page that is not shown'}"
     clean = redacted.get(row["id"], {})
     title, text = (
         (clean[column] or "") if column in clean else masked((page.get(column) or "")[: 2 * CHARS])
@@ -112,7 +155,7 @@ def _smallest(published: Published) -> dict[str, list[dict[str, Any]]]:
     for name in _parts(published):
         with published.storage.reading(name) as stream:
             file = pq.ParquetFile(stream)
-            columns = [c for c in ("id", "reason", "cluster") if c in file.schema_arrow.names]
+            columns = [c for c in ("id", "reason", "cluster", "detail") if c in file.schema_arrow.names]
             of_part: dict[str, list[dict[str, Any]]] = {}
             for row in file.read(columns).sort_by("id").to_pylist():
                 rows = of_part.setdefault(row.get("reason") or "", [])

@@ -12,7 +12,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
-from dags.place import Place, place
+from dags.parts.place import Place, place
 from pipeline import artifact
 from pipeline.artifact import Published
 from pipeline.recipe import Approval, Model, Recipe, load

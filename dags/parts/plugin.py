@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 
-from dags.links import web_url
+from dags.parts.links import web_url
 
 
 class Pages(AirflowPlugin):  # type: ignore[misc]

@@ -9,12 +9,12 @@ from typing import Any
 from airflow.sdk import Asset, TaskGroup, TriggerRule, chain, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags import form
-from dags.approval import AskForExtract, AskForPretraining
-from dags.links import web_url
-from dags.place import place
-from dags.stages import HOME, Canary, ExtractBatch, ProcessStage, SparkStage, TrainingStage
-from pipeline import artifact
+from dags.parts import form
+from dags.parts.approval import AskForExtract, AskForPretraining
+from dags.parts.links import web_url
+from dags.parts.operators import HOME, Canary, ExtractBatch, ProcessStage, SparkStage, TrainingStage
+from dags.parts.place import place
+from pipeline import artifact, stages
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Storage
 
@@ -23,9 +23,9 @@ RECIPE = os.environ.get("CRAWL2CHAT_RECIPE", "recipes/demo.yaml")  # of runs tha
 EXTRACT_POOL = os.environ.get("CRAWL2CHAT_EXTRACT_POOL", "default_pool")  # its slots: batches at a time
 TRAINING_POOL = os.environ.get("CRAWL2CHAT_TRAINING_POOL", "default_pool")  # its slots: launches at a time
 CORPUS, MODEL = Asset("crawl2chat_corpus"), Asset("crawl2chat_model")
-CORPUS_STAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "tokenizer", "shard")
-CORPUS_SECTIONS = ("seed", *CORPUS_STAGES, "approval")
-MODEL_SECTIONS = ("seed", "model", "pretrain", "sft", "rl", "evaluation", "memorization", "approval")
+CORPUS_STAGES = tuple(step.name for step in stages.CORPUS)
+CORPUS_SECTIONS = ("seed", *stages.sections(stages.CORPUS), "approval")
+MODEL_SECTIONS = ("seed", *stages.sections(stages.MODEL), "memorization", "approval")
 
 
 def partition(recipe: Recipe) -> str:
@@ -76,52 +76,21 @@ def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: 
 def corpus_stages() -> TaskGroup:
     """From WARC files to token shards."""
     with TaskGroup("corpus", tooltip="Spark: from WARC files to token shards") as group:
-        canary, ask = Canary(task_id="canary"), AskForExtract(task_id="approve")
+        canary, ask = Canary(), AskForExtract(task_id="approve")
         batch = ExtractBatch.partial(task_id="extract_batch", pool=EXTRACT_POOL)
-        scripts = {"tokenizer": "train_tokenizer"}
-        chain(
-            canary,
-            ask,
-            batch.expand(arguments=canary.output),
-            # The batches, where there were any, have done its work; `force` was the canary's.
-            SparkStage(
-                task_id="extract",
-                script="extract.py",
-                stage="extract",
-                arguments=(),
-                pool=EXTRACT_POOL,
-                trigger_rule=TriggerRule.NONE_FAILED,
-            ),
-            *(
-                SparkStage(task_id=stage, script=f"{scripts.get(stage, stage)}.py", stage=stage)
-                for stage in CORPUS_STAGES[1:]
-            ),
-        )
+        extract, *others = stages.CORPUS
+        # The batches, where there were any, have done its work; `force` was the canary's.
+        rest = SparkStage(step=extract, arguments=(), pool=EXTRACT_POOL, trigger_rule=TriggerRule.NONE_FAILED)
+        chain(canary, ask, batch.expand(arguments=canary.output), rest, *(SparkStage(step=step) for step in others))
     return group
-
-
-def training(task_id: str, **options: Any) -> TrainingStage:
-    """A launch: of those that wait for a slot, the run that got furthest goes first."""
-    return TrainingStage(task_id=task_id, pool=TRAINING_POOL, weight_rule="upstream", **options)
-
-
-def evaluation(task_id: str, of: str) -> TrainingStage:
-    """Measure what the stage `of` made."""
-    return training(task_id, script="evaluation.py", stage=f"evaluation-{of}", arguments=["--of", of], ranks=False)
 
 
 def model_stages() -> TaskGroup:
     """From token shards to a chat model."""
     with TaskGroup("model", tooltip="DeepSpeed: from token shards to a chat model") as group:
-        chain(
-            AskForPretraining(task_id="approve"),
-            training("pretrain", script="pretrain.py", stage="pretrain"),
-            evaluation("evaluate_base", "pretrain"),
-            training("sft", script="sft.py", stage="sft"),
-            evaluation("evaluate_sft", "sft"),
-            training("rl", script="rl.py", stage="rl"),
-            evaluation("evaluate_rl", "rl"),
-        )
+        # Of the launches that wait for a slot, that of the run that got furthest goes first.
+        launches = (TrainingStage(step=step, pool=TRAINING_POOL, weight_rule="upstream") for step in stages.MODEL)
+        chain(AskForPretraining(task_id="approve"), *launches)
     return group
 
 

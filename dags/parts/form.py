@@ -113,7 +113,7 @@ def _values(recipe: str) -> dict[str, Any]:
     if "://" in recipe:  # nothing is fetched to draw a form
         return {}
     try:
-        return load(Path(__file__).parents[1] / recipe).model_dump(mode="json")
+        return load(Path(__file__).parents[2] / recipe).model_dump(mode="json")
     except CrawlToChatError:
         return {}
 
@@ -154,7 +154,7 @@ def params(
 
 def recipes(first: str) -> list[str]:
     """The recipes that come with the project, to choose from; `first` before them."""
-    found = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
+    found = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
     return list(dict.fromkeys([first, *(f"recipes/{file.name}" for file in found)]))
 
 

@@ -20,16 +20,17 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from dags import links
-from dags.child import Child, die_with_parent
-from dags.jobset import JobSet
-from dags.place import Place, place
-from dags.retries import StageFailed
+from dags.parts import links
+from dags.parts.child import Child, die_with_parent
+from dags.parts.jobset import JobSet
+from dags.parts.place import Place, place
+from dags.parts.retries import StageFailed
 from pipeline import artifact
 from pipeline.artifact import Published
 from pipeline.errors import EXIT_RESUME, ArtifactError
+from pipeline.stages import CANARY, STEPS, Step
 
-HOME = os.environ.get("CRAWL2CHAT_HOME") or str(Path(__file__).resolve().parents[1])
+HOME = os.environ.get("CRAWL2CHAT_HOME") or str(Path(__file__).resolve().parents[2])
 TRAINING_CONNECTION = "deepspeed_default"
 MOST_BATCHES = 20
 FILES_A_BATCH = int(os.environ.get("CRAWL2CHAT_BATCH_FILES", "100"))  # WARC files: some 14 core hours (docs/scale.md)
@@ -82,18 +83,15 @@ def told(stage: str, made: Published) -> str:
 
 
 class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
-    """`spark-submit jobs/<script>` on the connection `spark_default`, then the check that it published `stage`."""
+    """`spark-submit` of the step's script on the connection `spark_default`, then the check that it published."""
 
     operator_extra_links = links.SPARK
 
-    def __init__(self, *, script: str, stage: str, arguments: Sequence[str] = (FORCE,), **kwargs: Any) -> None:
-        super().__init__(
-            application=f"{HOME}/jobs/{script}",
-            name=f"crawl2chat {stage}",
-            **kwargs,
-        )
+    def __init__(self, *, step: Step, arguments: Sequence[str] = (FORCE,), **kwargs: Any) -> None:
+        kwargs.setdefault("task_id", step.task.rpartition(".")[2])
+        super().__init__(application=f"{HOME}/{step.script}", name=f"crawl2chat {step.name}", **kwargs)
         self.application_args: list[str] = [*PLACE, *arguments]
-        self.stage = stage
+        self.stage = step.name
 
     def execute(self, context: Any) -> Any:
         """Submit, wait, check. Where Airflow's worker is killed, all of it ends, or a retry would meet what is left."""
@@ -118,7 +116,7 @@ class Canary(SparkStage):
     """The canary; returns the batches in which the other files are to be extracted."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(script="canary.py", stage="canary", **kwargs)
+        super().__init__(step=CANARY, **kwargs)
 
     def check(self, arguments: Sequence[str]) -> list[list[str]]:
         """The batches: none where one application does it all, or has done."""
@@ -134,7 +132,7 @@ class ExtractBatch(SparkStage):
     """A batch of the files of extract; `arguments` say which."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(script="extract.py", stage="extract", **kwargs)
+        super().__init__(step=STEPS["extract"], **kwargs)
 
     def check(self, arguments: Sequence[str]) -> None:
         """Believe the commit of the batch."""
@@ -202,18 +200,20 @@ class ProcessStage(BaseOperator):  # type: ignore[misc]
 
 
 class TrainingStage(ProcessStage):
-    """`training/<script>` where and with as many ranks as the extra of the connection `deepspeed_default` says.
+    """The step's script, where and with as many ranks as the extra of the connection `deepspeed_default` says.
 
     `{"ranks": 2, "options": ["--zero-stage", "2"]}`: here, under DeepSpeed's launcher; without it, one process.
     `{"backend": "jobset", "template": FILE, "namespace": NAME, "options": […]}`: a JobSet on Kubernetes.
-    Options shape the launch. Where `ranks` is False, one process runs by itself.
+    Options shape the launch. A step that measures a model is one process by itself.
     """
 
     operator_extra_links = links.TRAINING
 
-    def __init__(self, *, script: str, stage: str, arguments: Sequence[str] = (), ranks: bool = True, **kwargs: Any):
-        super().__init__(stage=stage, arguments=[f"{HOME}/training/{script}", *arguments, *PLACE], **kwargs)
-        self.ranks = ranks
+    def __init__(self, *, step: Step, **kwargs: Any):
+        kwargs.setdefault("task_id", step.task.rpartition(".")[2])
+        of = ["--of", step.of] if step.of else []
+        super().__init__(stage=step.name, arguments=[f"{HOME}/{step.script}", *of, *PLACE], **kwargs)
+        self.ranks = not step.of
 
     def command(self) -> list[str]:
         """The launcher is what `deepspeed` itself starts on a machine, without importing torch a second time.

@@ -1,0 +1,59 @@
+"""What a stage makes: `<root>/<stage>/<partition>/<fingerprint>/` with a `manifest.json`, written last.
+
+The life of a stage:
+
+    building = artifact.open_stage(storage, run, spec, recipe_section, inputs, force=False)
+    if isinstance(building, Published):           # somebody made exactly this before: verified, nothing to do
+        return
+    for part in parts:
+        if part not in building.committed():      # a kill costs one part
+            ... storage.write(building.file(name), ...)
+            building.commit(part, {...})
+    building.publish(files, counts, numbers)
+
+A *run* (`<root>/runs/<run>/`) ties the stages of one recipe together: `recipe.yaml` and a pointer a stage, by which
+the next stage finds its input. Readers list files from the manifest, never from the folder.
+"""
+
+from pipeline.artifact.artifact import (
+    MANIFEST,
+    Content,
+    Cost,
+    Counts,
+    File,
+    Input,
+    Manifest,
+    Published,
+    Stage,
+    digest,
+    is_published,
+    lineage,
+    read,
+)
+from pipeline.artifact.building import (
+    Building,
+    commit,
+    describe,
+    fingerprint,
+    folder_of,
+    is_committed,
+    open_stage,
+)
+from pipeline.artifact.runs import (
+    Pointer,
+    RunArtifacts,
+    adopt,
+    newest_run,
+    of_run,
+    pointer,
+    pointers,
+    run_name,
+    runs_with,
+)
+
+__all__ = [
+    "MANIFEST", "Building", "Content", "Cost", "Counts", "File", "Input", "Manifest", "Pointer", "Published",
+    "RunArtifacts", "Stage", "adopt", "commit", "describe", "digest", "fingerprint", "folder_of", "is_committed",
+    "is_published", "lineage", "newest_run", "of_run", "open_stage", "pointer", "pointers", "read", "run_name",
+    "runs_with",
+]  # fmt: skip

@@ -1,0 +1,255 @@
+"""What a stage made: a folder with a `manifest.json`, and reading it again.
+
+The manifest has two parts: `content`, whose hash is the artifact's, and `run`, which is never hashed. Readers
+list files from the manifest, never from the folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from pipeline.errors import ArtifactError, StageError, StorageError
+from pipeline.storage import Storage
+
+MANIFEST = "manifest.json"
+DOWNLOADS = 8  # files at once: more connections only bring answers of "slow down"
+_BLOCK = 1 << 20
+
+
+class Frozen(BaseModel):
+    """Base of what is written as JSON: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class File(Frozen):
+    """One file of an artifact; `rows` counts what it holds (documents, tokens, steps: the stage says)."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int
+
+    @field_validator("path")
+    @classmethod
+    def _below(cls, path: str) -> str:
+        """A manifest from elsewhere must not lead out of the folder into which its files are copied."""
+        if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError(f"{path!r} is no path below an artifact")
+        return path
+
+
+class Input(Frozen):
+    """What a stage read: a published artifact, or a raw file (then `fingerprint` is empty).
+
+    `content` identifies the bytes: an artifact's content hash, a file's sha256 or size and ETag.
+    """
+
+    stage: str
+    location: str
+    fingerprint: str
+    content: str
+
+
+class Counts(Frozen):
+    """Documents (records, conversations) that came in, stayed, and left by reason: in = kept + sum of dropped."""
+
+    in_: int
+    kept: int
+    dropped: dict[str, int]
+
+    def check(self, stage: str) -> None:
+        """Raise `StageError` where something was lost or doubled."""
+        total = self.kept + sum(self.dropped.values())
+        if self.in_ != total:
+            raise StageError(
+                f"{stage}: {self.in_} came in, but {self.kept} kept and {total - self.kept} dropped are accounted for",
+                "this is a defect of the stage: keep the work folder and report it",
+            )
+
+
+class Content(Frozen):
+    """The hashed part of a manifest: what was made, from what."""
+
+    schema_version: int
+    stage: str
+    stage_version: int
+    partition: str
+    fingerprint: str
+    seed: int
+    recipe: dict[str, Any]
+    libraries: dict[str, str]
+    assets: dict[str, str]
+    inputs: list[Input]
+    files: list[File]
+    counts: Counts | None
+    numbers: dict[str, Any]
+
+    def hash(self) -> str:
+        """The artifact's content hash."""
+        return digest(self.model_dump(mode="json"))
+
+
+class Cost(Frozen):
+    """The part of a manifest that is never hashed: what making it took."""
+
+    started: float
+    seconds: float
+    cpu_seconds: float
+    host: str
+    attempts: int
+    numbers: dict[str, Any]
+
+
+class Manifest(Frozen):
+    """`manifest.json` of a published artifact."""
+
+    content: Content
+    content_hash: str
+    run: Cost
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What identifies the code of a stage. Raise `version` when the code changes what comes out.
+
+    `libraries`: distribution names whose versions decide the output.
+    """
+
+    name: str
+    version: int
+    libraries: tuple[str, ...] = ()
+
+    def installed(self) -> dict[str, str]:
+        """The version of each library."""
+        return {library: importlib.metadata.version(library) for library in self.libraries}
+
+
+def digest(data: Any) -> str:
+    """Sha256 of plain data, independent of key order."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published artifact: its manifest and where it lies."""
+
+    storage: Storage
+    folder: str
+    manifest: Manifest
+
+    @property
+    def content(self) -> Content:
+        """The hashed part of the manifest."""
+        return self.manifest.content
+
+    def file(self, path: str) -> str:
+        """Name of a file of this artifact for its storage."""
+        return f"{self.folder}/{path}"
+
+    def files(self, suffix: str = "") -> list[str]:
+        """Names (for the storage) of the files that the manifest lists, with this ending, in order."""
+        return [self.file(f.path) for f in self.content.files if f.path.endswith(suffix)]
+
+    def as_input(self) -> Input:
+        """This artifact as the input of another."""
+        return Input(
+            stage=self.content.stage,
+            location=self.folder,
+            fingerprint=self.content.fingerprint,
+            content=self.manifest.content_hash,
+        )
+
+    def on_disk(self, *suffixes: str) -> Path:
+        """A folder of this machine with the files that end so (all, where no ending is given), to be mapped or opened.
+
+        Of a remote root they are copied, once a machine, into `CRAWL2CHAT_CACHE` (default `~/.cache/crawl2chat`) below
+        the content hash; what comes is checked against the manifest, or `ArtifactError`.
+        """
+        if self.storage.local:
+            return self.storage.local_path(self.folder)
+        cache = Path(os.environ.get("CRAWL2CHAT_CACHE") or Path.home() / ".cache" / "crawl2chat")
+        folder = cache / self.manifest.content_hash
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = [file for file in self.content.files if not suffixes or file.path.endswith(suffixes)]
+        with (folder / ".lock").open("w") as lock, ThreadPoolExecutor(DOWNLOADS) as pool:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process of a machine copies, the others find it done
+            list(pool.map(lambda file: self._copy(file, folder / file.path), wanted))
+        return folder
+
+    def _copy(self, file: File, target: Path) -> None:
+        """A file from a remote root, whole or not at all."""
+        if target.exists() and target.stat().st_size == file.bytes:
+            return
+        digest, temporary = hashlib.sha256(), target.with_name(f"{target.name}.tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.storage.reading(self.file(file.path)) as source, temporary.open("wb") as stream:
+                while block := source.read(_BLOCK):
+                    digest.update(block)
+                    stream.write(block)
+            if digest.hexdigest() != file.sha256:
+                raise _changed(self.storage.path(self.file(file.path)), "is not the file that was published")
+            os.replace(temporary, target)
+        except OSError as error:
+            raise StorageError(f"{target} cannot be written: {error}", "make room, or set CRAWL2CHAT_CACHE") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def verify(self) -> None:
+        """Raise `ArtifactError` where a file is missing or is not what the manifest says."""
+        for listed in self.content.files:
+            name = self.file(listed.path)
+            size = self.storage.size(name)
+            if size is None:
+                raise _changed(self.storage.path(name), "is missing")
+            if size != listed.bytes or self.storage.sha256(name) != listed.sha256:
+                raise _changed(self.storage.path(name), "is not the file that was published")
+
+
+def _changed(path: str, what: str) -> ArtifactError:
+    return ArtifactError(f"{path} {what}", "restore the file, or rerun its stage with --force to make it again")
+
+
+def read(storage: Storage, folder: str) -> Published:
+    """The published artifact in `folder`; its manifest is checked against its own hash."""
+    name = f"{folder}/{MANIFEST}"
+    if not is_published(storage, folder):
+        raise ArtifactError(f"{storage.path(folder)} holds no published artifact", "run the stage that makes it")
+    try:
+        manifest = Manifest.model_validate_json(storage.read(name))
+    except ValueError as error:
+        raise ArtifactError(f"{storage.path(name)} is no manifest: {error}", "rerun its stage with --force") from error
+    if manifest.content.hash() != manifest.content_hash:
+        raise _changed(storage.path(name), "was edited after it was published")
+    return Published(storage, folder, manifest)
+
+
+def is_published(storage: Storage, folder: str) -> bool:
+    """Whether `folder` holds a published artifact, which is not looked at."""
+    return storage.exists(f"{folder}/{MANIFEST}")
+
+
+def lineage(storage: Storage, published: Published) -> list[Published]:
+    """All artifacts that `published` was made from, itself last, each once."""
+    found: dict[str, Published] = {}
+
+    def visit(artifact: Published) -> None:
+        for source in artifact.content.inputs:
+            if source.fingerprint and source.location not in found:
+                visit(read(storage, source.location))
+        found[artifact.folder] = artifact
+
+    visit(published)
+    return list(found.values())

@@ -1,0 +1,228 @@
+"""An artifact in the making: opened by its fingerprint, committed part by part, published by its manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import Container
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.artifact.artifact import (
+    DOWNLOADS,
+    MANIFEST,
+    Content,
+    Cost,
+    Counts,
+    File,
+    Input,
+    Manifest,
+    Published,
+    Stage,
+    digest,
+    is_published,
+    read,
+)
+from pipeline.artifact.runs import Pointer, settled, write_pointer
+from pipeline.errors import StageError
+from pipeline.storage import Storage
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Building:
+    """An artifact in the making. Data files go to `file(...)` at once; they count only once the manifest lists them."""
+
+    storage: Storage
+    run: str
+    pointer: Pointer
+    content: Content
+    cpu_before: float
+
+    @property
+    def work(self) -> str:
+        """Folder for commits, checkpoints and metrics of this fingerprint."""
+        return self.pointer.work
+
+    @property
+    def progress_folder(self) -> str:
+        """Folder of the progress events of this fingerprint."""
+        return self.pointer.progress_folder
+
+    def file(self, path: str) -> str:
+        """Name under which a file of the artifact is written."""
+        return f"{self.pointer.folder}/{path}"
+
+    def committed(self) -> list[str]:
+        """The parts that are finished, by name; their records are not read."""
+        folder = f"{self.work}/commits"
+        return [name[len(folder) + 1 : -5] for name in self.storage.names(folder) if name.endswith(".json")]
+
+    def commits(self, parts: Container[str] | None = None) -> dict[str, dict[str, Any]]:
+        """The records of what is finished, by part; with `parts`, of those only."""
+        names = [name for name in self.committed() if parts is None or name in parts]
+        with ThreadPoolExecutor(DOWNLOADS) as pool:  # a crawl has 90,000, each a request where the root is remote
+            records = pool.map(lambda name: json.loads(self.storage.read(f"{self.work}/commits/{name}.json")), names)
+            return dict(zip(names, records, strict=True))
+
+    def commit(self, part: str, record: dict[str, Any]) -> None:
+        """Say that `part` is finished, after its files are written."""
+        commit(self.storage, self.work, part, record)
+
+    def publish(
+        self,
+        files: list[File],
+        counts: Counts | None = None,
+        numbers: dict[str, Any] | None = None,
+        run_numbers: dict[str, Any] | None = None,
+        cpu_seconds: float | None = None,
+    ) -> Published:
+        """Write the manifest, last. Loses a race quietly: the other made the same.
+
+        `numbers` are results that belong to the content; `run_numbers` (speeds, memory) vary from run to run.
+        `cpu_seconds`: of processes that are not children of this one, in addition to its own and its children's.
+        """
+        if counts is not None:
+            counts.check(self.content.stage)
+        content = self.content.model_copy(
+            update={"files": sorted(files, key=lambda f: f.path), "counts": counts, "numbers": numbers or {}}
+        )
+        cost = Cost(
+            started=self.pointer.started,
+            seconds=round(time.time() - self.pointer.started, 3),
+            cpu_seconds=round(_cpu_seconds() - self.cpu_before + (cpu_seconds or 0.0), 3),
+            host=socket.gethostname(),
+            attempts=len(self.storage.names(f"{self.work}/attempts")),
+            numbers=run_numbers or {},
+        )
+        manifest = Manifest(content=content, content_hash=content.hash(), run=cost)
+        name = f"{self.pointer.folder}/{MANIFEST}"
+        first = self.storage.create(name, manifest.model_dump_json(indent=1).encode())
+        published = read(self.storage, self.pointer.folder)
+        if not first and published.manifest.content_hash != manifest.content_hash:
+            published.verify()  # our files lie where the other's did; the two should have been the same
+        write_pointer(self.storage, self.run, settled(self.pointer, published, "published"))
+        return published
+
+
+def commit(storage: Storage, work: str, part: str, record: dict[str, Any]) -> None:
+    """As `Building.commit`, for a worker that holds the folder only."""
+    storage.write(f"{work}/commits/{part}.json", json.dumps(record, sort_keys=True).encode())
+
+
+def is_committed(storage: Storage, work: str, part: str) -> bool:
+    """Whether `part` is finished, for one who holds the folder only."""
+    return storage.exists(f"{work}/commits/{part}.json")
+
+
+def describe(storage: Storage, folder: str, path: str, rows: int) -> File:
+    """The manifest entry of a file that was written to `folder`."""
+    name = f"{folder}/{path}"
+    size = storage.size(name)
+    if size is None:
+        raise StageError(f"{storage.path(name)} was not written", "this is a defect of the stage: report it")
+    return File(path=path, bytes=size, sha256=storage.sha256(name), rows=rows)
+
+
+def fingerprint(
+    stage: Stage,
+    recipe: dict[str, Any],
+    seed: int,
+    inputs: list[Input],
+    partition: str = "all",
+    assets: dict[str, str] | None = None,
+) -> str:
+    """What identifies the artifact that `open_stage` opens for these; 16 hex digits."""
+    identity = {
+        "schema": SCHEMA_VERSION,
+        "stage": stage.name,
+        "version": stage.version,
+        "partition": partition,
+        "seed": seed,
+        "recipe": recipe,
+        "libraries": stage.installed(),
+        "assets": assets or {},
+        # Not `location`: the same bytes under another root are the same input. A raw file's content names its place.
+        "inputs": [(i.stage, i.content) for i in inputs],
+    }
+    return digest(identity)[:16]
+
+
+def folder_of(stage: Stage, fingerprint: str, partition: str = "all") -> str:
+    """Where the artifact of this fingerprint lies, below the root."""
+    return f"{stage.name}/{partition}/{fingerprint}"
+
+
+def open_stage(
+    storage: Storage,
+    run: str,
+    stage: Stage,
+    recipe: dict[str, Any],
+    seed: int,
+    inputs: list[Input],
+    *,
+    name: str | None = None,
+    partition: str = "all",
+    assets: dict[str, str] | None = None,
+    force: bool = False,
+) -> Published | Building:
+    """Start a stage of `run`: the published artifact (verified) if this was made before, else a `Building`.
+
+    `recipe`: all of the recipe that decides the output, as plain data. `assets`: sha256 by name of word lists,
+    models and the like. `name`: the pointer's, where a stage runs more than once in a run. With `force` what was
+    published is made again from nothing.
+    """
+    found = fingerprint(stage, recipe, seed, inputs, partition, assets)
+    folder, work = folder_of(stage, found, partition), f"_work/{stage.name}/{found}"
+    storage.check_writable()
+    pointer = Pointer(
+        name=name or stage.name,
+        stage=stage.name,
+        state="running",
+        folder=folder,
+        work=work,
+        fingerprint=found,
+        content_hash="",
+        started=time.time(),
+        seconds=0.0,
+    )
+    if force:
+        storage.remove(f"{folder}/{MANIFEST}")
+        storage.remove_tree(work)
+    elif is_published(storage, folder):
+        published = read(storage, folder)
+        published.verify()
+        write_pointer(storage, run, settled(pointer, published, "reused"))
+        print(f"{pointer.name}: already made ({folder}), verified; nothing to do", flush=True)
+        return published
+    write_pointer(storage, run, pointer)
+    attempt = len(storage.names(f"{work}/attempts"))
+    begun = {"started": pointer.started, "inputs": [source.location for source in inputs if source.fingerprint]}
+    unique = os.urandom(3).hex()  # batches of a stage begin at the same time
+    storage.write(f"{work}/attempts/{attempt:04d}-{unique}.json", json.dumps(begun).encode())
+    content = Content(
+        schema_version=SCHEMA_VERSION,
+        stage=stage.name,
+        stage_version=stage.version,
+        partition=partition,
+        fingerprint=found,
+        seed=seed,
+        recipe=recipe,
+        libraries=stage.installed(),
+        assets=assets or {},
+        inputs=inputs,
+        files=[],
+        counts=None,
+        numbers={},
+    )
+    return Building(storage, run, pointer, content, _cpu_seconds())
+
+
+def _cpu_seconds() -> float:
+    own, children = os.times(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.user + own.system + children.ru_utime + children.ru_stime

@@ -1,0 +1,26 @@
+"""The templates, with the filters that all pages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from web import words
+
+FOLDER = Path(__file__).parent
+
+
+def template(name: str) -> Template:
+    """A template of `web/templates`, with the filters that all share."""
+    environment = Environment(
+        loader=FileSystemLoader([FOLDER / "templates", FOLDER / "static"]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=words.percent, short=words.short, duration=words.duration, shown=words.shown, plain=words.plain
+    )
+    return environment.get_template(name)

@@ -1,0 +1,9 @@
+// The part of the live page that changes, asked for again every two seconds.
+const part = document.getElementById("stages");
+const refresh = async () => {
+  const answer = await fetch(location.pathname + "/stages", {cache: "no-store"});
+  if (answer.status === 205) location.reload(); // the report is there
+  else if (answer.ok) part.innerHTML = await answer.text();
+};
+const again = () => setTimeout(() => refresh().catch(() => {}).finally(again), 2000);
+if (part) again();
