@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from pipeline import recipe
 from pipeline.errors import InputError, RecipeError
-from pipeline.recipe import Recipe, Section, load, parse
+from pipeline.recipe import Recipe, load, parse
+from pipeline.recipe.base import Section
 
 RECIPES = sorted(Path("recipes").glob("*.yaml"))
 DEMO = Path("recipes/demo.yaml")
