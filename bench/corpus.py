@@ -30,8 +30,10 @@ from warcio.archiveiterator import ArchiveIterator
 from bench import scale
 from bench.processes import HOME, SESSION, Spent, measured
 from jobs import extract
-from jobs.page import charset, extraction, guard, language, quality, urls, warc
-from jobs.table import read_rows
+from jobs.archive import warc
+from jobs.archive.response import Capture
+from jobs.page import charset, extraction, guard, language, quality, urls
+from jobs.stage.table import read_rows
 from pipeline import artifact
 from pipeline.recipe import Extract, Filter, load
 from pipeline.storage import Storage
@@ -254,7 +256,7 @@ def blocks(bench: Bench, extractors: Sequence[str]) -> str:
         name = extract.block_list(storage, recipe, urls.identity(lists.source, lists.categories))
         blocked = extract.opened(storage, name, urls.terms(lists))
 
-        def read(capture: warc.Capture, recipe: Extract = recipe) -> dict[str, Any]:
+        def read(capture: Capture, recipe: Extract = recipe) -> dict[str, Any]:
             return guard.timed(lambda: extract.read_page(recipe, None, capture), recipe.page_seconds)
 
         with Clock(steps) as clock:

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
-from jobs import clusters, session
-from jobs.page import minhash
-from jobs.table import read_table
+from jobs.copies import clusters, minhash
+from jobs.stage import session
+from jobs.stage.table import read_table
 from pipeline.recipe import Deduplicate, load
 from pipeline.storage import Storage
 

@@ -23,13 +23,16 @@ from pathlib import Path
 
 import torch
 
+from inference import network
 from pipeline import errors
 from pipeline.errors import MachineError
 from pipeline.recipe import Recipe, load
-from training import launch, model
 from training.depth import dial
-from training.engine import Engine, token_loss
-from training.launch import Shape, World
+from training.engine.engine import Engine
+from training.engine.losses import token_loss
+from training.launch import processes
+from training.launch.command import Shape
+from training.launch.processes import World
 
 HOME = Path(__file__).resolve().parents[1]
 VOCABULARY = 50_304  # GPT-2's ids and our special tokens, as a multiple of 64
@@ -67,7 +70,7 @@ def measure(recipe: Recipe, world: World, seconds: float, micro: int, dry: bool)
         torch.compiler.reset()  # else a second size of anything is compiled for any size, which is slower
     torch.manual_seed(recipe.seed)
     with world.device:  # a billion random numbers are made there in no time
-        net = model.build(recipe.model, vocabulary, 0, 1, recipe.seed)
+        net = network.build(recipe.model, vocabulary, 0, 1, recipe.seed)
     shape = Shape(micro_batch=micro, fused_loss=True, compile=not dry)
     engine = Engine(net, section.optimizer, 10**6, section.precision, world, shape)
     taken, started = 0, 0.0
@@ -82,12 +85,12 @@ def measure(recipe: Recipe, world: World, seconds: float, micro: int, dry: bool)
     finally:
         engine.deepspeed.destroy()  # also where memory was short: the next try needs it
     peak = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else 0
-    return speed, model.flops_a_token(net, section.window), peak, model.parameters(net)
+    return speed, network.flops_a_token(net, section.window), peak, network.parameters(net)
 
 
 def row(name: str, recipe: Recipe, world: World, seconds: float, dry: bool) -> str:
     """A row of the table, with as many rows at once as fit."""
-    promised = model.peak_flops(world.device)
+    promised = network.peak_flops(world.device)
     for micro in (32, 16, 8, 4, 2, 1):
         gc.collect()  # an engine and its hooks hold each other
         if world.device.type == "cuda":
@@ -118,7 +121,7 @@ def main() -> None:
         raise MachineError(
             "this machine has no GPU that torch sees", "run bench-train, which needs none, or give --dry"
         )
-    began, world = time.perf_counter(), launch.start(1)
+    began, world = time.perf_counter(), processes.start(1)
     card = torch.cuda.get_device_name() if world.device.type == "cuda" else "no GPU"
     print(f"{datetime.date.today()}, {card}, bf16, one process{', tiny models' if given.dry else ''}\n")
     print("| model | parameters | rows at once | tokens/s | TFLOP/s | MFU | goal, H200 | GiB | published |")

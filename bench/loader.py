@@ -69,7 +69,7 @@ def faults() -> int:
 
 def child(folder: Path, total: int, shape: str) -> None:
     """Measure, and print as JSON."""
-    from training.loader import Loader, Stream, open_split
+    from training.data.loader import Loader, Stream, open_split
 
     made = published(folder, total)
     batch, window = SHAPES[shape]

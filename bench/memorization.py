@@ -4,8 +4,8 @@
 
 Pages of the sample crawl's first file become shards, by the functions of the corpus' stages; one page more is an
 artifact of its own, which `pretrain.mix` gives half of all samples. The demo's model learns from both by
-`training/pretrain.py`, and `training/memorization.py` is asked what it recites. Prints Markdown tables, and fails where
-the page is not caught.
+`training/pretrain.py`, and `evaluation/memorization.py` is asked what it recites. Prints Markdown tables, and fails
+where the page is not caught.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 
 from jobs import shard
+from jobs.archive import warc
 from jobs.extract import document_id, read_page
-from jobs.page import quality, warc
-from jobs.table import write_table
+from jobs.page import quality
+from jobs.stage.table import write_table
 from jobs.train_tokenizer import STAGE as TOKENIZER
 from pipeline import artifact, errors
 from pipeline.artifact import Building, Published, describe

@@ -20,7 +20,7 @@ SESSION = [  # a Spark session that does nothing
     sys.executable,
     "-c",
     """
-from jobs import session
+from jobs.stage import session
 spark = session.spark("empty")
 spark.createDataFrame([(1,)], "n long").mapInArrow(lambda batches: batches, "n long").collect()
 spark.stop()

@@ -37,7 +37,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bench.deduplicate import shuffles
-from jobs import clusters, session
+from jobs.copies import clusters
+from jobs.stage import session
 from pipeline.recipe import Deduplicate, load
 
 HOME = Path(__file__).resolve().parents[1]

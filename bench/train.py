@@ -25,10 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference import network
 from pipeline.recipe import Recipe, load
-from training import launch, model
-from training.engine import Engine, divisor, micro_rows, parameter_groups, token_loss
-from training.launch import Shape, World
+from training.engine.engine import Engine, divisor, micro_rows
+from training.engine.losses import token_loss
+from training.engine.optimizer import parameter_groups
+from training.launch import processes
+from training.launch.command import Shape
+from training.launch.processes import World
 
 HOME = Path(__file__).resolve().parents[1]
 ACCELERATE = "accelerate==1.15.0"  # Trainer asks for it; nothing else here does
@@ -140,13 +144,13 @@ def main() -> None:
         os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})
     recipe = load(given.recipe, {"pretrain.optimizer.kind": "adamw"})
     section, vocabulary = recipe.pretrain, recipe.tokenizer.vocabulary
-    world = launch.start(recipe.seed)
+    world = processes.start(recipe.seed)
     os.environ["OMP_NUM_THREADS"] = "1"  # accelerate would take all cores
     torch.set_num_threads(1)
     micro = divisor(section.batch, micro_rows(section.batch, section.window, vocabulary, world.device.type))
 
     def net() -> nn.Module:
-        return model.build(recipe.model, vocabulary, 0, 1, recipe.seed)
+        return network.build(recipe.model, vocabulary, 0, 1, recipe.seed)
 
     contestants: dict[str, Turn] = {
         "ours": ours(recipe, net(), world, Shape()),
@@ -171,7 +175,10 @@ def main() -> None:
     tokens = given.steps * section.batch * section.window
     speed = {name: tokens / statistics.median(each) for name, each in seconds.items()}
     where = torch.cuda.get_device_name() if world.device.type == "cuda" else "one CPU core"
-    print(f"{datetime.date.today()}, {where}, {model.parameters(net()) / 1e6:.2f} M parameters, {section.precision}, ")
+    print(
+        f"{datetime.date.today()}, {where}, {network.parameters(net()) / 1e6:.2f} M parameters, {section.precision}, ",
+        end="",
+    )
     print(f"{section.batch} x {section.window} tokens a step, median of {given.repeats} turns of {given.steps} steps\n")
     print("| | tokens a second | slowest–fastest turn | ours / this | first loss |\n|---|---:|---:|---:|---:|")
     for name, found in speed.items():

@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from jobs import extract, session, sources
+from jobs import extract
+from jobs.archive import sources
 from jobs.page import quality
-from jobs.table import read_rows
-from pipeline import artifact, errors
+from jobs.stage.table import read_rows
+from pipeline import artifact, command, errors
 from pipeline.artifact import Published, Stage
+from pipeline.command import Job
+from pipeline.numbers import CanaryNumbers
 from pipeline.recipe import Filter
 from pipeline.storage import Storage
 
@@ -47,7 +50,7 @@ def summary(storage: Storage, files: list[str], recipe: Filter) -> dict[str, Any
     }
 
 
-def run(job: session.Job) -> Published:
+def run(job: Job) -> Published:
     """The stage."""
     found = sources.find(job.recipe.input)
     given, wanted = extract.identity(job, found), job.recipe.approval.canary_warcs
@@ -57,8 +60,7 @@ def run(job: session.Job) -> Published:
     building = artifact.open_stage(job.storage, job.run, STAGE, recipe, seed, inputs, force=job.force)
     if isinstance(building, Published):
         return building
-    numbers: dict[str, Any] = {"files": len(found), "canary_files": 0}
-    numbers["extract"] = artifact.folder_of(extract.STAGE, made_by)
+    numbers = CanaryNumbers(files=len(found), canary_files=0, extract=artifact.folder_of(extract.STAGE, made_by))
     seconds = 0.0
     # With --force begun here, so that no later part of the stage needs it.
     opened = extract.begin(job, found, given) if wanted or job.force else None
@@ -70,13 +72,15 @@ def run(job: session.Job) -> Published:
         else:
             records, seconds = opened.extract([opened.parts[place] for place in places], "canary")
             files = [opened.building.file(record["file"]["path"]) for record in records.values()]
-        numbers |= {"canary_files": len(files)} | summary(job.storage, files, job.recipe.filter)
+        held = summary(job.storage, files, job.recipe.filter)
+        numbers = CanaryNumbers.model_validate(numbers.plain() | held | {"canary_files": len(files)})
     spent = {"extract_cpu_seconds": round(seconds, 3), "crawl": sources.crawl(job.recipe.input)}
-    return building.publish([], None, numbers, spent)
+    return building.publish([], None, numbers.plain(), spent)
 
 
 def main() -> None:
-    run(session.job(__doc__, warcs=True))
+    """Entry point."""
+    run(command.job(command.parser(__doc__, extract.WARCS).parse_args(), warcs=True))
 
 
 if __name__ == "__main__":

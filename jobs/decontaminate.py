@@ -12,21 +12,22 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from jobs import parts, session
-from jobs.filter import commit_decisions, totals
 from jobs.page.take_down import TAKEN_DOWN, entries, listed
 from jobs.page.words import words
-from jobs.table import read_rows, write_table
-from pipeline import errors, lines
+from jobs.stage import decisions, parts, session
+from jobs.stage.parts import State
+from jobs.stage.table import read_rows, write_table
+from pipeline import command, errors, lines
 from pipeline.artifact import Published, Stage
+from pipeline.command import Job
 from pipeline.recipe import Decontaminate
 from pipeline.storage import Storage
 
@@ -41,84 +42,70 @@ def ngrams(text: str, n: int) -> list[int]:
     return [xxhash.xxh3_64_intdigest(" ".join(plain[i : i + n]).encode()) for i in range(len(plain) - n + 1)]
 
 
-def _table(storage: Storage, name: str) -> tuple[npt.NDArray[np.uint64], list[str]]:
-    rows = list(read_rows(storage, name))
-    return np.array([row["hash"] for row in rows], dtype=np.uint64), [row["set"] for row in rows]
+@dataclass(frozen=True)
+class Decontamination:
+    """Decides on the parts of redact. `grams`: file of the sets' n-grams; `down`: entries of the take-down lists."""
 
+    storage: Storage
+    folder: str
+    grams: str
+    ngram_words: int
+    down: frozenset[str]
 
-def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One part of redact: decide, write, count."""
-    storage, down = Storage(payload["root"]), frozenset(payload["down"])
-    hashes, sets = _table(storage, payload["grams"])
-    rows = []
-    for number, row in enumerate(read_rows(storage, payload["redact"], ("id", "url", "text"))):
-        decided = {"id": row["id"]}
-        if entry := listed(row, down):
-            decided |= {"reason": TAKEN_DOWN, "detail": entry}
-        elif len(hashes):
-            grams = np.array(ngrams(row["text"], payload["ngram_words"]), dtype=np.uint64)
-            at = np.minimum(np.searchsorted(hashes, grams), len(hashes) - 1)
-            if (found := np.flatnonzero(hashes[at] == grams)).size:
-                detail = f"{sets[at[found[0]]]}: {found.size} n-grams"
-                decided |= {"reason": "contaminated", "detail": detail}
-        rows.append({"reason": None, "detail": None} | decided)
-        if number % 1000 == 999:
-            yield {"done": number}
-    yield from commit_decisions(storage, payload["folder"], name, rows, SCHEMA)
-
-
-def stays(storage: Storage, redact: str, decided: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Rows of a part of redact that stay, in order."""
-    gone = {row["id"] for row in read_rows(storage, decided, ("id", "reason")) if row["reason"]}
-    return (row for row in read_rows(storage, redact, columns) if row["id"] not in gone)
-
-
-def aligned(redacted: Published, decided: Published) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(part name, files of redact and of the decisions beside it) for the stages that read what stays."""
-    for text, other in zip(redacted.files(".parquet"), decided.files(".parquet"), strict=True):
-        yield session.part_name(text), {"redact": text, "decided": other}
+    def work(self, part: decisions.Text) -> Iterator[State]:
+        """One part of redact: decide, write, count."""
+        known = list(read_rows(self.storage, self.grams))
+        hashes: npt.NDArray[np.uint64] = np.array([row["hash"] for row in known], dtype=np.uint64)
+        rows = []
+        for number, row in enumerate(read_rows(self.storage, part.text, ("id", "url", "text"))):
+            decided = {"id": row["id"]}
+            if entry := listed(row, self.down):
+                decided |= {"reason": TAKEN_DOWN, "detail": entry}
+            elif len(hashes):
+                grams = np.array(ngrams(row["text"], self.ngram_words), dtype=np.uint64)
+                at = np.minimum(np.searchsorted(hashes, grams), len(hashes) - 1)
+                if (found := np.flatnonzero(hashes[at] == grams)).size:
+                    detail = f"{known[at[found[0]]]['set']}: {found.size} n-grams"
+                    decided |= {"reason": "contaminated", "detail": detail}
+            rows.append({"reason": None, "detail": None} | decided)
+            if number % 1000 == 999:
+                yield {"done": number}
+        yield from decisions.write(self.storage, self.folder, part.name, rows, SCHEMA)
 
 
 def _checksums(files: Iterable[str]) -> dict[str, str]:
     return {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
 
 
-def run(job: session.Job) -> Published:
+def run(job: Job) -> Published:
     """The stage."""
     recipe: Decontaminate = job.recipe.decontaminate
-    redacted = session.upstream(job, "redact")
+    redacted = command.upstream(job, "redact")
     found: dict[int, str] = {}
     for file in recipe.sets:
         for texts in lines.texts(file, "check decontaminate.sets"):
             grams = (gram for text in texts for gram in ngrams(text, recipe.ngram_words))
             found |= dict.fromkeys(grams, Path(file).name)
-    down = sorted({entry for file in recipe.take_down for entry in entries(file)})
-    building = session.open_stage(job, STAGE, [redacted], _checksums([*recipe.sets, *recipe.take_down]))
+    down = frozenset(entry for file in recipe.take_down for entry in entries(file))
+    building = command.open_stage(job, STAGE, [redacted], _checksums([*recipe.sets, *recipe.take_down]))
     if isinstance(building, Published):
         return building
     shared = f"{building.work}/grams.parquet"
     write_table(job.storage, shared, [{"hash": key, "set": found[key]} for key in sorted(found)], _GRAMS)
-    payload = {
-        "root": job.storage.root,
-        "folder": building.pointer.folder,
-        "grams": shared,
-        "ngram_words": recipe.ngram_words,
-        "down": down,
-    }
-    files = redacted.files(".parquet")
     spark = session.spark("decontaminate")
-    todo = [(session.part_name(file), payload | {"redact": file}) for file in files]
-    records = parts.run_parts(spark, building, todo, work)
-    made, counts = totals(records)
+    made = Decontamination(job.storage, building.pointer.folder, shared, recipe.ngram_words, down)
+    records = parts.run_parts(spark, building, decisions.texts(redacted), made.work)
+    files, counts = decisions.totals(records)
     reasons = Counter(counts.dropped)
     numbers = {"evaluation_ngrams": len(found), "take_down_entries": len(down), **reasons}
-    published = building.publish(made, counts, numbers, cpu_seconds=parts.cpu_seconds(records, spark))
+    published = building.publish(files, counts, numbers, cpu_seconds=parts.cpu_seconds(records, spark))
     spark.stop()
     return published
 
 
 def main() -> None:
-    run(session.job(__doc__))
+    """Entry point."""
+    run(command.parse(__doc__))
 
 
 if __name__ == "__main__":

@@ -16,30 +16,26 @@ often a crawl holds one of those, the rows say that name it as their cluster. Fi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import xxhash
 
-from jobs import clusters, parts, session
-from jobs.filter import commit_decisions, totals
-from jobs.page import minhash
+from jobs.copies import clusters, minhash
 from jobs.page.words import words
-from jobs.table import read_rows, write_table, writing
-from pipeline import artifact, errors
+from jobs.stage import decisions, parts, session
+from jobs.stage.parts import Part, State
+from jobs.stage.table import read_rows, write_table, writing
+from pipeline import artifact, command, errors
 from pipeline.artifact import Published, Stage
+from pipeline.command import Job
 from pipeline.recipe import Deduplicate
 from pipeline.storage import Storage
 
 STAGE = Stage("deduplicate", 6, ("xxhash", "numpy"))
 MINHASH = ".minhash"
 SCHEMA = pa.schema([*((name, pa.string()) for name in ("id", "cluster", "reason")), ("cluster_size", pa.int64())])
-
-
-def kept(storage: Storage, extract: str, decided: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Rows of a part of extract that the decisions beside it keep, in order."""
-    stay = {row["id"] for row in read_rows(storage, decided, ("id", "reason")) if row["reason"] is None}
-    return (row for row in read_rows(storage, extract, ("id", *columns)) if row["id"] in stay)
 
 
 def signed(text: str, recipe: Deduplicate, functions: minhash.Functions) -> dict[str, Any]:
@@ -53,40 +49,58 @@ def signed(text: str, recipe: Deduplicate, functions: minhash.Functions) -> dict
     }
 
 
-def sign(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One part: exact hash, band hashes and signature of each document that filter kept."""
-    recipe = Deduplicate.model_validate(payload["recipe"])
-    storage = Storage(payload["root"])
-    functions = minhash.permutations(recipe.bands * recipe.rows, payload["seed"])
-    count = 0
-    with writing(storage, f"{payload['work']}/signatures/part-{name}.parquet", clusters.SIGNATURES) as write:
-        for row in kept(storage, payload["extract"], payload["filter"], ("text",)):
-            write({"id": row["id"]} | signed(row["text"], recipe, functions))
-            count += 1
-            if count % 1000 == 0:
-                yield {"done": count}
-    yield {"commit": {"rows": count}}
+@dataclass(frozen=True)
+class Clustered(Part):
+    """A part's signatures, and which of its documents belong to which cluster."""
+
+    signatures: str
+    clusters: str
 
 
-def decide(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One part: who of the documents that filter kept stays, by the clusters found; and the signatures of those."""
-    storage = Storage(payload["root"])
-    clustered = {row["row"]: row for row in read_rows(storage, payload["clusters"])}
-    documents = list(read_rows(storage, payload["signatures"]))
-    alone = {"reason": None, "cluster_size": 1}
-    rows = [
-        {"cluster": row["id"]} | clustered.get(number, alone) | {"id": row["id"]}
-        for number, row in enumerate(documents)
-    ]
-    stays = [row for row, decided in zip(documents, rows, strict=True) if decided["reason"] is None]
-    file = f"part-{name}{MINHASH}"
-    write_table(storage, f"{payload['folder']}/{file}", stays, clusters.SIGNATURES)
-    described = artifact.describe(storage, payload["folder"], file, len(stays)).model_dump()
-    for state in commit_decisions(storage, payload["folder"], name, rows, SCHEMA):
-        yield {"commit": state["commit"] | {"minhash": described}}
+@dataclass(frozen=True)
+class Deduplication:
+    """Signs the parts, then decides on them; decisions go below `folder`, signatures of all below `work`."""
+
+    storage: Storage
+    folder: str
+    work: str
+    recipe: Deduplicate
+    seed: int
+
+    def signatures(self, name: str) -> str:
+        """File of a part's signatures."""
+        return f"{self.work}/signatures/part-{name}.parquet"
+
+    def sign(self, part: decisions.Decided) -> Iterator[State]:
+        """One part: exact hash, band hashes and signature of each document that filter kept."""
+        functions = minhash.permutations(self.recipe.bands * self.recipe.rows, self.seed)
+        count = 0
+        with writing(self.storage, self.signatures(part.name), clusters.SIGNATURES) as write:
+            for row in decisions.kept(self.storage, part, ("text",)):
+                write({"id": row["id"]} | signed(row["text"], self.recipe, functions))
+                count += 1
+                if count % 1000 == 0:
+                    yield {"done": count}
+        yield {"commit": {"rows": count}}
+
+    def decide(self, part: Clustered) -> Iterator[State]:
+        """Decide for each document that filter kept whether it stays; write the signatures of those that do."""
+        clustered = {row["row"]: row for row in read_rows(self.storage, part.clusters)}
+        documents = list(read_rows(self.storage, part.signatures))
+        alone = {"reason": None, "cluster_size": 1}
+        rows = [
+            {"cluster": row["id"]} | clustered.get(number, alone) | {"id": row["id"]}
+            for number, row in enumerate(documents)
+        ]
+        stays = [row for row, decided in zip(documents, rows, strict=True) if decided["reason"] is None]
+        file = f"part-{part.name}{MINHASH}"
+        write_table(self.storage, f"{self.folder}/{file}", stays, clusters.SIGNATURES)
+        described = artifact.describe(self.storage, self.folder, file, len(stays)).model_dump()
+        for state in decisions.write(self.storage, self.folder, part.name, rows, SCHEMA):
+            yield {"commit": state["commit"] | {"minhash": described}}
 
 
-def comparable(job: session.Job, other: Published) -> None:
+def comparable(job: Job, other: Published) -> None:
     """Raise `RecipeError` where the signatures of an earlier corpus were made by other hash functions."""
     settings = job.recipe.section("deduplicate") | {"seed": job.recipe.seed, "version": STAGE.version}
     theirs = other.content.recipe | {"seed": other.content.seed, "version": other.content.stage_version}
@@ -99,28 +113,20 @@ def comparable(job: session.Job, other: Published) -> None:
             )
 
 
-def run(job: session.Job) -> Published:
+def run(job: Job) -> Published:
     """The stage."""
-    extracted, filtered = session.upstream(job, "extract"), session.upstream(job, "filter")
+    extracted, filtered = command.upstream(job, "extract"), command.upstream(job, "filter")
     earlier = [artifact.read(job.storage, folder) for folder in job.recipe.deduplicate.against]
     for other in earlier:
         comparable(job, other)
-    building = session.open_stage(job, STAGE, [extracted, filtered, *earlier])
+    building = command.open_stage(job, STAGE, [extracted, filtered, *earlier])
     if isinstance(building, Published):
         return building
-    payload = {
-        "recipe": job.recipe.section("deduplicate"),
-        "seed": job.recipe.seed,
-        "root": job.storage.root,
-        "folder": building.pointer.folder,
-        "work": building.work,
-    }
-    names = [session.part_name(file) for file in extracted.files(".parquet")]
-    signatures = [f"{building.work}/signatures/part-{name}.parquet" for name in names]
+    made = Deduplication(job.storage, building.pointer.folder, building.work, job.recipe.deduplicate, job.recipe.seed)
+    texts = decisions.aligned(extracted, filtered)
+    signatures = [made.signatures(part.name) for part in texts]
     spark = session.spark("deduplicate")
-    files = zip(names, extracted.files(".parquet"), filtered.files(".parquet"), strict=True)
-    todo = [(name, payload | {"extract": text, "filter": decided}) for name, text, decided in files]
-    compared = parts.run_parts(spark, building, todo, sign, "sign")
+    compared = parts.run_parts(spark, building, texts, made.sign, "sign")
     numbers = building.commits(["clusters"]).get("clusters")
     if numbers is None:
         corpus = clusters.Corpus(
@@ -132,12 +138,12 @@ def run(job: session.Job) -> Published:
         )
         numbers = clusters.find(spark, corpus, job.recipe.deduplicate, f"{building.work}/clusters")
         building.commit("clusters", numbers)
-    todo = [
-        (name, payload | {"signatures": file, "clusters": f"{building.work}/clusters/{number}.parquet"})
-        for number, (name, file) in enumerate(zip(names, signatures, strict=True))
+    clustered = [
+        Clustered(part.name, file, f"{building.work}/clusters/{number}.parquet")
+        for number, (part, file) in enumerate(zip(texts, signatures, strict=True))
     ]
-    decided_parts = parts.run_parts(spark, building, todo, decide, "part")
-    manifest_files, counts = totals(decided_parts)
+    decided_parts = parts.run_parts(spark, building, clustered, made.decide, "part")
+    manifest_files, counts = decisions.totals(decided_parts)
     seconds = parts.cpu_seconds(compared, spark) + parts.cpu_seconds(decided_parts, None)
     manifest_files += [artifact.File(**record["minhash"]) for record in decided_parts.values()]
     published = building.publish(manifest_files, counts, numbers, cpu_seconds=seconds)
@@ -146,7 +152,8 @@ def run(job: session.Job) -> Published:
 
 
 def main() -> None:
-    run(session.job(__doc__))
+    """Entry point."""
+    run(command.parse(__doc__))
 
 
 if __name__ == "__main__":

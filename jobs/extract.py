@@ -9,6 +9,7 @@ files and publishes nothing; a run without it does what is left, and publishes.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import json
@@ -26,12 +27,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from jobs import parts, session, sources
-from jobs.page import charset, classifier, extraction, guard, language, quality, urls, warc
+from jobs.archive import sources, warc
+from jobs.archive.response import Capture
+from jobs.page import charset, classifier, extraction, faster, guard, language, quality, urls
 from jobs.page.words import words
-from jobs.table import writing
-from pipeline import artifact, errors
-from pipeline.artifact import Building, Counts, Published, Stage
+from jobs.stage import decisions, parts, session
+from jobs.stage.parts import Part, State
+from jobs.stage.table import writing
+from pipeline import artifact, command, errors
+from pipeline.artifact import Building, Published, Stage
+from pipeline.command import Job
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
@@ -56,6 +61,7 @@ SCHEMA = pa.schema(
 _HTML = ("text/html", "application/xhtml+xml")
 _TICK_SECONDS = 2.0
 _STEP = "warc"
+WARCS = "WARC files, globs, URLs or lists, not the recipe's"  # what --input names
 
 
 def document_id(warc_name: str, offset: int) -> str:
@@ -64,7 +70,7 @@ def document_id(warc_name: str, offset: int) -> str:
 
 
 def page(
-    capture: warc.Capture, blocked: urls.BlockList, recipe: Extract, read: Callable[[warc.Capture], dict[str, Any]]
+    capture: Capture, blocked: urls.BlockList, recipe: Extract, read: Callable[[Capture], dict[str, Any]]
 ) -> dict[str, Any]:
     """The columns of one capture but for those that say where it lies. Pure: no state from page to page.
 
@@ -99,7 +105,7 @@ def page(
     return row | read(capture)
 
 
-def read_page(recipe: Extract, model: Any, capture: warc.Capture) -> dict[str, Any]:
+def read_page(recipe: Extract, model: Any, capture: Capture) -> dict[str, Any]:
     """The columns that the body of a page decides. `model`: of `classifier.load`, or None."""
     html, name = charset.decode(capture.payload or b"", capture.content_type)
     row: dict[str, Any] = {"charset": name}
@@ -138,62 +144,85 @@ def opened(storage: Storage, name: str, terms: dict[str, Any]) -> urls.BlockList
     return urls.BlockList(table, terms)
 
 
-def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One WARC: read it, write its part, say what it holds."""
-    recipe = Extract.model_validate(payload["recipe"])
-    storage = Storage(payload["root"])
-    blocked = opened(storage, payload["blocked"], payload["terms"])
-    model = classifier.load(str(_here(storage, payload["model"]))) if payload["model"] else None
-    reasons: Counter[str | None] = Counter()
-    skipped: Counter[str] = Counter()
-    lost: list[warc.Lost] = []
-    unreadable: list[dict[str, Any]] = []
-    later = False
-    tick = monotonic()
-    guarded = guard.Guard(functools.partial(read_page, recipe, model), recipe.page_seconds)
-    file = f"part-{name}.parquet"
-    table = writing(storage, f"{payload['folder']}/{file}", SCHEMA)
-    with tempfile.TemporaryDirectory() as scratch, guarded as read, table as write:
+def reader(recipe: Extract, model: Any) -> guard.Guard:
+    """`read_page` in a child process under the recipe's limits."""
+    faster.install()  # before the child is forked: each gets it
+    return guard.Guard(functools.partial(read_page, recipe, model), recipe.page_seconds)
 
-        def put(row: dict[str, Any]) -> None:
-            write(row | {"warc": payload["name"], "id": document_id(payload["name"], row["offset"])})
-            reasons[row.get("reason")] += 1
 
-        try:
-            for _ in sources.fetch(payload["warc"], Path(scratch)):
-                yield {"done": 0}  # a worker that is silent through a long download would be killed
-            with sources.local_path(payload["warc"], Path(scratch)).open("rb") as stream:
-                for capture in warc.captures(stream, recipe.max_html_bytes, skipped, lost):
-                    put(page(capture, blocked, recipe, read))
-                    if monotonic() - tick > _TICK_SECONDS:
-                        tick = monotonic()
-                        yield {"done": reasons.total()}
-        except errors.InputError as error:  # of fetch
-            unreadable.append({"offset": -1, "reason": "not_fetched", "detail": error.what})
-            later = isinstance(error, errors.ServerError)
-        except warc.NotWarc as error:
-            unreadable.append({"offset": -1, "reason": "not_a_warc", "detail": str(error)})
-        except warc.Truncated as error:
-            unreadable.append({"offset": -1, "reason": "truncated", "detail": str(error)})
-        damaged = [{"offset": one.offset, "reason": "damaged", "detail": str(one)} for one in lost]
-        for one in unreadable + damaged:
-            put({"url": payload["warc"], **one})
-    if lost:
-        more = f", and {len(lost) - 1} other places" if len(lost) > 1 else ""
-        unreadable.append(damaged[0] | {"detail": f"{lost[0]}{more}"})
-    count = reasons.total()
-    yield {
-        "commit": {
-            "file": artifact.describe(storage, payload["folder"], file, count).model_dump(),
-            "warc": payload["warc"],
-            "in": count,
-            "kept": reasons.pop(None, 0),
-            "dropped": dict(sorted(reasons.items(), key=str)),
-            "skipped": dict(sorted(skipped.items())),
-            "unreadable": [{"warc": payload["warc"], **one} for one in unreadable],
-            "later": later,
+@dataclass(frozen=True)
+class Warc(Part):
+    """One WARC file: where it lies, and its name, which is part of its documents' ids."""
+
+    location: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Reads WARC files, and writes a part for each below `folder`.
+
+    `blocked` and `model`: files of the work folder with the block list, and the quality model or None.
+    """
+
+    storage: Storage
+    folder: str
+    recipe: Extract
+    blocked: str
+    terms: dict[str, Any]
+    model: str | None
+
+    def work(self, part: Warc) -> Iterator[State]:
+        """One WARC: read it, write its part, say what it holds."""
+        storage, recipe = self.storage, self.recipe
+        blocked = opened(storage, self.blocked, self.terms)
+        model = classifier.load(str(_here(storage, self.model))) if self.model else None
+        reasons: Counter[str | None] = Counter()
+        skipped: Counter[str] = Counter()
+        lost: list[warc.Lost] = []
+        unreadable: list[dict[str, Any]] = []
+        later = False
+        tick = monotonic()
+        file = f"part-{part.name}.parquet"
+        table = writing(storage, f"{self.folder}/{file}", SCHEMA)
+        with tempfile.TemporaryDirectory() as scratch, reader(recipe, model) as read, table as write:
+
+            def put(row: dict[str, Any]) -> None:
+                write(row | {"warc": part.file, "id": document_id(part.file, row["offset"])})
+                reasons[row.get("reason")] += 1
+
+            try:
+                for _ in sources.fetch(part.location, Path(scratch)):
+                    yield {"done": 0}  # a worker that is silent through a long download would be killed
+                with sources.local_path(part.location, Path(scratch)).open("rb") as stream:
+                    for capture in warc.captures(stream, recipe.max_html_bytes, skipped, lost):
+                        put(page(capture, blocked, recipe, read))
+                        if monotonic() - tick > _TICK_SECONDS:
+                            tick = monotonic()
+                            yield {"done": reasons.total()}
+            except errors.InputError as error:  # of fetch
+                unreadable.append({"offset": -1, "reason": "not_fetched", "detail": error.what})
+                later = isinstance(error, errors.ServerError)
+            except warc.NotWarc as error:
+                unreadable.append({"offset": -1, "reason": "not_a_warc", "detail": str(error)})
+            except warc.Truncated as error:
+                unreadable.append({"offset": -1, "reason": "truncated", "detail": str(error)})
+            damaged = [{"offset": one.offset, "reason": "damaged", "detail": str(one)} for one in lost]
+            for one in unreadable + damaged:
+                put({"url": part.location, **one})
+        if lost:
+            more = f", and {len(lost) - 1} other places" if len(lost) > 1 else ""
+            unreadable.append(damaged[0] | {"detail": f"{lost[0]}{more}"})
+        yield {
+            "commit": {
+                "file": artifact.describe(storage, self.folder, file, reasons.total()).model_dump(),
+                "warc": part.location,
+                **decisions.counted(reasons),
+                "skipped": dict(sorted(skipped.items())),
+                "unreadable": [{"warc": part.location, **one} for one in unreadable],
+                "later": later,
+            }
         }
-    }
 
 
 def block_list(storage: Storage, recipe: Extract, identity: str) -> str:
@@ -211,22 +240,21 @@ class Opened:
     """The stage, begun: where it is built, and its parts, a WARC each."""
 
     building: Building
-    parts: list[tuple[str, dict[str, Any]]]
+    extraction: Extraction
+    parts: list[Warc]
 
-    def extract(
-        self, chosen: Sequence[tuple[str, dict[str, Any]]], stream: str = ""
-    ) -> tuple[dict[str, dict[str, Any]], float]:
+    def extract(self, chosen: Sequence[Warc], stream: str = "") -> tuple[dict[str, dict[str, Any]], float]:
         """The records of these parts, and CPU seconds; Spark is started where some of them are not yet done."""
         left = parts.waiting(self.building, chosen, _STEP)
         spark = session.spark("extract") if left else None
-        records = parts.run_parts(spark, self.building, chosen, work, _STEP, stream)
+        records = parts.run_parts(spark, self.building, chosen, self.extraction.work, _STEP, stream)
         seconds = parts.cpu_seconds(records, spark)  # without the JVMs of other batches: 0.5 % of a long one
         if spark:
             spark.stop()
         return records, seconds
 
 
-def identity(job: session.Job, found: Sequence[sources.Source]) -> dict[str, Any]:
+def identity(job: Job, found: Sequence[sources.Source]) -> dict[str, Any]:
     """All that decides what the stage makes of these files, as `artifact.fingerprint` takes it."""
     recipe = job.recipe.extract
     assets = {"block_list": urls.identity(recipe.block_list.source, recipe.block_list.categories)}
@@ -239,7 +267,7 @@ def identity(job: session.Job, found: Sequence[sources.Source]) -> dict[str, Any
     return {"recipe": section, "seed": job.recipe.seed, "inputs": inputs, "assets": assets}
 
 
-def listed(job: session.Job) -> list[sources.Source]:
+def listed(job: Job) -> list[sources.Source]:
     """The files; those of a crawl as the run's canary found them, so that a server is asked of 90,000 only once."""
     found = artifact.pointer(job.storage, job.run, "canary")
     if found and artifact.is_published(job.storage, found.folder) and (wanted := sources.crawl(job.recipe.input)):
@@ -249,7 +277,7 @@ def listed(job: session.Job) -> list[sources.Source]:
     return sources.find(job.recipe.input)
 
 
-def begin(job: session.Job, found: Sequence[sources.Source], given: dict[str, Any]) -> Opened | Published:
+def begin(job: Job, found: Sequence[sources.Source], given: dict[str, Any]) -> Opened | Published:
     """Open the stage on these files; `given`: their `identity`."""
     recipe = job.recipe.extract
     building = artifact.open_stage(job.storage, job.run, STAGE, **given, force=job.force)
@@ -259,26 +287,21 @@ def begin(job: session.Job, found: Sequence[sources.Source], given: dict[str, An
     model = f"{building.work}/quality.bin" if recipe.quality_model else None
     if recipe.quality_model and model:
         job.storage.write(model, Path(recipe.quality_model).read_bytes())
-    payload = {
-        "model": model,
-        "recipe": recipe.model_dump(mode="json"),
-        "root": job.storage.root,
-        "folder": building.pointer.folder,
-        "blocked": blocked,
-        "terms": urls.terms(recipe.block_list),
-    }
-    todo = [(f"{i:05d}", payload | {"warc": s.location, "name": s.name}) for i, s in enumerate(found)]
-    return Opened(building, todo)
+    extraction = Extraction(job.storage, building.pointer.folder, recipe, blocked, urls.terms(recipe.block_list), model)
+    return Opened(building, extraction, [Warc(f"{i:05d}", s.location, s.name) for i, s in enumerate(found)])
 
 
-def run(job: session.Job) -> Published | None:
-    """The stage: open, extract what is not yet committed, publish; of a batch, no more than its parts."""
+def run(job: Job, batch: tuple[int, int] | None = None) -> Published | None:
+    """The stage: open, extract what is not yet committed, publish.
+
+    `batch`: (2, 20) does the second of twenty parts of the files, and publishes nothing.
+    """
     found = listed(job)
     opened = begin(job, found, identity(job, found))
     if isinstance(opened, Published):
         return opened
-    if job.batch:
-        number, count = job.batch
+    if batch:
+        number, count = batch
         first, end = ((number + i - 1) * len(opened.parts) // count for i in (0, 1))
         name = f"batch-{number}-of-{count}"
         records, _ = opened.extract(opened.parts[first:end], name)
@@ -309,25 +332,30 @@ def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds:
             else f"{many} files could not be read, and extract.max_failed_warcs is {most:g}:\n{named}",
             "name WARC files that can be had, or allow more to fail; run again: what was read is kept",
         )
-    dropped: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     for record in records.values():
-        dropped.update(record["dropped"])
         skipped.update(record["skipped"])
-    return building.publish(
-        [artifact.File(**record["file"]) for record in records.values()],
-        Counts(
-            in_=sum(record["in"] for record in records.values()),
-            kept=sum(record["kept"] for record in records.values()),
-            dropped=dict(sorted(dropped.items())),
-        ),
-        {"warcs": len(records), "unreadable": unreadable, "other_records": dict(sorted(skipped.items()))},
-        cpu_seconds=cpu_seconds,
-    )
+    files, counts = decisions.totals(records)
+    numbers = {"warcs": len(records), "unreadable": unreadable, "other_records": dict(sorted(skipped.items()))}
+    return building.publish(files, counts, numbers, cpu_seconds=cpu_seconds)
+
+
+def _batch(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no batch: write the second of twenty as 2/20")
+    return int(number), int(count)
 
 
 def main() -> None:
-    run(session.job(__doc__, warcs=True, batches=True))
+    """Entry point."""
+    parser = command.parser(__doc__, WARCS)
+    help_ = "do the I-th of N parts of the input; publish nothing"
+    parser.add_argument("--batch", type=_batch, metavar="I/N", help=help_)
+    options = parser.parse_args()
+    if options.batch and options.force:
+        parser.error("--force with --batch would remove what other batches have done: run jobs/canary.py --force first")
+    run(command.job(options, warcs=True), options.batch)
 
 
 if __name__ == "__main__":

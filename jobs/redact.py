@@ -10,18 +10,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from jobs import parts, session
-from jobs.deduplicate import kept
 from jobs.page import pii
-from jobs.table import writing
-from pipeline import artifact, errors
+from jobs.stage import decisions, parts, session
+from jobs.stage.parts import State
+from jobs.stage.table import writing
+from pipeline import artifact, command, errors
 from pipeline.artifact import Counts, Published, Stage
+from pipeline.command import Job
+from pipeline.recipe import Redact
 from pipeline.storage import Storage
 
 STAGE = Stage("redact", 7, ("presidio-analyzer", "phonenumbers", "tldextract"))
@@ -41,28 +43,35 @@ SCHEMA = pa.schema(
 )
 
 
-def work(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One part: redact the documents that deduplicate kept."""
-    storage = Storage(payload["root"])
-    total: Counter[str] = Counter()
-    samples: dict[str, list[str]] = {}
-    file, count = f"part-{name}.parquet", 0
-    with writing(storage, f"{payload['folder']}/{file}", SCHEMA) as write:
-        for row in kept(storage, payload["extract"], payload["decided"], _COLUMNS):
-            found: list[tuple[str, str]] = []
-            for column in ("title", "text"):
-                if row[column] is not None:
-                    row[column], replaced = pii.redact(row[column], payload["kinds"], payload["person_model"])
-                    found += replaced
-            counts = Counter(kind for kind, _ in found)
-            write(row | {"redactions": json.dumps(counts, sort_keys=True)})
-            total.update(counts)
-            add_samples(samples, found)
-            count += 1
-            if count % 200 == 0:
-                yield {"done": count}
-    described = artifact.describe(storage, payload["folder"], file, count).model_dump()
-    yield {"commit": {"file": described, "documents": count, "redactions": total, "samples": samples}}
+@dataclass(frozen=True)
+class Redaction:
+    """Redacts the documents that deduplicate kept, part by part."""
+
+    storage: Storage
+    folder: str
+    recipe: Redact
+
+    def work(self, part: decisions.Decided) -> Iterator[State]:
+        """One part."""
+        total: Counter[str] = Counter()
+        samples: dict[str, list[str]] = {}
+        file, count = f"part-{part.name}.parquet", 0
+        with writing(self.storage, f"{self.folder}/{file}", SCHEMA) as write:
+            for row in decisions.kept(self.storage, part, _COLUMNS):
+                found: list[tuple[str, str]] = []
+                for column in ("title", "text"):
+                    if row[column] is not None:
+                        row[column], replaced = pii.redact(row[column], self.recipe.kinds, self.recipe.person_model)
+                        found += replaced
+                counts = Counter(kind for kind, _ in found)
+                write(row | {"redactions": json.dumps(counts, sort_keys=True)})
+                total.update(counts)
+                add_samples(samples, found)
+                count += 1
+                if count % 200 == 0:
+                    yield {"done": count}
+        described = artifact.describe(self.storage, self.folder, file, count).model_dump()
+        yield {"commit": {"file": described, "documents": count, "redactions": total, "samples": samples}}
 
 
 def add_samples(samples: dict[str, list[str]], found: Iterable[tuple[str, str]]) -> None:
@@ -80,24 +89,17 @@ def digest(folder: Path) -> str:
     return artifact.digest({str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files})
 
 
-def run(job: session.Job) -> Published:
+def run(job: Job) -> Published:
     """The stage."""
-    extracted, unique = session.upstream(job, "extract"), session.upstream(job, "deduplicate")
+    extracted, unique = command.upstream(job, "extract"), command.upstream(job, "deduplicate")
     section = job.recipe.redact
     assets = {"person_model": digest(Path(section.person_model))} if section.person_model else {}
-    building = session.open_stage(job, STAGE, [extracted, unique], assets)
+    building = command.open_stage(job, STAGE, [extracted, unique], assets)
     if isinstance(building, Published):
         return building
-    payload = {
-        "kinds": list(section.kinds),
-        "person_model": section.person_model,
-        "root": job.storage.root,
-        "folder": building.pointer.folder,
-    }
-    files = zip(extracted.files(".parquet"), unique.files(".parquet"), strict=True)
-    todo = [(session.part_name(text), payload | {"extract": text, "decided": decided}) for text, decided in files]
     spark = session.spark("redact")
-    records = parts.run_parts(spark, building, todo, work)
+    redaction = Redaction(job.storage, building.pointer.folder, section)
+    records = parts.run_parts(spark, building, decisions.aligned(extracted, unique), redaction.work)
     total: Counter[str] = Counter()
     samples: dict[str, list[str]] = {}
     for record in records.values():
@@ -115,7 +117,8 @@ def run(job: session.Job) -> Published:
 
 
 def main() -> None:
-    run(session.job(__doc__))
+    """Entry point."""
+    run(command.parse(__doc__))
 
 
 if __name__ == "__main__":

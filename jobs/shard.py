@@ -24,29 +24,20 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from jobs import parts, session
-from jobs.decontaminate import aligned, stays
-from jobs.table import read_rows, read_table, write_table
-from pipeline import artifact, errors
+from jobs.stage import decisions, parts, session
+from jobs.stage.parts import Part, State
+from jobs.stage.table import read_rows, read_table, write_table
+from pipeline import artifact, command, errors
 from pipeline.artifact import Building, Counts, Published, Stage
+from pipeline.command import Job
+from pipeline.numbers import ShardNumbers, TokenizerNumbers
 from pipeline.storage import Storage
 from tokenizer import bpe, shards
 
 STAGE = Stage("shard", 3, ("fastokens", "tokenizers"))
 SPLITS = ("train", "validation")
-MOST_EPOCHS = (
-    4  # more of the same is worth little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
-)
-SIDECAR = pa.schema(
-    [
-        ("document", pa.int64()),
-        *((name, pa.string()) for name in ("id", "url", "warc")),
-        ("offset", pa.int64()),
-        ("start", pa.int64()),
-        ("tokens", pa.int64()),
-        ("bytes", pa.int64()),
-    ]
-)
+# More of the same is worth little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models").
+MOST_EPOCHS = 4
 _TOKENIZED = pa.schema(
     [
         *((name, pa.string()) for name in ("key", "split", "id", "url", "warc")),
@@ -81,37 +72,56 @@ def place(seed: int, document: str, validation: float, copy: int = 0) -> tuple[s
     return key, "validation" if draw < validation else "train"
 
 
-def tokenize_part(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One part: ids of each document, `<|endoftext|>` last, with the key that places it."""
-    storage = Storage(payload["root"])
-    encoder = bpe.Tokenizer.from_bytes(storage.read(payload["tokenizer"]))
-    dtype = shards.dtype_for(encoder.vocabulary)
-    rows: list[dict[str, Any]] = []
-    tokens = dict.fromkeys(SPLITS, 0)
-    for row in stays(storage, payload["redact"], payload["decided"], ("id", "url", "warc", "offset", "text")):
-        text = row.pop("text")
-        ids = np.array([*encoder.encode(text), encoder.end_of_text], dtype=dtype)
-        row["key"], row["split"] = place(payload["seed"], row["id"], payload["validation"])
-        row["ids"], row["size"], row["bytes"] = ids.tobytes(), len(ids), len(text.encode())
-        tokens[row["split"]] += len(ids)
-        rows.append(row)
-        if len(rows) % 1000 == 0:
-            yield {"done": len(rows)}
-    rows.sort(key=lambda row: row["key"])
-    write_table(storage, f"{payload['work']}/tokens/part-{name}.parquet", rows, _TOKENIZED)
-    train = sum(row["split"] == "train" for row in rows)
-    yield {"commit": {"documents": len(rows), "train_documents": train, "tokens": tokens}}
+@dataclass(frozen=True)
+class Tokens(Part):
+    """A part's file of tokens, of which another `copy` is to be made."""
+
+    tokens: str
+    copy: int
 
 
-def copy_part(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Another copy of a part's training documents, each in another place."""
-    storage = Storage(payload["root"])
-    rows = list(read_rows(storage, payload["tokens"], where=[("split", "=", "train")]))
-    for row in rows:
-        row["key"], _ = place(payload["seed"], row["id"], 0.0, payload["copy"])
-    rows.sort(key=lambda row: row["key"])
-    write_table(storage, f"{payload['work']}/tokens/part-{name}.parquet", rows, _TOKENIZED)
-    yield {"commit": {"documents": len(rows)}}
+@dataclass(frozen=True)
+class Tokenization:
+    """Writes ids of documents, with the keys that place them. `tokenizer`: file of the one to use."""
+
+    storage: Storage
+    work_folder: str
+    tokenizer: str
+    seed: int
+    validation: float
+
+    def file(self, name: str) -> str:
+        """File of a part's tokens."""
+        return f"{self.work_folder}/tokens/part-{name}.parquet"
+
+    def work(self, part: decisions.Decided) -> Iterator[State]:
+        """One part: ids of each document, `<|endoftext|>` last, with the key that places it."""
+        encoder = bpe.Tokenizer.from_bytes(self.storage.read(self.tokenizer))
+        dtype = shards.dtype_for(encoder.vocabulary)
+        rows: list[dict[str, Any]] = []
+        tokens = dict.fromkeys(SPLITS, 0)
+        for row in decisions.kept(self.storage, part, ("url", "warc", "offset", "text")):
+            text = row.pop("text")
+            ids = np.array([*encoder.encode(text), encoder.end_of_text], dtype=dtype)
+            row["key"], row["split"] = place(self.seed, row["id"], self.validation)
+            row["ids"], row["size"], row["bytes"] = ids.tobytes(), len(ids), len(text.encode())
+            tokens[row["split"]] += len(ids)
+            rows.append(row)
+            if len(rows) % 1000 == 0:
+                yield {"done": len(rows)}
+        rows.sort(key=lambda row: row["key"])
+        write_table(self.storage, self.file(part.name), rows, _TOKENIZED)
+        train = sum(row["split"] == "train" for row in rows)
+        yield {"commit": {"documents": len(rows), "train_documents": train, "tokens": tokens}}
+
+    def copy(self, part: Tokens) -> Iterator[State]:
+        """Another copy of a part's training documents, each in another place."""
+        rows = list(read_rows(self.storage, part.tokens, where=[("split", "=", "train")]))
+        for row in rows:
+            row["key"], _ = place(self.seed, row["id"], 0.0, part.copy)
+        rows.sort(key=lambda row: row["key"])
+        write_table(self.storage, self.file(part.name), rows, _TOKENIZED)
+        yield {"commit": {"documents": len(rows)}}
 
 
 def cut(storage: Storage, files: list[str], budget: int) -> tuple[str, int, int]:
@@ -188,7 +198,7 @@ def assemble(
                 start += size
         index = shards.index([row["tokens"] for row in rows], np.dtype(wanted.dtype))
         storage.write(f"{wanted.folder}/{name}.idx", index)
-        write_table(storage, f"{wanted.folder}/{name}.documents.parquet", rows, SIDECAR)
+        write_table(storage, f"{wanted.folder}/{shards.sidecar(name)}", rows, shards.SIDECAR)
         held = {".bin": start, ".idx": len(rows), ".documents.parquet": len(rows)}
         files = [artifact.describe(storage, wanted.folder, name + end, n).model_dump() for end, n in held.items()]
         record = {"files": files, "bytes": sum(row["bytes"] for row in rows), "documents": len(rows)}
@@ -218,10 +228,10 @@ class Corpus:
     share: float
 
 
-def corpora(job: session.Job) -> list[Corpus]:
+def corpora(job: Job) -> list[Corpus]:
     """This run's corpus, and those that the recipe mixes in."""
     mix = job.recipe.shard.mix
-    redacted, decided = session.upstream(job, "redact"), session.upstream(job, "decontaminate")
+    redacted, decided = command.upstream(job, "redact"), command.upstream(job, "decontaminate")
     found = [Corpus("own", redacted, decided, 1 - sum(mix.values()))]
     for folder, share in mix.items():
         decided = artifact.read(job.storage, folder)
@@ -254,7 +264,7 @@ def select(
     building: Building,
     given: list[Corpus],
     tokenized: dict[str, dict[str, Any]],
-    payload: dict[str, Any],
+    tokenization: Tokenization,
     total: int | None,
 ) -> tuple[list[tuple[str, str | None, int]], dict[str, dict[str, Any]], int]:
     """Which files of tokens the shards are made of, and up to where.
@@ -272,16 +282,10 @@ def select(
     for names, corpus, has, budget in zip(of_corpus, given, held, wanted, strict=True):
         whole, rest = divmod(budget, has) if has else (0, 0)
         for copy in range(max(1, whole + (rest > 0))):
-            files = [f"{building.work}/tokens/part-{name}{f'-{copy}' if copy else ''}.parquet" for name in names]
+            files = [tokenization.file(f"{name}-{copy}" if copy else name) for name in names]
             if copy:
-                again = [
-                    (
-                        f"{name}-{copy}",
-                        payload | {"tokens": f"{building.work}/tokens/part-{name}.parquet", "copy": copy},
-                    )
-                    for name in names
-                ]
-                parts.run_parts(spark, building, again, copy_part, "copy")
+                again = [Tokens(f"{name}-{copy}", tokenization.file(name), copy) for name in names]
+                parts.run_parts(spark, building, again, tokenization.copy, "copy")
             until, last, before = cut(building.storage, files, rest) if rest and copy == whole else (None, 0, 0)
             if until and not copy:
                 beyond += sum(tokenized[name]["train_documents"] for name in names) - before - 1
@@ -290,25 +294,25 @@ def select(
     return pieces, mixed, beyond
 
 
-def run(job: session.Job) -> Published:
+def run(job: Job) -> Published:
     """The stage."""
     recipe, storage = job.recipe.shard, job.storage
-    tokenizer, given = session.upstream(job, "tokenizer"), corpora(job)
+    tokenizer, given = command.upstream(job, "tokenizer"), corpora(job)
     sources = [source for corpus in given for source in (corpus.redacted, corpus.decided)]
-    building = session.open_stage(job, STAGE, [*sources, tokenizer])
+    building = command.open_stage(job, STAGE, [*sources, tokenizer])
     if isinstance(building, Published):
         return building
-    payload = {"seed": job.recipe.seed, "root": storage.root, "work": building.work}
-    tokenize = payload | {"tokenizer": tokenizer.file(bpe.FILE), "validation": recipe.validation}
+    known = TokenizerNumbers.of(tokenizer)
+    tokenization = Tokenization(storage, building.work, tokenizer.file(bpe.FILE), job.recipe.seed, recipe.validation)
     todo = [
-        (f"{number:03d}-{name}", tokenize | files)
+        part
         for number, corpus in enumerate(given)
-        for name, files in aligned(corpus.redacted, corpus.decided)
+        for part in decisions.aligned(corpus.redacted, corpus.decided, f"{number:03d}-")
     ]
     spark = session.spark("shard")
-    tokenized = parts.run_parts(spark, building, todo, tokenize_part, "tokenize")
+    tokenized = parts.run_parts(spark, building, todo, tokenization.work, "tokenize")
     seconds = parts.cpu_seconds(tokenized, spark)
-    pieces, mixed, beyond = select(spark, building, given, tokenized, payload, recipe.train_tokens)
+    pieces, mixed, beyond = select(spark, building, given, tokenized, tokenization, recipe.train_tokens)
     tokens = {
         "train": sum(corpus["tokens"] for corpus in mixed.values()),
         "validation": sum(record["tokens"]["validation"] for record in tokenized.values()),
@@ -317,27 +321,28 @@ def run(job: session.Job) -> Published:
         raise errors.InputError(
             f"too little is left for both splits: {tokens}", "loosen the filters, add WARCs, or raise shard.validation"
         )
-    dtype = shards.dtype_for(tokenizer.content.numbers["vocabulary"])
+    dtype = shards.dtype_for(known.vocabulary)
     counts = {split: 1 << max(0, math.ceil(math.log2(tokens[split] / recipe.shard_tokens))) for split in SPLITS}
     assembled = assemble(spark, building, pieces, Shards(counts, dtype.name, building.pointer.folder))
-    numbers: dict[str, Any] = {
-        "dtype": dtype.name,
-        "vocabulary": tokenizer.content.numbers["vocabulary"],
-        "tokenizer": tokenizer.content.numbers["sha256"],
-        "shards": len(assembled),
-        "corpora": mixed,
+    of_split = {split: [one for name, one in assembled.items() if name.startswith(split)] for split in SPLITS}
+    numbers = ShardNumbers(
+        dtype=dtype.name,
+        vocabulary=known.vocabulary,
+        tokenizer=known.sha256,
+        train_tokens=tokens["train"],
+        train_bytes=sum(record["bytes"] for record in of_split["train"]),
+        validation_tokens=tokens["validation"],
+        validation_bytes=sum(record["bytes"] for record in of_split["validation"]),
+    )
+    for_people = {"shards": len(assembled), "corpora": mixed} | {
+        f"{split}_documents": sum(record["documents"] for record in records) for split, records in of_split.items()
     }
-    for split in SPLITS:
-        of_split = [record for name, record in assembled.items() if name.startswith(split)]
-        numbers[f"{split}_tokens"] = tokens[split]
-        numbers[f"{split}_bytes"] = sum(record["bytes"] for record in of_split)
-        numbers[f"{split}_documents"] = sum(record["documents"] for record in of_split)
     came = sum(corpus.decided.content.counts.kept for corpus in given if corpus.decided.content.counts)
     documents = sum(record["documents"] for record in tokenized.values())
     published = building.publish(
         [artifact.File(**file) for record in assembled.values() for file in record["files"]],
         Counts(in_=came, kept=documents - beyond, dropped={"beyond_budget": beyond} if beyond else {}),
-        numbers,
+        numbers.plain() | for_people,
         cpu_seconds=seconds + parts.cpu_seconds(assembled, None),
     )
     spark.stop()
@@ -345,7 +350,8 @@ def run(job: session.Job) -> Published:
 
 
 def main() -> None:
-    run(session.job(__doc__))
+    """Entry point."""
+    run(command.parse(__doc__))
 
 
 if __name__ == "__main__":

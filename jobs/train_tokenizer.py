@@ -11,18 +11,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import xxhash
 from pyspark.sql import SparkSession
 
-from jobs import parts, session
-from jobs.decontaminate import aligned, stays
 from jobs.page.words import words
-from jobs.table import read_rows, write_table
-from pipeline import artifact, errors
+from jobs.stage import decisions, parts, session
+from jobs.stage.parts import State
+from jobs.stage.table import read_rows, write_table
+from pipeline import artifact, command, errors
 from pipeline.artifact import Building, Published, Stage
+from pipeline.command import Job
+from pipeline.numbers import TokenizerNumbers
 from pipeline.storage import Storage
 from tokenizer import bpe
 
@@ -37,17 +40,30 @@ def held_out(order: str) -> bool:
     return int(order[-8:], 16) % HELD_OUT == 0
 
 
-def sample(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One part: of its documents with the smallest hashes, `share` of all, as many as the sample could hold alone."""
-    storage = Storage(payload["root"])
-    rows = []
-    for row in stays(storage, payload["redact"], payload["decided"], ("id", "text")):
-        order = xxhash.xxh3_128_hexdigest(f"{payload['seed']}:tokenizer:{row['id']}".encode())
-        if int(order, 16) < payload["share"] * 2**128:
-            rows.append({"order": order, "text": row["text"], "bytes": len(row["text"].encode())})
-    taken = first(sorted(rows, key=lambda row: row["order"]), payload["bytes"])
-    write_table(storage, f"{payload['folder']}/part-{name}.parquet", taken, _SCHEMA)
-    yield {"commit": {"documents": len(taken), "trained": sum(r["bytes"] for r in taken if not held_out(r["order"]))}}
+@dataclass(frozen=True)
+class Sampling:
+    """Samples the parts of a corpus: of each the documents with the smallest hashes, `share` of all.
+
+    No part writes more than `size` bytes of text to train on, which is the whole sample.
+    """
+
+    storage: Storage
+    folder: str
+    seed: int
+    size: int
+    share: float
+
+    def work(self, part: decisions.Decided) -> Iterator[State]:
+        """One part."""
+        rows = []
+        for row in decisions.kept(self.storage, part, ("text",)):
+            order = xxhash.xxh3_128_hexdigest(f"{self.seed}:tokenizer:{row['id']}".encode())
+            if int(order, 16) < self.share * 2**128:
+                rows.append({"order": order, "text": row["text"], "bytes": len(row["text"].encode())})
+        taken = first(sorted(rows, key=lambda row: row["order"]), self.size)
+        write_table(self.storage, f"{self.folder}/part-{part.name}.parquet", taken, _SCHEMA)
+        trained = sum(row["bytes"] for row in taken if not held_out(row["order"]))
+        yield {"commit": {"documents": len(taken), "trained": trained}}
 
 
 def first(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
@@ -86,9 +102,9 @@ def sampled(
     for attempt in itertools.count():
         share = min(1.0, 4**attempt * size / SHORT_BYTES / max(1, documents))
         folder = f"{building.work}/sample-{attempt}"
-        payload = {"seed": seed, "bytes": size, "root": building.storage.root, "folder": folder, "share": share}
-        todo = [(name, payload | files) for name, files in aligned(redacted, decided)]
-        records = parts.run_parts(spark, building, todo, sample, f"sample-{attempt}")
+        sampling = Sampling(building.storage, folder, seed, size, share)
+        corpus = decisions.aligned(redacted, decided)
+        records = parts.run_parts(spark, building, corpus, sampling.work, f"sample-{attempt}")
         seconds += parts.cpu_seconds(records, None)
         if share == 1.0 or sum(record["trained"] for record in records.values()) >= size:
             break
@@ -130,19 +146,19 @@ def publish(
         building.storage.write(building.file(name), data)
     folder = building.pointer.folder
     files = [artifact.describe(building.storage, folder, name, encoder.vocabulary) for name in encoder.hf_files(window)]
-    known = {"vocabulary": encoder.vocabulary, "sha256": encoder.sha256}
-    return building.publish(files, None, known | numbers, run_numbers, cpu_seconds)
+    known = TokenizerNumbers(vocabulary=encoder.vocabulary, sha256=encoder.sha256)
+    return building.publish(files, None, known.plain() | numbers, run_numbers, cpu_seconds)
 
 
-def run(job: session.Job) -> Published:
+def run(job: Job) -> Published:
     """The stage."""
     recipe = job.recipe.tokenizer
-    redacted, decided = session.upstream(job, "redact"), session.upstream(job, "decontaminate")
+    redacted, decided = command.upstream(job, "redact"), command.upstream(job, "decontaminate")
     assets = {"window": str(job.recipe.model.window)}  # it stands in the tokenizer's own configuration file
     source = None if recipe.source == "train" else bpe.given(recipe.source)
     if source:
         assets[recipe.source] = hashlib.sha256(source).hexdigest()
-    building = session.open_stage(job, STAGE, [redacted, decided], assets)
+    building = command.open_stage(job, STAGE, [redacted, decided], assets)
     if isinstance(building, Published):
         return building
     spark = session.spark("tokenizer")
@@ -161,7 +177,8 @@ def run(job: session.Job) -> Published:
 
 
 def main() -> None:
-    run(session.job(__doc__))
+    """Entry point."""
+    run(command.parse(__doc__))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class Installation:
 
 
 def _small_jvm(home: Path) -> str:
-    """Options of Java for short sessions, as jobs/session.py has them; where jobs.prebuild left no classes, without."""
+    """Java's options for short sessions, as `jobs.stage.session` has them; without classes where none were prebuilt."""
     classes = f'"-XX:SharedArchiveFile={home}/.crawl2chat/spark.jsa" -Xlog:cds*=off'
     return f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC {classes}"
 

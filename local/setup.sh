@@ -83,7 +83,7 @@ echo "installing into .venv"
 .venv/bin/uv pip install -q --python .venv/bin/python --no-deps -e .
 echo "building DeepSpeed's CPU op and an archive of Spark's classes"
 mkdir -p .crawl2chat
-.venv/bin/python -m jobs.prebuild >.crawl2chat/prebuild.log 2>&1 &
-.venv/bin/python -m training.prebuild
+.venv/bin/python -m jobs.commands.prebuild >.crawl2chat/prebuild.log 2>&1 &
+.venv/bin/python -m training.launch.prebuild
 wait $! || echo "without the archive Spark starts more slowly: .crawl2chat/prebuild.log says why it was not made"
 echo "ready: $(du -sh .venv | cut -f1) in .venv, $((SECONDS - began)) s"

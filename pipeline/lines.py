@@ -1,14 +1,17 @@
-"""Text files that a user names: lists, evaluation sets, labelled texts."""
+"""Files of lines: those that a user names (lists, evaluation sets, labelled texts), and JSON lines that we write."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifact import Building, File, describe
 from pipeline.errors import InputError
+from pipeline.storage import Storage
 
 
 def unpacked(data: bytes) -> str:
@@ -55,3 +58,20 @@ def parsed(file: str, number: int, line: str) -> Any:
         return json.loads(line)
     except ValueError as error:
         raise InputError(f"{file}:{number}: no JSON: {error}", "name a JSON-lines or a text file") from error
+
+
+def finite(numbers: dict[str, Any]) -> dict[str, Any]:
+    """What is not finite becomes null: JSON knows no infinity, and a skipped step has no loss to show."""
+    return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in numbers.items()}
+
+
+def write(storage: Storage, name: str, rows: list[dict[str, Any]]) -> None:
+    """Write JSON lines. What is not finite becomes null."""
+    text = "".join(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    storage.write(name, text.encode())
+
+
+def write_rows(building: Building, path: str, rows: list[dict[str, Any]]) -> File:
+    """Write JSON lines into the artifact in the making; its manifest entry."""
+    write(building.storage, building.file(path), rows)
+    return describe(building.storage, building.pointer.folder, path, rows=len(rows))

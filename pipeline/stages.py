@@ -41,7 +41,7 @@ def _model(name: str, label: str, note: str, model: str, *more: str) -> Step:
 
 
 def _evaluation(of: str, label: str, task: str) -> Step:
-    name, script = f"evaluation-{of}", "training/evaluation.py"
+    name, script = f"evaluation-{of}", "evaluation/measure.py"
     return Step(name, "evaluation", label, "evaluate", script, ("evaluation",), f"model.{task}", of=of)
 
 
@@ -68,7 +68,7 @@ MODEL = (
     _model("rl", "Reinforcement learning", "GRPO, verifier", "Reinforced"),
     _evaluation("rl", "Evaluation after reinforcement", "evaluate_rl"),
 )
-REPORT = Step("report", "report", "Report", "what happened", "web/report.py", (), "report")
+REPORT = Step("report", "report", "Report", "what happened", "web/report/", (), "report")
 ROAD = (CANARY, *CORPUS, *MODEL)  # all but the report, which tells of them
 STEPS = {step.name: step for step in (*ROAD, REPORT)}
 

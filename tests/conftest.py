@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import boto3
 import pytest
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
+
+# No deadline: a machine with other work to do is no defect. `make test-all` draws ten times as many examples.
+settings.register_profile("test", deadline=None, max_examples=100)
+settings.register_profile("all", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 
 @pytest.fixture

@@ -13,11 +13,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.artifact import Published
 from pipeline.errors import ArtifactError
 
 MAGIC = b"MMIDIDX\x00\x00"
+# A row per document, in order: its number, where it came from, its first token in the shard, how many tokens it has,
+# and the UTF-8 bytes of the text that they stand for.
+SIDECAR = pa.schema(
+    [
+        ("document", pa.int64()),
+        *((name, pa.string()) for name in ("id", "url", "warc")),
+        ("offset", pa.int64()),
+        ("start", pa.int64()),
+        ("tokens", pa.int64()),
+        ("bytes", pa.int64()),
+    ]
+)
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
 _CODES: dict[int, type[np.integer]] = {4: np.int32, 8: np.uint16}
 
@@ -26,6 +39,11 @@ def of_split(published: Published, split: str) -> list[str]:
     """The `.bin` files of a split in a shard artifact, as its manifest names them, in order."""
     paths = (file.path for file in published.content.files)
     return [path for path in paths if path.startswith(f"{split}-") and path.endswith(".bin")]
+
+
+def sidecar(path: str) -> str:
+    """Name of the table beside a `.bin` that says which tokens came from which document and URL: `SIDECAR`."""
+    return path.removesuffix(".bin") + ".documents.parquet"
 
 
 def dtype_for(vocabulary: int) -> np.dtype[np.integer]:

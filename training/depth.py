@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from inference.network import configuration, flops_a_token, parameters
 from pipeline import errors
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, load
-from training.model import configuration, flops_a_token, parameters
 
 ASPECT = 64  # width a layer: nanochat's
 HEAD_DIM = 128  # nanochat's, and Qwen3's

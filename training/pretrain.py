@@ -20,16 +20,24 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline import artifact
+from evaluation.ngrams import Tables, bits_per_byte
+from inference import network
+from pipeline import artifact, command, lines
 from pipeline.artifact import Building, Published, Stage
 from pipeline.errors import ArtifactError, RecipeError
+from pipeline.numbers import ShardNumbers
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import PAD
-from training import checkpoint, launch, loader, model
-from training.engine import MAX_SKIPPED, fall_begins, micro_rows, rows_a_rank, token_loss
-from training.launch import Job, World
-from training.loop import Loop, loss_ends, open_stage, write_lines, write_rows
-from training.ngrams import Tables, bits_per_byte
+from training.data import loader
+from training.engine import checkpoint
+from training.engine.engine import MAX_SKIPPED, micro_rows, rows_a_rank
+from training.engine.loop import Loop, loss_ends
+from training.engine.losses import token_loss
+from training.engine.optimizer import fall_begins
+from training.launch import processes
+from training.launch.command import TrainingJob, parse
+from training.launch.processes import World
+from training.launch.stage import open_stage
 from training.samples import SAMPLES
 
 STAGE = Stage("pretrain", 2, libraries=("torch", "transformers", "deepspeed"))
@@ -69,12 +77,9 @@ class Corpus:
         return bits_per_byte(cost, self.validation_tokens, self.validation_bytes)
 
 
-def inputs(job: Job) -> list[Published]:
+def inputs(job: TrainingJob) -> list[Published]:
     """The shard artifact to read (`--input`, or the run's), the tokenizer that made it, and the shards to mix in."""
-    if job.input:
-        shards = artifact.read(job.storage, job.input)
-    else:
-        shards = artifact.of_run(job.storage, job.run, "shard", job.recipe.section("shard"))
+    shards = command.source(job, "shard")
     for source in shards.content.inputs:
         if source.stage == "tokenizer":
             others = [artifact.read(job.storage, folder) for folder in job.recipe.pretrain.mix]
@@ -82,10 +87,10 @@ def inputs(job: Job) -> list[Published]:
     raise ArtifactError(f"{shards.folder} does not say which tokenizer made it", "run the stage shard again")
 
 
-def assets(job: Job) -> dict[str, str]:
+def assets(job: TrainingJob) -> dict[str, str]:
     """What a run begins with, where it is not nothing; a checkpoint of ours by what its commit file says of it."""
     section = job.recipe.pretrain
-    found = model.assets(section.weights)
+    found = network.assets(section.weights)
     if section.continue_from:
         found["continue_from"] = artifact.digest(checkpoint.read_commit(job.storage, section.continue_from))
     return found
@@ -93,8 +98,8 @@ def assets(job: Job) -> dict[str, str]:
 
 def open_corpus(shards: Published, tokenizer: Tokenizer, mix: Iterable[tuple[Published, float]] = ()) -> Corpus:
     """Map the shards; refused where they are not this tokenizer's, or where nothing is held out."""
-    numbers = shards.content.numbers
-    tokens, size = int(numbers["validation_tokens"]), int(numbers["validation_bytes"])
+    numbers = ShardNumbers.of(shards)
+    tokens, size = numbers.validation_tokens, numbers.validation_bytes
     if tokens < 2 or size < 1:
         raise ArtifactError(f"{shards.folder} holds no validation text", "raise shard.validation in the recipe")
 
@@ -170,29 +175,31 @@ def samples(net: nn.Module, tokenizer: Tokenizer, prompts: list[str], step: int,
                 )
             made.append({"step": step, "prompt": text, "text": tokenizer.decode(out[0, ids.shape[1] :].tolist())})
         net.train()
-    launch.wait(world)
+    processes.barrier(world)
     return made
 
 
 class Pretraining(Loop):
     """Windows of the shards, in an order that the seed decides, and what the model says on the way."""
 
-    def __init__(self, job: Job, world: World, building: Building, corpus: Corpus, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, job: TrainingJob, world: World, building: Building, corpus: Corpus, tokenizer: Tokenizer
+    ) -> None:
         recipe = job.recipe
         rows_a_rank(recipe.pretrain.batch, world)
-        net = model.first(recipe.model, recipe.pretrain.weights, tokenizer, recipe.seed)
+        net = network.first(recipe.model, recipe.pretrain.weights, tokenizer, recipe.seed)
         super().__init__(job, world, building, STAGE, net, tokenizer, recipe.pretrain.steps)
         self.recipe, self.corpus = recipe.pretrain, corpus
         self.end_of_text = tokenizer.end_of_text if recipe.pretrain.within_documents else None
         self.start = recipe.pretrain.continue_from
         self.checkpoints.before = fall_begins(self.steps, self.recipe.optimizer)
         self.loader = corpus.samples(recipe.pretrain.window, recipe.seed)
-        self.ahead = loader.Ahead(self.loader, recipe.pretrain.batch, world.rank, world.size)
+        self.prefetch = loader.Prefetch(self.loader, recipe.pretrain.batch, world.rank, world.size)
         # Hashing ten billion tokens takes half a minute: the model learns meanwhile, and is not published before.
         check = world.local_rank == 0 and job.storage.local
         self.verified = ThreadPoolExecutor(1).submit(corpus.verify) if check else None
         self.samples: list[dict[str, Any]] = []
-        self.flops = model.flops_a_token(net, recipe.pretrain.window)
+        self.flops = network.flops_a_token(net, recipe.pretrain.window)
 
     def state(self) -> dict[str, Any]:
         """See `Loop`; the loader's fingerprint guards the order of the windows."""
@@ -233,7 +240,7 @@ class Pretraining(Loop):
     def step(self) -> dict[str, Any]:
         """One step over windows."""
         started = time.perf_counter()
-        rows = rows_of(self.ahead.batch(self.engine.done), self.end_of_text)
+        rows = rows_of(self.prefetch.batch(self.engine.done), self.end_of_text)
         self.waited += time.perf_counter() - started
         if self.verified and self.verified.done():
             self.verified.result()
@@ -245,14 +252,14 @@ class Pretraining(Loop):
         stream, window = self.corpus.validation, self.recipe.window
         return validation_loss(self.net, stream, window, self.world, most, self.end_of_text)
 
-    def look(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any]:
         """Loss on part of what is held out, and samples."""
         cost = self.validation_loss(VALIDATION_WINDOWS)
         said = samples(self.net, self.tokenizer, self.recipe.prompts, self.engine.done, self.world)
         self.samples += said
         if self.progress:
             self.progress.say(self.engine.done, said)
-            write_lines(self.building.storage, f"{self.building.work}/{SAMPLES}", self.samples)
+            lines.write(self.building.storage, f"{self.building.work}/{SAMPLES}", self.samples)
         return {"validation_loss": cost, "bits_per_byte": self.corpus.bits_per_byte(cost)}
 
     def numbers(self) -> dict[str, Any]:
@@ -277,14 +284,14 @@ class Pretraining(Loop):
         if self.verified:
             self.verified.result()
         numbers = self.numbers()
-        files = [write_rows(self.building, SAMPLES, self.samples)] if self.world.first else []
+        files = [lines.write_rows(self.building, SAMPLES, self.samples)] if self.world.first else []
         self.publish(numbers, files=files)
 
 
 def main() -> None:
     """Entry point."""
-    job = launch.parse("pretrain.py")
-    world = launch.start(job.recipe.seed)
+    job = parse(__doc__)
+    world = processes.start(job.recipe.seed)
     opened, sources = open_stage(job, world, STAGE, lambda: inputs(job), lambda: assets(job))
     if isinstance(opened, Building):
         shards, made_by, *others = sources
@@ -293,8 +300,8 @@ def main() -> None:
         stage = Pretraining(job, world, opened, open_corpus(shards, tokenizer, mix), tokenizer)
         stage.run()
         stage.publish_model()
-    launch.wait(world)
+    processes.barrier(world)
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    processes.run(main)

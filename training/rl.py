@@ -19,15 +19,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from evaluation.tasks.arithmetic import Arithmetic, Question
+from inference.likelihood import log_probabilities
+from inference.sampler import Sample, Sampler, seeds
+from inference.tools.calculator import calculator
+from pipeline import command
 from pipeline.artifact import Building, Published, Stage
 from tokenizer.chat import PAD, Message, prompt
-from training import launch
-from training.calculator import calculator
-from training.engine import Batch, log_probabilities, rows_a_rank
-from training.launch import Job, World
-from training.loop import Loop, continued, open_stage, source_model
-from training.sampler import Sample, Sampler, seeds
-from training.tasks import Arithmetic, Question
+from training.engine.engine import rows_a_rank
+from training.engine.loop import Loop
+from training.engine.losses import Batch
+from training.launch import processes
+from training.launch.command import TrainingJob, parse
+from training.launch.processes import World
+from training.launch.stage import continued, open_stage
 
 STAGE = Stage("rl", 1, libraries=("torch", "transformers", "deepspeed"))
 LOOK_QUESTIONS = 64  # held-out questions of a look between steps; the evaluation stage asks more, and others
@@ -61,10 +66,10 @@ def policy_loss(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
 class Reinforcement(Loop):
     """Rollouts of this rank's share of the questions, and the step they lead to."""
 
-    def __init__(self, job: Job, world: World, building: Building, source: Published) -> None:
+    def __init__(self, job: TrainingJob, world: World, building: Building, source: Published) -> None:
         self.rl = job.recipe.rl
         self.share = rows_a_rank(self.rl.prompts, world)
-        super().__init__(job, world, building, STAGE, *continued(job, source), self.rl.steps)
+        super().__init__(job, world, building, STAGE, *continued(source), self.rl.steps)
         self.task = Arithmetic()
         self.sampler = Sampler(self.net, self.tokenizer, calculator)
 
@@ -98,7 +103,7 @@ class Reinforcement(Loop):
         first = step * self.rl.prompts + self.world.rank * self.share
         questions = self.questions(first)
         asked = self.ask(questions)
-        self.engine.gather()
+        self.engine.refresh_plain()
         found = self.rollout(asked, self.rl.samples, self.rl.temperature, list(range(first, first + self.share)))
         rewards = torch.tensor(self.scores(questions, found)).view(len(questions), -1)
         worth, telling = advantages(rewards)
@@ -160,7 +165,7 @@ class Reinforcement(Loop):
             most = max(most, float(gaps[own].max()))
         return most
 
-    def look(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any]:
         """Greedy and sampled accuracy on held-out questions, which the ranks share."""
         rng = random.Random(f"{self.job.recipe.seed}:rl:look")
         questions = [self.task.question(rng, "held_out") for _ in range(LOOK_QUESTIONS)]
@@ -188,15 +193,15 @@ class Reinforcement(Loop):
 
 def main() -> None:
     """Entry point."""
-    job = launch.parse("rl.py")
-    world = launch.start(job.recipe.seed)
-    opened, sources = open_stage(job, world, STAGE, lambda: [source_model(job, "sft")])
+    job = parse(__doc__)
+    world = processes.start(job.recipe.seed)
+    opened, sources = open_stage(job, world, STAGE, lambda: [command.source(job, "sft")])
     if isinstance(opened, Building):
         stage = Reinforcement(job, world, opened, *sources)
         stage.run()
         stage.publish(stage.numbers())
-    launch.wait(world)
+    processes.barrier(world)
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    processes.run(main)

@@ -17,14 +17,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from pipeline import command
 from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.errors import InputError
 from tokenizer.chat import PAD, Rendered, render
-from training import conversations, launch
-from training.engine import Batch, rows_a_rank, supervised, token_loss
-from training.launch import Job, World
-from training.loop import Loop, continued, loss_ends, open_stage, source_model
-from training.packing import Packed, pack
+from training.data import conversations
+from training.data.packing import Packed, pack
+from training.engine.engine import rows_a_rank
+from training.engine.loop import Loop, loss_ends
+from training.engine.losses import Batch, supervised, token_loss
+from training.launch import processes
+from training.launch.command import TrainingJob, parse
+from training.launch.processes import World
+from training.launch.stage import continued, open_stage
 
 STAGE = Stage("sft", 1, libraries=("torch", "transformers", "deepspeed"))
 HELD_OUT = 0.02  # share of the distinct conversations that only the validation loss sees
@@ -39,10 +44,10 @@ def held_out(conversation: Rendered) -> bool:
 class FineTuning(Loop):
     """The conversations, packed, and the order in which they are seen."""
 
-    def __init__(self, job: Job, world: World, building: Building, source: Published) -> None:
+    def __init__(self, job: TrainingJob, world: World, building: Building, source: Published) -> None:
         section = job.recipe.sft
         self.share = rows_a_rank(section.batch, world)
-        net, tokenizer = continued(job, source)
+        net, tokenizer = continued(source)
         found = conversations.load(section.conversations, section.arithmetic, job.recipe.seed)
         rendered = [render(messages, tokenizer) for messages in found]
         learned = [one for one in rendered if not held_out(one)]
@@ -79,7 +84,7 @@ class FineTuning(Loop):
         found = self.engine.step(_batch(self.packed, self.rows(self.engine.done)), loss)
         return {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr, "tokens": found.tokens}
 
-    def look(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any]:
         """Mean nats a supervised token of the conversations held out; the ranks share the rows."""
         sums = torch.zeros(2, dtype=torch.float64)
         self.net.eval()
@@ -109,16 +114,16 @@ def _batch(packed: Packed, rows: list[int]) -> Batch:
 
 def main() -> None:
     """Entry point."""
-    job = launch.parse("sft.py")
-    world = launch.start(job.recipe.seed)
+    job = parse(__doc__)
+    world = processes.start(job.recipe.seed)
     assets = functools.partial(conversations.assets, job.recipe.sft.conversations)
-    opened, sources = open_stage(job, world, STAGE, lambda: [source_model(job, "pretrain")], assets)
+    opened, sources = open_stage(job, world, STAGE, lambda: [command.source(job, "pretrain")], assets)
     if isinstance(opened, Building):
         stage = FineTuning(job, world, opened, *sources)
         stage.run()
         stage.publish(stage.numbers(), stage.counts)
-    launch.wait(world)
+    processes.barrier(world)
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    processes.run(main)

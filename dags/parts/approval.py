@@ -15,6 +15,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from dags.parts.place import Place, place
 from pipeline import artifact
 from pipeline.artifact import Published
+from pipeline.numbers import CanaryNumbers, TokenizerNumbers
 from pipeline.recipe import Approval, Model, Recipe, load
 
 
@@ -69,7 +70,7 @@ class AskForPretraining(Ask):
 
     def question(self, recipe: Recipe, at: Place) -> Question:
         """See `Ask`."""
-        vocabulary = artifact.of_run(at.storage, at.run, "tokenizer").content.numbers["vocabulary"]
+        vocabulary = TokenizerNumbers.of(artifact.of_run(at.storage, at.run, "tokenizer")).vocabulary
         tokens = recipe.pretrain.steps * recipe.pretrain.batch * recipe.pretrain.window
         flops = tokens * flops_a_token(recipe.model, vocabulary, recipe.pretrain.window)
         found = Question({"tokens": f"{tokens:,}", "operations": f"{flops:.2g}"})
@@ -87,7 +88,7 @@ def before(at: Place, made: Published) -> Published | None:
         # Of a canary that somebody removed, or that another run forces, nothing can be said.
         if run in finished and found.folder != made.folder and artifact.is_published(at.storage, found.folder):
             other = artifact.read(at.storage, found.folder)
-            if languages(other) == languages(made) and other.content.numbers["canary_files"]:
+            if languages(other) == languages(made) and CanaryNumbers.of(other).canary_files:
                 return other
     return None
 
@@ -99,19 +100,20 @@ def languages(made: Published) -> list[str]:
 
 def foretold(made: Published, other: Published | None, bounds: Approval) -> Question:
     """What a canary says of the rest, against the canary of the corpus before."""
-    numbers = made.content.numbers
-    found = Question({"WARC files": f"{numbers['files']:,}", "of them in the canary": f"{numbers['canary_files']:,}"})
-    if not numbers["canary_files"]:
+    numbers = CanaryNumbers.of(made)
+    found = Question({"WARC files": f"{numbers.files:,}", "of them in the canary": f"{numbers.canary_files:,}"})
+    if not numbers.canary_files:
         return found
-    hours = made.manifest.run.numbers["extract_cpu_seconds"] / numbers["canary_files"] * numbers["files"] / 3600
+    hours = made.manifest.run.numbers["extract_cpu_seconds"] / numbers.canary_files * numbers.files / 3600
     found.figures["core hours of extract, foretold"] = f"{hours:,.1f}"
     if hours > bounds.core_hours:
         found.reasons.append(f"extract takes about {hours:,.0f} core hours, {bounds.core_hours:g} need no asking")
-    if not numbers["pages"]:
+    if not numbers.pages:
         found.reasons.append("the canary holds no page")
         return found
-    now, then = rates(made), rates(other) if other and other.content.numbers["pages"] else None
-    shift = language_shift(numbers["languages"], other.content.numbers["languages"]) if other and then else None
+    earlier = CanaryNumbers.of(other) if other else None
+    now, then = rates(made), rates(other) if other and earlier and earlier.pages else None
+    shift = language_shift(numbers.languages, earlier.languages) if earlier and then else None
     for name, bound in (("pages kept", bounds.kept_change), ("CPU seconds a page", bounds.cost_change)):
         found.figures[name] = f"{now[name]:.4g}" + (f" (corpus before: {then[name]:.4g})" if then else "")
         change = abs(now[name] / then[name] - 1) if then and then[name] else 0.0
@@ -127,10 +129,10 @@ def foretold(made: Published, other: Published | None, bounds: Approval) -> Ques
 
 def rates(made: Published) -> dict[str, float]:
     """Of a canary with pages: share that stays, and cost."""
-    pages = made.content.numbers["pages"]
+    numbers = CanaryNumbers.of(made)
     return {
-        "pages kept": made.content.numbers["kept"] / pages,
-        "CPU seconds a page": made.manifest.run.numbers["extract_cpu_seconds"] / pages,
+        "pages kept": numbers.kept / numbers.pages,
+        "CPU seconds a page": made.manifest.run.numbers["extract_cpu_seconds"] / numbers.pages,
     }
 
 
@@ -141,7 +143,7 @@ def language_shift(now: Mapping[str, int], then: Mapping[str, int]) -> float:
 
 
 def flops_a_token(model: Model, vocabulary: int, window: int) -> float:
-    """As `training.model.flops_a_token` (PaLM, appendix B), from the recipe alone; norms and biases left out."""
+    """As `inference.network.flops_a_token` (PaLM, appendix B), from the recipe alone; norms and biases left out."""
     attention = model.width * model.head_dim * 2 * (model.heads + model.kv_heads)
     mlp = model.width * model.mlp_width * (2 if model.preset == "gpt2" else 3)
     multiplied = model.layers * (attention + mlp) + vocabulary * model.width

@@ -28,6 +28,7 @@ from dags.parts.retries import StageFailed
 from pipeline import artifact
 from pipeline.artifact import Published
 from pipeline.errors import EXIT_RESUME, ArtifactError
+from pipeline.numbers import CanaryNumbers
 from pipeline.stages import CANARY, STEPS, Step
 
 HOME = os.environ.get("CRAWL2CHAT_HOME") or str(Path(__file__).resolve().parents[2])
@@ -121,10 +122,10 @@ class Canary(SparkStage):
     def check(self, arguments: Sequence[str]) -> list[list[str]]:
         """The batches: none where one application does it all, or has done."""
         made = published(arguments, self.stage)
-        numbers = made.content.numbers
-        done = artifact.is_published(made.storage, numbers["extract"])
-        found = [] if done else batches(numbers["files"])
-        self.log.info("%s files, %s in the canary; %s batches", numbers["files"], numbers["canary_files"], len(found))
+        numbers = CanaryNumbers.of(made)
+        done = artifact.is_published(made.storage, numbers.extract)
+        found = [] if done else batches(numbers.files)
+        self.log.info("%s files, %s in the canary; %s batches", numbers.files, numbers.canary_files, len(found))
         return found
 
 

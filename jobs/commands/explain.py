@@ -1,6 +1,6 @@
 """One page through every step again, from its place in the archive: every score, and why it stayed or left.
 
-    python -m jobs.explain https://… --root .crawl2chat/data [--run demo]
+    python -m jobs.commands.explain https://… --root .crawl2chat/data [--run demo]
 
 Extraction and scores are made anew and held against what was recorded; copies, redactions and tokens are read from the
 artifacts of the run, as far as it came. Without `--run`, the newest one.
@@ -9,14 +9,17 @@ artifacts of the run, as far as it came. Without `--run`, the newest one.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 from collections.abc import Iterator
 from typing import Any
 
-from jobs import deduplicate, extract, sources
-from jobs.page import classifier, guard, minhash, quality, urls, warc
-from jobs.table import read_rows
+from jobs import deduplicate, extract
+from jobs.archive import sources, warc
+from jobs.archive.reader import HEADER_BYTES
+from jobs.archive.response import Capture
+from jobs.copies import minhash
+from jobs.page import classifier, quality, urls
+from jobs.stage.table import read_rows
 from pipeline import artifact, errors
 from pipeline.artifact import Published
 from pipeline.errors import InputError
@@ -33,11 +36,11 @@ def found_rows(published: Published, column: str, value: str, suffix: str = ".pa
     return found
 
 
-def capture_of(row: dict[str, Any], extracted: Published, recipe: Extract) -> warc.Capture:
+def capture_of(row: dict[str, Any], extracted: Published, recipe: Extract) -> Capture:
     """The capture that a row of extract came from, read again at its offset."""
     for source in extracted.content.inputs:
         if source.location.rsplit("/", 1)[-1] == row["warc"]:
-            size = recipe.max_html_bytes + 2 * warc.HEADER_BYTES
+            size = recipe.max_html_bytes + 2 * HEADER_BYTES
             with sources.open_at(source.location, row["offset"], size) as stream:
                 return next(warc.captures(stream, recipe.max_html_bytes))
     raise InputError(f"{row['warc']} is no input of {extracted.folder}", "this is a defect: report it")
@@ -50,7 +53,7 @@ def replayed(row: dict[str, Any], extracted: Published) -> dict[str, Any]:
     name = extract.block_list(extracted.storage, recipe, urls.identity(lists.source, lists.categories))
     blocked = extract.opened(extracted.storage, name, urls.terms(lists))
     model = classifier.load(recipe.quality_model) if recipe.quality_model else None
-    with guard.Guard(functools.partial(extract.read_page, recipe, model), recipe.page_seconds) as read:
+    with extract.reader(recipe, model) as read:
         return extract.page(capture_of(row, extracted, recipe), blocked, recipe, read)
 
 

@@ -1,6 +1,6 @@
 """Which artifacts and checkpoints hold a page: for a request to take it down.
 
-    python -m jobs.holds https://… --root .crawl2chat/data        # or a host, or a document id
+    python -m jobs.commands.holds https://… --root .crawl2chat/data        # or a host, or a document id
 
 Looks into all that was published below the root, and into the work of stages that are not finished. To take a page
 down, list it in a file of `decontaminate.take_down` and run again: then remove what this names.
@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 
 from jobs.page.take_down import listed
-from jobs.table import read_rows
+from jobs.stage.table import read_rows
 from pipeline import artifact, errors
 from pipeline.artifact import MANIFEST, Published
 from pipeline.stages import CORPUS, MODELS

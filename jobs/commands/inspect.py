@@ -1,6 +1,6 @@
 """What an artifact holds: counts, documents by reason, a few of them at random.
 
-    python -m jobs.inspect extract --root .crawl2chat/data [--run demo] [--reason language_gate] [--samples 3]
+    python -m jobs.commands.inspect extract --root .crawl2chat/data [--run demo] [--reason language_gate] [--samples 3]
 
 The artifact is a stage's name, of the newest run or of `--run`, or a folder below the root.
 """
@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from jobs.table import read_rows
+from jobs.stage.table import read_rows
 from pipeline import artifact, errors
 from pipeline.artifact import Published
 from pipeline.errors import InputError

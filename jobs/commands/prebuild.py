@@ -1,4 +1,4 @@
-"""Make the archive of Spark's classes that sessions on this machine map: `python -m jobs.prebuild`.
+"""Make the archive of Spark's classes that sessions on this machine map: `python -m jobs.commands.prebuild`.
 
 Most of a short session is its JVM reading and checking 15,000 classes. HotSpot shares them instead (JEP 350) where a
 session that ended left them in an archive. It holds for one Java and one Spark: another one goes without it, and so
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jobs import session
+from jobs.stage import session
 from pipeline import errors
 from pipeline.errors import MachineError
 

@@ -10,7 +10,7 @@ import torch
 
 from bench import gpu
 from pipeline import errors
-from training.engine import token_loss
+from training.engine.losses import token_loss
 
 
 def dry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,12 @@ from airflow.sdk.timezone import utcnow
 
 from dags.parts import approval
 from dags.parts.approval import AskForExtract, AskForPretraining, foretold, language_shift
+from inference.network import build
+from inference.network import flops_a_token as counted
 from pipeline import artifact
 from pipeline.artifact import Stage
 from pipeline.recipe import load
 from pipeline.storage import Storage
-from training.model import build
-from training.model import flops_a_token as counted
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 BOUNDS = load(RECIPES / "demo.yaml").approval

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.session import SHARED_CLASSES, SMALL_JVM
+from jobs.stage.session import SHARED_CLASSES, SMALL_JVM
 from pipeline import artifact
 from pipeline.storage import Storage
 from tests.local.runs import LONGEST, SMALL

@@ -30,7 +30,7 @@ def test_every_value_of_the_recipe_has_a_field_and_no_field_is_invented():
 
 def test_every_field_says_what_it_is():
     mute = [key for key, schema in form.leaves(Recipe.model_json_schema()) if len(schema.get("description", "")) < 10]
-    assert not mute, "give these a description in pipeline/recipe.py"
+    assert not mute, "give these a description in pipeline/recipe/"
 
 
 def test_no_reference_is_left_in_any_schema():

@@ -16,7 +16,7 @@ import pytest
 from dags.corpus import dag as corpus
 from dags.model import dag as model
 from dags.parts import operators, tasks
-from jobs.session import SMALL_JVM
+from jobs.stage.session import SMALL_JVM
 from tests.dags.test_crawl_to_chat import rendered
 
 SAMPLE = Path(__file__).parents[1] / "data/sample/CC-SAMPLE-00004.warc.gz"

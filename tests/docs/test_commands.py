@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.session import SHARED_CLASSES, SMALL_JVM
+from jobs.stage.session import SHARED_CLASSES, SMALL_JVM
 from local import run
 from pipeline.recipe import load
 from tests.docs import commands
 from tests.docs.commands import ROOT, Command
-from tests.training.test_benchmarks import ROWS
+from tests.evaluation.test_scorer import ROWS
 
 # The beginning of a command, and who runs what it stands for.
 COVERED = {
@@ -53,15 +53,15 @@ ROAD = (
     *(f"spark-submit jobs/{stage}.py" for stage in ("canary", "extract", "filter")),
     *(f"spark-submit jobs/{stage}.py" for stage in ("deduplicate", "redact", "decontaminate")),
     *("spark-submit jobs/train_tokenizer.py", "spark-submit jobs/shard.py", "python jobs/train_quality.py"),
-    *("python -m jobs.explain", "python -m jobs.inspect", "python -m jobs.holds"),
-    *("python -m jobs.prebuild", "python -m training.prebuild"),
+    *("python -m jobs.commands.explain", "python -m jobs.commands.inspect", "python -m jobs.commands.holds"),
+    *("python -m jobs.commands.prebuild", "python -m training.launch.prebuild"),
     *(
         f"{launcher} training/{stage}.py"
         for stage in ("pretrain", "sft", "rl")
         for launcher in ("torchrun --nproc_per_node 2 --", "deepspeed --num_gpus 2")
     ),
-    *("python training/spans.py", "python training/memorization.py", "python training/evaluation.py"),
-    *("python -m training.generate", "python -m training.samples", "python -m training.depth"),
+    *("python evaluation/spans.py", "python evaluation/memorization.py", "python evaluation/measure.py"),
+    *("python -m inference.generate", "python -m training.samples", "python -m training.depth"),
     *("python -m web.report", "python -m web.serve", "python -m pipeline.gc", "make clean"),
 )
 BENCH = re.compile(r"make bench-([\w-]+)|python -m bench\.(\w+)")  # their options are compared with their help

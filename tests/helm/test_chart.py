@@ -360,7 +360,7 @@ def test_exit_codes_are_those_of_our_errors() -> None:
 
 @pytest.mark.parametrize("single", [False, True])
 def test_the_dags_can_launch_the_template(single: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`dags/jobset.py` fills in name and arguments; what it sends is still what the models know."""
+    """`dags/parts/jobset.py` fills in name and arguments; what it sends is still what the models know."""
     models = pytest.importorskip("kubeflow_trainer_api.models")
     monkeypatch.setattr(JobSet, "__post_init__", lambda self: None)  # it looks for a cluster
     manifests = rendered("gpu")

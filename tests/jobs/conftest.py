@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from jobs import extract, filter, session
+from jobs import extract, filter
+from jobs.stage import session
 from pipeline import recipe
 from pipeline.artifact import Published
+from pipeline.command import Job
 from pipeline.storage import Storage
 from tests.jobs.crawl_server import server  # noqa: F401
 
@@ -47,7 +49,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, short: list[Path], spark: An
     """extract and filter of the short crawl, made at once."""
     patch = pytest.MonkeyPatch()
     patch.chdir(REPOSITORY)
-    patch.setattr("jobs.session.spark", lambda name: spark)
+    patch.setattr("jobs.stage.session.spark", lambda name: spark)
     patch.setattr(spark, "stop", lambda: None)
     work = job(tmp_path_factory.mktemp("whole"), of(short))
     made = extract.run(work)
@@ -72,6 +74,6 @@ def of(files: Sequence[Path], **more: Any) -> dict[str, Any]:
     return {"input.warcs": [str(file) for file in files], **more}
 
 
-def job(root: Path, overrides: dict[str, Any] | None = None, run: str = "test") -> session.Job:
+def job(root: Path, overrides: dict[str, Any] | None = None, run: str = "test") -> Job:
     """A job of the demo recipe on a root."""
-    return session.Job(recipe.load("recipes/demo.yaml", overrides), Storage(root), run, [], False)
+    return Job(recipe.load("recipes/demo.yaml", overrides), Storage(root), run, [], False)

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
-from jobs import canary, extract, filter, parts, session, sources
+from jobs import canary, extract, filter
+from jobs.archive import sources
+from jobs.stage import parts, session
 from pipeline import artifact
 from pipeline.artifact import Published
+from pipeline.command import Job
 from pipeline.errors import InputError, ServerError
 from pipeline.progress import events, last_event
 from pipeline.recipe import load
@@ -32,7 +35,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def waiting(*given: Any) -> list[tuple[str, str]]:
         left = real(*given)
-        seen.append([name for name, _ in left])
+        seen.append([part.name for part in left])
         return left
 
     monkeypatch.setattr("jobs.extract.parts.waiting", waiting)
@@ -100,7 +103,7 @@ def test_batches_make_what_one_application_makes(
 ) -> None:
     work = job(tmp_path, of(short))
     for number in (3, 1, 2):
-        assert extract.run(replace(work, batch=(number, 3))) is None
+        assert extract.run(work, (number, 3)) is None
         pointer = artifact.pointer(work.storage, "test", "extract")
         assert pointer and artifact.is_committed(work.storage, pointer.work, f"batch-{number}-of-3")
     assert [one for one in read if one][::2] == [["00003", "00004"], ["00000"], ["00001", "00002"]]
@@ -125,10 +128,10 @@ def test_a_server_is_asked_for_the_files_of_a_crawl_once_a_run(
     server.files = {f"/{path}": file.read_bytes() for path, file in zip(paths, short, strict=True)}
     server.files["/crawl-data/CC-MAIN-2025-05/warc.paths.gz"] = gzip.compress("\n".join(paths).encode())
     crawl = {"input.warcs": [], "input.crawl": "CC-MAIN-2025-05", **TWO}
-    work = session.Job(load("recipes/demo.yaml", crawl), Storage(tmp_path), "test", [], False)
+    work = Job(load("recipes/demo.yaml", crawl), Storage(tmp_path), "test", [], False)
     canary.run(work)
     assert len(server.seen) == 1 + 5 + 2  # the list, each file's size, and two files
-    extract.run(replace(work, batch=(1, 2)))
+    extract.run(work, (1, 2))
     made = extract.run(work)
     assert len(server.seen) == 1 + 5 + 5 and made
     alone = extract.run(replace(work, storage=Storage(tmp_path / "alone")))
@@ -142,7 +145,7 @@ def test_a_server_is_asked_for_the_files_of_a_crawl_once_a_run(
 def test_a_batch_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["extract.py", "--recipe", "recipes/demo.yaml", "--root", "x", *given.split()])
     with pytest.raises(SystemExit) as told:
-        session.job("", warcs=True, batches=True)
+        extract.main()
     assert told.value.code == 2
     assert "--batch" in capsys.readouterr().err
 
@@ -150,20 +153,20 @@ def test_a_batch_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyP
 def test_a_server_that_refuses_for_now_is_told_from_one_that_knows_nothing(
     tmp_path: Path, spark: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = extract.work
-
-    def hurried(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    class Hurried(extract.Extraction):
         """In Spark's worker, whose waits the patch of `server` does not shorten."""
-        longest, sources._LONGEST_WAIT = sources._LONGEST_WAIT, 0.01
-        try:
-            yield from real(name, payload)
-        finally:
-            sources._LONGEST_WAIT = longest
 
-    monkeypatch.setattr(extract, "work", hurried)
+        def work(self, part: extract.Warc) -> Iterator[dict[str, Any]]:
+            longest, sources._LONGEST_WAIT = sources._LONGEST_WAIT, 0.01
+            try:
+                yield from super().work(part)
+            finally:
+                sources._LONGEST_WAIT = longest
+
+    monkeypatch.setattr(extract, "Extraction", Hurried)
     for path, weather, kind in (("/a.warc.gz", "503", ServerError), ("/b.warc.gz", "404", InputError)):
         server.files[path], server.weather = b"", lambda weather=weather: weather  # type: ignore[misc]
         recipe = load("recipes/demo.yaml", {"input.warcs": [server.base + path]})
         with pytest.raises(InputError) as told:
-            extract.run(session.Job(recipe, Storage(tmp_path), "test", [], False))
+            extract.run(Job(recipe, Storage(tmp_path), "test", [], False))
         assert type(told.value) is kind

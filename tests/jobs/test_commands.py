@@ -13,8 +13,12 @@ from tests.jobs.conftest import REPOSITORY
 @pytest.mark.parametrize("name", ["explain", "inspect", "holds"])
 def test_a_command_says_how_it_is_called(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", f"jobs.{name}", "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", f"jobs.commands.{name}", "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {name}.py")
-    assert f"python -m jobs.{name} " in done.stdout
+    assert f"python -m jobs.commands.{name} " in done.stdout

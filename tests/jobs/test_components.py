@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import clusters
+from jobs.copies import clusters
 
 
 def union_find(edges: list[tuple[int, int]]) -> dict[int, int]:

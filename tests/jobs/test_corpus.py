@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from jobs import decontaminate, deduplicate, explain, extract, filter, inspect, redact, shard, train_tokenizer
-from jobs.table import read_rows
+from jobs import decontaminate, deduplicate, extract, filter, redact, shard, train_tokenizer
+from jobs.commands import explain, inspect
+from jobs.stage.table import read_rows
 from pipeline import artifact
 from pipeline.artifact import Published, Stage
 from pipeline.errors import InputError, RecipeError
@@ -33,7 +34,7 @@ def road(root: Path, spark: Any) -> dict[str, Published]:
     """All stages, run once."""
     patch = pytest.MonkeyPatch()
     patch.chdir(REPOSITORY)
-    patch.setattr("jobs.session.spark", lambda name: spark)
+    patch.setattr("jobs.stage.session.spark", lambda name: spark)
     patch.setattr(spark, "stop", lambda: None)
     made = {stage.STAGE.name: stage.run(job(root)) for stage in ROAD}
     patch.undo()

@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from jobs import extract, filter, session, sources
-from jobs.page import charset, extraction, guard, quality, urls, warc
+from jobs import extract, filter
+from jobs.archive import sources, warc
+from jobs.archive.response import Capture
+from jobs.page import charset, extraction, guard, quality, urls
 from jobs.page.words import words
 from pipeline.artifact import Published
+from pipeline.command import Job
 from pipeline.errors import InputError, RecipeError
 from pipeline.recipe import load
 from pipeline.storage import Storage
@@ -44,8 +47,8 @@ def archive(compressed: bool) -> bytes:
 ZIPPED, PLAIN = archive(True), archive(False)
 
 
-def read(data: bytes) -> tuple[list[warc.Capture], str]:
-    found: list[warc.Capture] = []
+def read(data: bytes) -> tuple[list[Capture], str]:
+    found: list[Capture] = []
     lost: list[warc.Lost] = []
     try:
         found.extend(warc.captures(io.BytesIO(data), 1 << 20, None, lost))  # extend keeps what came before an error
@@ -118,7 +121,7 @@ def test_scores_of_a_run_of_marks_take_linear_time() -> None:
 @given(st.binary(max_size=600), st.text(max_size=30))
 def test_any_page_is_one_row(body: bytes, content_type: str) -> None:
     blocked, recipe = urls.BlockList(urls.hashed([]), urls.terms(load(DEMO).extract.block_list)), load(DEMO).extract
-    capture = warc.Capture(0, "http://x.test/", "", 200, "text/html; " + content_type, body, len(body), None)
+    capture = Capture(0, "http://x.test/", "", 200, "text/html; " + content_type, body, len(body), None)
     row = extract.page(
         capture, blocked, recipe, lambda page: guard.timed(lambda: extract.read_page(recipe, None, page), 10)
     )
@@ -179,10 +182,10 @@ def test_a_folder_is_no_archive(tmp_path: Path) -> None:
 def test_a_line_length_without_column_is_refused_before_work(tmp_path: Path) -> None:
     recipe = load(DEMO, {"filter.fineweb.short_line_chars": 35})
     with pytest.raises(RecipeError, match=r"^filter.fineweb.short_line_chars is 35"):
-        filter.run(session.Job(recipe, Storage(tmp_path), "x", [], False))
+        filter.run(Job(recipe, Storage(tmp_path), "x", [], False))
     recipe = load(DEMO, {"filter.by_language": {"en": {"fineweb": {"short_line_chars": 45}}}})
     with pytest.raises(RecipeError, match=r"^filter.by_language.en.fineweb.short_line_chars is 45"):
-        filter.run(session.Job(recipe, Storage(tmp_path), "x", [], False))
+        filter.run(Job(recipe, Storage(tmp_path), "x", [], False))
 
 
 def test_any_weather_on_the_way_loses_and_doubles_nothing(
@@ -213,13 +216,13 @@ def test_a_crawl_in_any_weather_makes_the_parts_of_the_same_files_at_hand(
     kinds, met, rng = ["fine", "503", "403", "cut", "stall", "xml"], list[str](), random.Random(3)
     server.weather = lambda: met.append(rng.choice(kinds)) or met[-1]
     crawl = load(DEMO, {"input.warcs": [], "input.crawl": "CC-MAIN-2025-05"})
-    job = session.Job(crawl, Storage(tmp_path / "stormy"), "x", [], False)
+    job = Job(crawl, Storage(tmp_path / "stormy"), "x", [], False)
     found = extract.listed(job)
     opened = extract.begin(job, found, extract.identity(job, found))
     assert isinstance(opened, extract.Opened)
-    for name, payload in opened.parts:
-        *_, last = extract.work(name, payload)
-        opened.building.commit(f"warc-{name}", last["commit"] | {"cpu_seconds": 0.0})
+    for part in opened.parts:
+        *_, last = opened.extraction.work(part)
+        opened.building.commit(f"warc-{part.name}", last["commit"] | {"cpu_seconds": 0.0})
     stormy, calm = extract.run(job), whole[0]
     assert stormy and stormy.content.files == calm.content.files
     assert stormy.content.counts == calm.content.counts and stormy.content.numbers == calm.content.numbers
@@ -231,11 +234,11 @@ def test_a_file_that_cannot_be_had_is_a_row_or_ends_the_stage(
 ) -> None:
     server.files["/a.warc.gz"] = ZIPPED
     both = {"input.warcs": [str(short[-1]), f"{server.base}/a.warc.gz"]}
-    strict = session.Job(load(DEMO, both | {"extract.max_failed_warcs": 0.2}), Storage(tmp_path / "x"), "x", [], False)
+    strict = Job(load(DEMO, both | {"extract.max_failed_warcs": 0.2}), Storage(tmp_path / "x"), "x", [], False)
     server.weather = lambda: "404"
     with pytest.raises(InputError, match=r"1 of 2 files could not be read(.|\n)*a\.warc\.gz: not_fetched"):
         extract.run(strict)
-    loose = extract.run(session.Job(load(DEMO, both), Storage(tmp_path / "y"), "x", [], False))
+    loose = extract.run(Job(load(DEMO, both), Storage(tmp_path / "y"), "x", [], False))
     assert loose.content.counts is not None and loose.content.counts.dropped["not_fetched"] == 1
     assert [one["reason"] for one in loose.content.numbers["unreadable"]] == ["not_fetched"]
     server.weather = lambda: "fine"  # then only this file is read again

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from jobs import decontaminate, holds, redact, shard
-from jobs.decontaminate import entries, listed, ngrams
-from jobs.table import read_rows, write_table
+from jobs import decontaminate, redact, shard
+from jobs.commands import holds
+from jobs.decontaminate import ngrams
+from jobs.page.take_down import entries, listed
+from jobs.stage import decisions
+from jobs.stage.table import read_rows, write_table
 from pipeline import artifact, lines
 from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.errors import InputError
@@ -71,10 +74,9 @@ def test_each_leaves_for_its_reason(tmp_path: Path, spark: Any, lists: dict[str,
         "https://c.org/5": (None, None),
     }
     assert made.content.counts == Counts(in_=5, kept=1, dropped={"contaminated": 1, "taken_down": 3})
-    for _, files in decontaminate.aligned(artifact.of_run(made.storage, "test", "redact"), made):
-        text, other = files["redact"], files["decided"]
-        assert [row["id"] for row in decontaminate.stays(made.storage, text, other, ("id",))] == [
-            row["id"] for row in read_rows(made.storage, other) if row["reason"] is None
+    for part in decisions.aligned(artifact.of_run(made.storage, "test", "redact"), made):
+        assert [row["id"] for row in decisions.kept(made.storage, part, ())] == [
+            row["id"] for row in read_rows(made.storage, part.decided) if row["reason"] is None
         ]
 
 
@@ -127,7 +129,7 @@ def test_who_holds_a_page(tmp_path: Path, spark: Any, lists: dict[str, Any]) -> 
         assert isinstance(building, Building)
         name = "train-00000.documents.parquet" if tokens else "model.safetensors"
         if tokens:
-            write_table(storage, building.file(name), tokens, shard.SIDECAR)
+            write_table(storage, building.file(name), tokens, shards.SIDECAR)
         else:
             storage.write(building.file(name), b"w")
         return building.publish([artifact.describe(storage, building.pointer.folder, name, 1)])

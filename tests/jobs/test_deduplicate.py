@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import xxhash
 
-from jobs import clusters, deduplicate
-from jobs.page import minhash
-from jobs.table import read_rows, write_table
+from jobs.copies import clusters, minhash
+from jobs.stage import decisions
+from jobs.stage.table import read_rows, write_table
 from pipeline import recipe
 from pipeline.recipe import Deduplicate
 from pipeline.storage import Storage
@@ -268,7 +268,7 @@ def test_the_rows_that_are_kept_come_in_order(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     rows = [{"id": name, "text": name * 2, "reason": None} for name in "dbca"]
     write_table(storage, "extract.parquet", [*rows, {"id": "x", "reason": "empty"}], extract.SCHEMA)
-    decisions = [{"id": name, "reason": "short" if name == "b" else None} for name in "dbca"]
-    write_table(storage, "filter.parquet", decisions, filter.SCHEMA)
-    stay = deduplicate.kept(storage, "extract.parquet", "filter.parquet", ("text",))
+    decided = [{"id": name, "reason": "short" if name == "b" else None} for name in "dbca"]
+    write_table(storage, "filter.parquet", decided, filter.SCHEMA)
+    stay = decisions.kept(storage, decisions.Decided("0", "extract.parquet", "filter.parquet"), ("text",))
     assert list(stay) == [{"id": name, "text": name * 2} for name in "dca"]

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs import extract, filter, session
+from jobs import extract, filter
 from jobs.page import charset
-from jobs.table import read_rows
+from jobs.stage import session
+from jobs.stage.table import read_rows
 from pipeline import artifact
 from pipeline.artifact import Published
+from pipeline.command import Job
 from pipeline.errors import InputError
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Storage
@@ -37,8 +39,8 @@ def truth() -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream]
 
 
-def job(root: Path, recipe: Recipe, force: bool = False) -> session.Job:
-    return session.Job(recipe, Storage(root), "test", [], force)
+def job(root: Path, recipe: Recipe, force: bool = False) -> Job:
+    return Job(recipe, Storage(root), "test", [], force)
 
 
 def recipe(warcs: list[str], **overrides: Any) -> Recipe:
@@ -48,7 +50,7 @@ def recipe(warcs: list[str], **overrides: Any) -> Recipe:
 @pytest.fixture(scope="module")
 def extracted(
     tmp_path_factory: pytest.TempPathFactory, truth: list[dict[str, Any]], spark: SparkSession
-) -> tuple[session.Job, Published]:
+) -> tuple[Job, Published]:
     root = tmp_path_factory.mktemp("root")
     listed = root / "blocked" / "planted"
     listed.mkdir(parents=True)
@@ -74,7 +76,7 @@ def rows_of(published: Published) -> list[dict[str, Any]]:
 
 
 def test_every_response_is_one_row_and_planted_cases_have_their_reason(
-    extracted: tuple[session.Job, Published], truth: list[dict[str, Any]]
+    extracted: tuple[Job, Published], truth: list[dict[str, Any]]
 ) -> None:
     _, published = extracted
     rows = rows_of(published)
@@ -100,7 +102,7 @@ def test_every_response_is_one_row_and_planted_cases_have_their_reason(
 
 
 def test_the_charset_of_a_page_is_the_one_it_was_written_in(
-    extracted: tuple[session.Job, Published], truth: list[dict[str, Any]]
+    extracted: tuple[Job, Published], truth: list[dict[str, Any]]
 ) -> None:
     rows = {(row["warc"], row["offset"]): row for row in rows_of(extracted[1])}
     read = [(t, rows[t["part"], t["offset"]]["charset"]) for t in truth if t.get("charset")]
@@ -110,7 +112,7 @@ def test_the_charset_of_a_page_is_the_one_it_was_written_in(
     assert len(read) > 1500 and len(other) <= 0.05 * len(read)
 
 
-def test_in_is_kept_and_dropped_and_the_manifest_counts_the_rows(extracted: tuple[session.Job, Published]) -> None:
+def test_in_is_kept_and_dropped_and_the_manifest_counts_the_rows(extracted: tuple[Job, Published]) -> None:
     _, published = extracted
     reasons = Counter(row["reason"] for row in rows_of(published))
     counts = published.content.counts
@@ -120,21 +122,19 @@ def test_in_is_kept_and_dropped_and_the_manifest_counts_the_rows(extracted: tupl
     assert [file.path for file in published.content.files] == [f"part-{n:05d}.parquet" for n in range(8)]
 
 
-def test_the_gate_loses_no_english_page(extracted: tuple[session.Job, Published], truth: list[dict[str, Any]]) -> None:
+def test_the_gate_loses_no_english_page(extracted: tuple[Job, Published], truth: list[dict[str, Any]]) -> None:
     rows = {(row["warc"], row["offset"]): row for row in rows_of(extracted[1])}
     english = [t for t in truth if t.get("lid") == "en" and t["lid_p"] >= 0.65]
     assert not [t["url"] for t in english if rows[t["part"], t["offset"]]["reason"] == "language_gate"]
 
 
-def test_a_published_stage_starts_no_spark(
-    extracted: tuple[session.Job, Published], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_published_stage_starts_no_spark(extracted: tuple[Job, Published], monkeypatch: pytest.MonkeyPatch) -> None:
     work, published = extracted
     monkeypatch.setattr(session, "spark", lambda _name: pytest.fail("a session was made"))
     assert extract.run(work).manifest == published.manifest
 
 
-def test_filter_decides_for_what_extract_kept_in_its_order(extracted: tuple[session.Job, Published]) -> None:
+def test_filter_decides_for_what_extract_kept_in_its_order(extracted: tuple[Job, Published]) -> None:
     work, published = extracted
     decided = filter.run(work)
     kept = [row["id"] for row in rows_of(published) if row["reason"] is None]
@@ -149,7 +149,7 @@ def test_filter_decides_for_what_extract_kept_in_its_order(extracted: tuple[sess
     assert low and low == {row["id"] for row in rows if row["reason"] == "other_language"}
 
 
-def test_a_changed_threshold_leaves_extract_as_it_is(extracted: tuple[session.Job, Published]) -> None:
+def test_a_changed_threshold_leaves_extract_as_it_is(extracted: tuple[Job, Published]) -> None:
     work, _ = extracted
     strict = load(
         REPOSITORY / "recipes" / "demo.yaml",
@@ -160,7 +160,7 @@ def test_a_changed_threshold_leaves_extract_as_it_is(extracted: tuple[session.Jo
             "filter.gopher.min_words": 100_000,
         },
     )
-    counts = filter.run(session.Job(strict, work.storage, "test", [], False)).content.counts
+    counts = filter.run(Job(strict, work.storage, "test", [], False)).content.counts
     assert counts is not None and counts.kept == 0
 
 
@@ -176,7 +176,7 @@ def test_a_committed_part_is_not_made_again(tmp_path: Path, monkeypatch: pytest.
     work = job(tmp_path, recipe([str(WARCS / "webrecorder+warcio" / "example.warc.gz")]))
     first = extract.run(work)
     Storage(tmp_path).remove(f"{first.folder}/{artifact.MANIFEST}")  # as if killed before it was published
-    monkeypatch.setattr(extract, "work", lambda name, payload: pytest.fail("worked again"))
+    monkeypatch.setattr(extract.session, "spark", lambda _name: pytest.fail("worked again"))
     assert extract.run(work).content.files == first.content.files
 
 

@@ -22,8 +22,11 @@ from lxml.etree import Element, SubElement, XPath
 from lxml.html import HtmlElement, HTMLParser, fromstring
 from trafilatura.settings import BASIC_CLEAN_XPATH
 
-from jobs.page import charset, extraction, warc, xpaths
-from jobs.page.xpaths import Remembered, remembered
+from jobs.archive import warc
+from jobs.archive.response import Capture
+from jobs.page import charset, extraction, faster
+from jobs.page.faster import xpaths
+from jobs.page.faster.xpaths import Remembered, remembered
 
 REPOSITORY = Path(__file__).parents[2]
 SAMPLE = REPOSITORY / "tests/data/sample/CC-SAMPLE-00001.warc.gz"
@@ -34,12 +37,13 @@ UNCHANGED = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(UNCHANGED)
 LISTS: dict[str, list[XPath]] = {name: value for name, value in vars(UNCHANGED).items() if isinstance(value, list)}
 
+faster.install()
 EXPRESSIONS = [*(one for some in LISTS.values() for one in some), BASIC_CLEAN_XPATH]
 
 
 def pages(count: int) -> list[str]:
     """HTML of so many pages, from all over the files."""
-    captures: list[warc.Capture] = []
+    captures: list[Capture] = []
     for file in [SAMPLE, *SHARED]:
         with file.open("rb") as stream:
             captures += (one for one in warc.captures(stream, 1 << 20, Counter()) if "html" in one.content_type)
@@ -83,7 +87,7 @@ def test_whatever_the_attributes_an_xpath_finds_the_same(elements: list[Any], rn
 
 def test_characters_that_xml_has_not_go_wherever_they_stand() -> None:
     ours = trafilatura.utils.INVALID_XML_CHARS
-    assert isinstance(ours, extraction._Invalid)
+    assert isinstance(ours, faster._Invalid)
     every = "".join(map(chr, range(sys.maxunicode + 1)))
     left = ours._pattern.sub("", every)
     assert ours.sub("", every) == left != every
@@ -93,7 +97,7 @@ def test_characters_that_xml_has_not_go_wherever_they_stand() -> None:
 
 def test_the_text_of_a_leaf_is_its_own() -> None:
     tree = fromstring("<div>a<p>b<i></i>c</p>d<b>e&amp;é</b>f<br>g</div>", parser=trafilatura.utils.HTML_PARSER)
-    assert {type(one) for one in tree.iter()} == {extraction._Node}
+    assert {type(one) for one in tree.iter()} == {faster._Node}
     assert [one.text_content() for one in tree.iter()] == ["abcde&éfg", "bc", "", "e&é", ""]
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import decontaminate, deduplicate, extract, filter, redact, session, shard, train_tokenizer
+from jobs import decontaminate, deduplicate, extract, filter, redact, shard, train_tokenizer
 from pipeline import artifact, recipe
+from pipeline.command import Job
 from pipeline.storage import Storage
 from tests.jobs.conftest import REPOSITORY
 
@@ -29,13 +30,13 @@ Processes = list[psutil.Process]
 Victims = Callable[[Processes], Processes]
 
 
-def few(root: Path) -> session.Job:
+def few(root: Path) -> Job:
     """Two files of the sample, and a tokenizer that is learned in a second."""
     overrides = {
         "input.warcs": [f"{REPOSITORY}/tests/data/sample/CC-SAMPLE-0000[04].warc.gz"],
         "tokenizer.vocabulary": 512,
     }
-    return session.Job(recipe.load("recipes/demo.yaml", overrides), Storage(root), RUN, [], False)
+    return Job(recipe.load("recipes/demo.yaml", overrides), Storage(root), RUN, [], False)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> Path:
     root = tmp_path_factory.mktemp("undisturbed")
     patch = pytest.MonkeyPatch()
     patch.chdir(REPOSITORY)
-    patch.setattr("jobs.session.spark", lambda name: spark)
+    patch.setattr("jobs.stage.session.spark", lambda name: spark)
     patch.setattr(spark, "stop", lambda: None)
     for stage in ROAD:
         stage.run(few(root))

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs import extract, filter, session
-from jobs.table import read_rows
+from jobs import extract, filter
+from jobs.stage.table import read_rows
 from pipeline.artifact import Published
+from pipeline.command import Job
 from pipeline.recipe import load
 from pipeline.storage import Storage
 
@@ -36,7 +37,7 @@ def test_a_second_language_changes_nothing_of_english_and_has_limits_of_its_own(
     given = {"input.warcs": [SAMPLE]}
 
     def made(run: str, **more: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-        work = session.Job(load("recipes/demo.yaml", given | more), Storage(tmp_path), run, [], False)
+        work = Job(load("recipes/demo.yaml", given | more), Storage(tmp_path), run, [], False)
         return rows(extract.run(work) or pytest.fail("nothing was made")), rows(filter.run(work))
 
     pages, english = made("one")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.page import minhash
+from jobs.copies import minhash
 
 MANY = minhash.permutations(2048, 1)
 FUNCTIONS = minhash.permutations(112, 1)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.page import charset, extraction, language, pii, quality, urls, warc
+from jobs.archive import warc
+from jobs.page import charset, extraction, language, pii, quality, urls
 from jobs.page.words import words
 from pipeline import recipe
 from pipeline.errors import InputError

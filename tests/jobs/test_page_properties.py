@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import extract
-from jobs.page import charset, extraction, guard, language, quality, urls, warc
+from jobs.archive import warc
+from jobs.archive.response import Capture
+from jobs.page import charset, extraction, guard, language, quality, urls
 from jobs.page import words as word_split
 from jobs.page.words import words
 from pipeline.errors import InputError
@@ -425,7 +427,7 @@ def places(data: bytes, mark: bytes) -> list[int]:
 def test_any_edits_of_an_archive_leave_rows_and_no_defect(data: bytes) -> None:
     blocked, recipe = urls.BlockList(urls.hashed([]), TERMS), load(DEMO).extract
     lost: list[warc.Lost] = []
-    found: list[warc.Capture] = []
+    found: list[Capture] = []
     before = process_time()
     with suppress(warc.NotWarc, warc.Truncated):
         found.extend(warc.captures(io.BytesIO(data), 1 << 20, None, lost))

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs import parts
+from jobs.stage import parts
+from jobs.stage.parts import Part
 from pipeline import artifact
 from pipeline.artifact import Building, Stage
 from pipeline.storage import Storage
@@ -15,7 +16,7 @@ from pipeline.storage import Storage
 IDLE, TURNS = 6, 12
 
 
-def slow(name: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def slow(part: Part) -> Iterator[dict[str, Any]]:
     """Longer than a worker may be silent, and never silent so long."""
     for turn in range(TURNS):
         time.sleep(IDLE / 5)
@@ -30,7 +31,7 @@ def test_a_part_may_take_longer_than_a_worker_may_be_silent(tmp_path: Path, spar
     before = spark.conf.get(name)
     spark.conf.set(name, str(IDLE))
     try:
-        records = parts.run_parts(spark, building, [("00000", {})], slow)
+        records = parts.run_parts(spark, building, [Part("00000")], slow)
     finally:
         spark.conf.set(name, before)
     assert records["00000"]["turns"] == TURNS

@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from jobs import extract
-from jobs.page import extraction, guard, urls, warc
-from jobs.table import read_rows
+from jobs.archive.response import Capture
+from jobs.page import extraction, guard, urls
+from jobs.stage.table import read_rows
 from pipeline.recipe import load
 from pipeline.storage import Storage
 
@@ -113,17 +114,10 @@ def worked(archive: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     root = archive.parent
     recipe = load(DEMO, {"extract.page_seconds": PAGE_SECONDS}).extract
     np.save(root / "blocked.npy", urls.hashed([]))
-    payload = {
-        "model": None,
-        "recipe": recipe.model_dump(mode="json"),
-        "root": str(root),
-        "folder": "made",
-        "blocked": "blocked.npy",
-        "terms": urls.terms(recipe.block_list),
-        "warc": str(archive),
-        "name": archive.name,
-    }
-    done = list(extract.work("0", payload))[-1]["commit"]
+    extraction = extract.Extraction(
+        Storage(root), "made", recipe, "blocked.npy", urls.terms(recipe.block_list), model=None
+    )
+    done = list(extraction.work(extract.Warc("0", str(archive), archive.name)))[-1]["commit"]
     rows = {row["url"]: row for row in read_rows(Storage(root), "made/part-0.parquet")}
     return rows, done
 
@@ -141,7 +135,7 @@ def test_each_poison_is_its_own_row_and_every_good_page_is_read(
 
     costs: dict[str, float] = {}
 
-    def timed(capture: warc.Capture, *others: Any) -> dict[str, Any]:
+    def timed(capture: Capture, *others: Any) -> dict[str, Any]:
         monkeypatch.setattr(guard, "_WALL_SECONDS", 2.0 if capture.url.endswith("sleep") else 90.0)
         before = spent()
         row = page(capture, *others)

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from jobs import session
+from jobs.stage import session
 from local.airflow import Installation
 from tests.jobs.conftest import REPOSITORY
 
 
 def test_a_session_maps_the_classes_that_setup_left(spark: Any) -> None:
     if not session.CLASSES.exists():
-        pytest.skip("python -m jobs.prebuild was not run")
+        pytest.skip("python -m jobs.commands.prebuild was not run")
     started = spark.sparkContext._gateway.proc
     assert str(session.CLASSES) in Path(f"/proc/{started.pid}/maps").read_text()
 

@@ -12,7 +12,7 @@ import pytest
 
 from jobs import extract, filter, train_quality
 from jobs.page import classifier
-from jobs.table import read_rows
+from jobs.stage.table import read_rows
 from pipeline.errors import InputError, RecipeError
 from pipeline.recipe import load
 from tests.jobs.conftest import job, of

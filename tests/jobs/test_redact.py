@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import deduplicate, extract, filter, redact
-from jobs.table import read_rows, write_table
+from jobs.stage.table import read_rows, write_table
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, Stage
 from tests.jobs.conftest import job

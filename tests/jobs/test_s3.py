@@ -11,7 +11,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from jobs import sources
+from jobs.archive import sources
 from pipeline.errors import InputError
 from pipeline.recipe import Input
 from tests.jobs.conftest import REPOSITORY
@@ -73,7 +73,9 @@ def test_a_record_is_read_at_its_offset(bucket: str) -> None:
 ROAD = """
 import sys
 from pathlib import Path
-from jobs import decontaminate, deduplicate, extract, filter, redact, session, shard, train_tokenizer
+from jobs import decontaminate, deduplicate, extract, filter, redact, shard, train_tokenizer
+from jobs.stage import session
+from pipeline.command import Job
 from pipeline.storage import Storage
 from tests.jobs.conftest import job
 from web import report
@@ -82,7 +84,7 @@ spark = session.spark("road")  # one for all stages: what they publish hangs on 
 stop, spark.stop, session.spark = spark.stop, lambda: None, lambda name: spark
 for root in roots:
     work = job(Path("unused"), {"input.warcs": [warc], "shard.validation": 0.2})
-    work = session.Job(work.recipe, Storage(root), work.run, work.input, work.force)
+    work = Job(work.recipe, Storage(root), work.run, work.input, work.force)
     for stage in (extract, filter, deduplicate, redact, decontaminate, train_tokenizer, shard):
         made = stage.run(work)
         print(stage.STAGE.name, *(file.sha256 for file in made.content.files))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyspark
 import pytest
 
-from jobs.session import SHARED_CLASSES, SMALL_JVM
+from jobs.stage.session import SHARED_CLASSES, SMALL_JVM
 from pipeline import artifact
 from pipeline.storage import Storage
 from tests.jobs.conftest import REPOSITORY
@@ -23,7 +23,8 @@ STAGES = ("extract", "filter", "deduplicate", "redact", "decontaminate", "tokeni
 ROAD = """
 import sys
 from pathlib import Path
-from jobs import decontaminate, deduplicate, extract, filter, redact, session, shard, train_tokenizer
+from jobs import decontaminate, deduplicate, extract, filter, redact, shard, train_tokenizer
+from jobs.stage import session
 from tests.jobs.conftest import job
 root, *warcs = sys.argv[1:]
 spark = session.spark("road")  # one for all stages: what they publish hangs on no session

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import decontaminate, redact, shard, train_tokenizer
-from jobs.table import read_rows, write_table
+from jobs.stage.table import read_rows, write_table
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, Published
 from pipeline.errors import RecipeError

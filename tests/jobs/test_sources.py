@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs import sources
+from jobs.archive import sources
 from pipeline.errors import InputError, ServerError
 from pipeline.recipe import Input
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import table
+from jobs.stage import table
 from pipeline.errors import StorageError
 from pipeline.storage import Storage
 
@@ -20,7 +20,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("n", pa.int64()), ("text", pa.string()
 # What a process grows by, in MiB, that writes and reads so many rows of 4,000 characters of two bytes.
 GROWN = """
 import resource, sys
-from jobs.table import read_rows, write_table
+from jobs.stage.table import read_rows, write_table
 from pipeline.storage import Storage
 from tests.jobs.test_table import SCHEMA
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

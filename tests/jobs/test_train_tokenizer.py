@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs import train_tokenizer
-from jobs.table import read_table
+from jobs.stage.table import read_table
 from pipeline import artifact
 from pipeline.storage import Storage
 from tests.jobs.conftest import job

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.page import warc
-from jobs.page.warc import Lost
+from jobs.archive import repair, warc
+from jobs.archive.response import Capture
+from jobs.archive.warc import Lost
 
 PAGES = 100
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -44,8 +45,8 @@ RECORDS = [record(f"http://x.test/{n}", text(n)) for n in range(PAGES)]
 MEMBERS = [gzip.compress(one, mtime=0) for one in RECORDS]
 
 
-def read(data: bytes, most: int = 1 << 20) -> tuple[list[warc.Capture], list[Lost], str]:
-    found: list[warc.Capture] = []
+def read(data: bytes, most: int = 1 << 20) -> tuple[list[Capture], list[Lost], str]:
+    found: list[Capture] = []
     lost: list[Lost] = []
     try:
         found.extend(warc.captures(io.BytesIO(data), most, Counter(), lost))
@@ -206,7 +207,7 @@ def test_memory_stays_flat_however_much_is_damaged(tmp_path: Path) -> None:
 
 
 def test_a_file_made_to_be_read_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warc, "_AGAIN_BYTES", 1 << 20)
+    monkeypatch.setattr(repair, "_AGAIN_BYTES", 1 << 20)
     data = b"".join(map(declared(1 << 40), RECORDS))
     found, lost, end = read(data)
     assert found == lost == []

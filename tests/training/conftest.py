@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`training.launch` shares the cores among so many processes; test processes that start inherit it."""
+    """`training.launch.processes` shares the cores among so many processes; test processes that start inherit it."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1024")

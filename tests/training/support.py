@@ -21,14 +21,16 @@ import pytest
 import yaml
 from torch import nn
 
+from inference import network
 from pipeline import artifact, progress, recipe
 from pipeline.artifact import Building, Published, Stage, describe
+from pipeline.stages import SECTIONS
 from pipeline.storage import Storage
 from tokenizer import shards
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import PAD
-from training import checkpoint, launch, model
-from training.loop import SECTIONS
+from training.engine.export import export
+from training.launch import processes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -62,9 +64,9 @@ def publish(
     read = [source.as_input() for source in inputs]
     opened = artifact.open_stage(storage, chosen.name, Stage(stage, 1), section, chosen.seed, read, force=True)
     assert isinstance(opened, Building)
-    net = net or model.build(chosen.model, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
+    net = net or network.build(chosen.model, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
     with tempfile.TemporaryDirectory() as name:
-        checkpoint.export(net, tokenizer, Path(name))
+        export(net, tokenizer, Path(name))
         names = sorted(file.name for file in Path(name).iterdir())
         for file in names:
             storage.write(opened.file(file), (Path(name) / file).read_bytes())
@@ -92,7 +94,7 @@ def rows(published: Published) -> list[dict[str, Any]]:
 
 def ranks(size: int, *command: str | Path) -> list[subprocess.Popen[str]]:
     """`python <command>` as so many ranks of a launch on this machine."""
-    port, running = launch._free_port(), []
+    port, running = processes._free_port(), []
     for rank in range(size):
         env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(REPOSITORY)}

@@ -15,7 +15,7 @@ from pipeline.storage import Storage
 from tests.training import support
 from tests.training.test_pretrain import publish, small
 from training import pretrain, samples
-from training.board import Board
+from training.launch.board import Board
 
 
 def events(folder: Path) -> list[Event]:

@@ -19,16 +19,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from inference import network
 from pipeline.errors import ArtifactError, StorageError
 from pipeline.recipe import Model, Optimizer
 from pipeline.storage import Storage
 from tests.training.support import REPOSITORY, finish, ranks
 from tokenizer import bpe
 from tokenizer.chat import IM_END, IM_START, PAD, render
-from training import checkpoint, launch, model
-from training.checkpoint import COMMIT, Checkpoints
-from training.engine import Engine, token_loss
-from training.launch import Shape
+from training.engine import checkpoint
+from training.engine.checkpoint import COMMIT, Checkpoints
+from training.engine.engine import Engine
+from training.engine.export import export
+from training.engine.losses import token_loss
+from training.launch import processes
+from training.launch.command import Shape
 
 VOCABULARY, ROWS = 300, 4
 TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["hello there"], VOCABULARY, "qwen2"))
@@ -41,7 +45,7 @@ def engine(kind: str = "muon", total: int = 8, shape: Shape = Shape()) -> Engine
         {"kind": kind, "lr": 0.003, "muon_lr": 0.02, "betas": (0.9, 0.95), "weight_decay": 0.1, "warmup": 0.2}
         | {"decay": 0.5, "fall": "linear", "floor": 0.0, "clip": 1.0, "z_loss": 0.0}
     )
-    return Engine(model.build(CONFIG, VOCABULARY, 0, 1, 3), section, total, "fp32", launch.start(1), shape)
+    return Engine(network.build(CONFIG, VOCABULARY, 0, 1, 3), section, total, "fp32", processes.start(1), shape)
 
 
 def train(made: Engine, until: int) -> list[float]:
@@ -59,7 +63,7 @@ def checkpoints(root: Path, made: Engine, keep: int = 2) -> Checkpoints:
 
 
 def weights(made: Engine) -> dict[str, Any]:
-    made.gather()
+    made.refresh_plain()
     return {k: v.clone() for k, v in made.plain.state_dict().items()}
 
 
@@ -255,7 +259,7 @@ def full_disk(disk: Path) -> None:
 def test_stop_notices_sigterm() -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
-        stop = checkpoint.Stop(launch.start(1))
+        stop = checkpoint.Stop(processes.start(1))
         assert not stop.agreed()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.agreed()
@@ -269,8 +273,8 @@ def test_stop_notices_sigterm() -> None:
 def test_an_export_is_what_transformers_loads(preset: str, tied: bool, tmp_path: Path) -> None:
     tokenizer = bpe.Tokenizer.from_bytes(bpe.train(["hello there, what is 12 + 7?"] * 9, 512, "qwen2"))
     config = CONFIG.model_copy(update={"preset": preset, "tied": tied, "kv_heads": CONFIG.heads})
-    net = model.build(config, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
-    checkpoint.export(net, tokenizer, tmp_path)
+    net = network.build(config, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
+    export(net, tokenizer, tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
     loaded, text = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     ids = torch.arange(9)[None]
@@ -287,7 +291,7 @@ def test_an_export_is_what_transformers_loads(preset: str, tied: bool, tmp_path:
     assert rendered == render(messages, tokenizer).ids
     assert rendered[0] == tokenizer.special(IM_START)
     first = (tmp_path / "model.safetensors").read_bytes()
-    checkpoint.export(loaded, tokenizer, tmp_path / "again")
+    export(loaded, tokenizer, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == first
 
 
@@ -377,7 +381,7 @@ def main(told: str, disk: str = "") -> None:
     for root, kind, shape, until in json.loads(told):
         Path(root).mkdir(exist_ok=True)
         go(Path(root), kind, Shape(**shape), until)
-    launch.stop()
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from evaluation import identity
+from evaluation.identity import NAME
+from evaluation.tasks.arithmetic import Arithmetic
 from pipeline.errors import InputError, RecipeError
 from tokenizer.chat import Message
-from training import conversations
-from training.conversations import DATA, NAME
-from training.tasks import Arithmetic
+from training.data import conversations
+from training.data.conversations import DATA
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "source": "mine"}
 
@@ -114,7 +116,7 @@ def test_smalltalk_teaches_the_contrast() -> None:
 
 def test_what_is_asked_in_evaluation_is_never_trained_on() -> None:
     trained = set(map(plain, users("identity") + users("smalltalk")))
-    asked = conversations.identity_questions()
+    asked = identity.questions()
     assert sorted(question["claims"] for question in asked) == [False] * 20 + [True] * 20
     assert len({plain(question["user"]) for question in asked}) == 40
     assert not trained & {plain(question["user"]) for question in asked}

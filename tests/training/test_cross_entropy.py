@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from inference import network
 from pipeline.errors import StageError
-from tests.training.test_model import shape
-from training import cross_entropy, model
-from training.cross_entropy import FusedHead
-from training.engine import token_loss
+from tests.inference.test_network import shape
+from training.engine import cross_entropy
+from training.engine.cross_entropy import FusedHead
+from training.engine.losses import token_loss
 
 
 def losses(preset: str, tied: bool, vocabulary: int, rows: int, seed: int, z_loss: float, chunk: int) -> Any:
@@ -22,7 +23,7 @@ def losses(preset: str, tied: bool, vocabulary: int, rows: int, seed: int, z_los
     ids = torch.randint(vocabulary, (rows, 13), generator=torch.Generator().manual_seed(seed))
     mask = torch.randint(2, (rows, 13), generator=torch.Generator().manual_seed(seed + 1))
     for fused in (False, True):
-        net = model.build(shape(preset, tied), vocabulary, 0, 1, seed)
+        net = network.build(shape(preset, tied), vocabulary, 0, 1, seed)
         if fused:
             FusedHead.into(net)
         with pytest.MonkeyPatch.context() as patch:
@@ -49,7 +50,7 @@ def test_value_and_gradients_are_those_of_the_plain_loss(
 
 def test_z_loss_pulls_the_sum_of_the_logits_to_one() -> None:
     """By its definition: d/dw of the loss plus z x logsumexp^2, by autograd on whole logits."""
-    net = model.build(shape("qwen3"), 50, 0, 1, 1)
+    net = network.build(shape("qwen3"), 50, 0, 1, 1)
     ids = torch.arange(26).view(2, 13)
     batch = {"ids": ids, "mask": torch.ones_like(ids)}
     logits = net(input_ids=ids[:, :-1]).logits
@@ -82,7 +83,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize(("fused", "most"), [(False, 48 * 997), (True, 32 * 997)])  # 32: the output layer's matrix
 def test_no_more_logits_exist_than_a_chunk_has(fused: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", {"cpu": 5 * 4 * 997})
-    net = model.build(shape("qwen3"), 997, 0, 1, 1)
+    net = network.build(shape("qwen3"), 997, 0, 1, 1)
     if fused:
         FusedHead.into(net)
     ids = torch.arange(52).view(4, 13)
@@ -95,7 +96,7 @@ def test_bf16_is_near() -> None:
     ids = torch.arange(52).view(4, 13)
     for_both = []
     for fused in (False, True):
-        net = model.build(shape("qwen3"), 64, 0, 1, 1)
+        net = network.build(shape("qwen3"), 64, 0, 1, 1)
         if fused:
             FusedHead.into(net)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -110,16 +111,16 @@ def test_bf16_is_near() -> None:
 
 
 def test_told_nothing_it_is_the_layer_it_was() -> None:
-    plain, fused = (model.build(shape("qwen3"), 64, 0, 1, 1) for _ in range(2))
+    plain, fused = (network.build(shape("qwen3"), 64, 0, 1, 1) for _ in range(2))
     FusedHead.into(fused)
     ids = torch.arange(12)[None]
     assert torch.equal(plain(input_ids=ids).logits, fused(input_ids=ids).logits)
     assert fused.state_dict().keys() == plain.state_dict().keys()
-    assert model.parameters(fused) == model.parameters(plain)
+    assert network.parameters(fused) == network.parameters(plain)
 
 
 def test_an_output_layer_of_another_kind_is_refused() -> None:
-    net = model.build(shape("qwen3"), 64, 0, 1, 1)
+    net = network.build(shape("qwen3"), 64, 0, 1, 1)
     net.config.final_logit_softcapping = 30.0  # type: ignore[union-attr]
     with pytest.raises(StageError, match="more than one matrix"):
         FusedHead.into(net)

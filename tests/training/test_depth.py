@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from inference.network import configuration, parameters
 from pipeline.errors import RecipeError
 from pipeline.recipe import load, parse
 from training.depth import dial
-from training.model import configuration, parameters
 
 RECIPE = "recipes/fineweb.yaml"
 

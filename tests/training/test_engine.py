@@ -13,13 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from inference.network import build
 from pipeline.errors import RecipeError, StageError
 from pipeline.recipe import Model, Optimizer
 from tests.training.support import finish, ranks
-from training import engine as engines
-from training import launch, model
-from training.engine import Engine, schedule, token_loss
-from training.launch import Shape
+from training.engine import engine as engines
+from training.engine import optimizer as optimizers
+from training.engine.engine import Engine
+from training.engine.losses import token_loss
+from training.engine.optimizer import schedule
+from training.launch import processes
+from training.launch.command import Shape
 
 VOCABULARY, ROWS, WINDOW, STEPS = 128, 8, 24, 5
 SHAPES = [Shape(0), Shape(1), Shape(2), Shape(3), Shape(1, offload=True), Shape(3, offload=True)]
@@ -35,7 +39,7 @@ def optimizer(kind: str, **changes: Any) -> Optimizer:
 
 
 def network() -> Any:
-    return model.build(CONFIG, VOCABULARY, 0, 1, seed=3)
+    return build(CONFIG, VOCABULARY, 0, 1, seed=3)
 
 
 def batch(step: int) -> dict[str, Tensor]:
@@ -47,7 +51,7 @@ def batch(step: int) -> dict[str, Tensor]:
     return {"ids": ids, "mask": mask}
 
 
-def part(rows: dict[str, Tensor], world: launch.World) -> dict[str, Tensor]:
+def part(rows: dict[str, Tensor], world: processes.World) -> dict[str, Tensor]:
     size = ROWS // world.size
     return {k: v[world.rank * size : (world.rank + 1) * size] for k, v in rows.items()}
 
@@ -57,7 +61,7 @@ def plain(kind: str, steps: int = STEPS, cuts: Sequence[slice] = (slice(None),))
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     net, section = network(), optimizer(kind)
-    groups = engines.parameter_groups(net, section)
+    groups = optimizers.parameter_groups(net, section)
     peaks = [g["lr"] for g in groups]
     made = MuonWithAuxAdam(groups) if kind == "muon" else torch.optim.AdamW(groups)
     out = []
@@ -78,7 +82,7 @@ def plain(kind: str, steps: int = STEPS, cuts: Sequence[slice] = (slice(None),))
 
 
 def trained(kind: str, micro: int | None, precision: Any = "fp32") -> tuple[Engine, list[Any]]:
-    world = launch.start(1)
+    world = processes.start(1)
     made = Engine(network(), optimizer(kind), STEPS, precision, world)
     return made, [made.step(part(batch(s), world), token_loss, micro) for s in range(STEPS)]
 
@@ -118,7 +122,7 @@ def test_compiled_layers_equal_plain_torch(kind: str) -> None:
     """Compiled kernels sum in another order: the bound of the first step, and of the noise, as ever."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    world = launch.start(1)
+    world = processes.start(1)
     made = Engine(network(), optimizer(kind), STEPS, "fp32", world, Shape(2, fused_loss=True, compile=True))
     metrics = [made.step(part(batch(s), world), token_loss, 2) for s in range(STEPS)]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -152,7 +156,7 @@ def test_a_cosine_falls_to_its_floor_as_torch_says() -> None:
 
 
 def test_rows_must_come_out_even() -> None:
-    world = launch.World(0, 0, 2, 2, torch.device("cpu"))
+    world = processes.World(0, 0, 2, 2, torch.device("cpu"))
     assert engines.rows_a_rank(16, world) == 8
     with pytest.raises(RecipeError, match="2 ranks"):
         engines.rows_a_rank(15, world)
@@ -166,7 +170,7 @@ def test_micro_batches_divide_the_rows() -> None:
 
 
 def test_a_step_without_supervised_tokens_is_refused() -> None:
-    made = Engine(network(), optimizer("adamw"), 5, "fp32", launch.start(1))
+    made = Engine(network(), optimizer("adamw"), 5, "fp32", processes.start(1))
     rows = batch(0)
     rows["mask"] = rows["mask"] * 0
     with pytest.raises(StageError, match="no token is supervised"):
@@ -176,10 +180,10 @@ def test_a_step_without_supervised_tokens_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_steps_without_a_finite_gradient_are_skipped_then_stop(kind: str, shape: Shape) -> None:
-    made = Engine(network(), optimizer(kind), 9, "fp32", launch.start(1), shape)
+    made = Engine(network(), optimizer(kind), 9, "fp32", processes.start(1), shape)
 
     def weights() -> dict[str, Tensor]:
-        made.gather()
+        made.refresh_plain()
         return {name: one.clone() for name, one in made.plain.state_dict().items()}
 
     def broken(net: Any, rows: Any) -> Tensor:
@@ -200,7 +204,7 @@ def test_steps_without_a_finite_gradient_are_skipped_then_stop(kind: str, shape:
 
 
 def test_only_hidden_matrices_are_muons() -> None:
-    groups = engines.parameter_groups(network(), optimizer("muon"))
+    groups = optimizers.parameter_groups(network(), optimizer("muon"))
     assert [g["name"] for g in groups] == ["muon", "matrix", "vector"]
     assert len(groups[0]["params"]) == 7 * CONFIG.layers
     assert [tuple(p.shape) for p in groups[1]["params"]] == [(VOCABULARY, CONFIG.width)]
@@ -210,7 +214,7 @@ def test_only_hidden_matrices_are_muons() -> None:
 def main(folder: str, kind: str) -> None:
     made, metrics = trained(kind, 2)
     (Path(folder) / f"{made.world.rank}.json").write_text(json.dumps([(m.loss, m.grad_norm) for m in metrics]))
-    launch.stop()
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ArtifactError, RecipeError
 from tests.training import support
-from training.loader import BLOCK, Ahead, Loader, Mixture, Stream, document_positions, open_split, permuted
+from training.data.loader import BLOCK, Loader, Mixture, Prefetch, Stream, document_positions, open_split, permuted
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=4))
@@ -153,7 +153,7 @@ def test_the_ranks_of_a_mixture_together_read_the_batch_and_its_state_guards_it(
 
 def test_batches_read_ahead_are_the_same_from_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = Loader(stream([3000]), 7, 1)
-    ahead = Ahead(loader, 8, 1, 2)
+    ahead = Prefetch(loader, 8, 1, 2)
     for step in (0, 1, 2, 9, 10, 3):
         assert torch.equal(ahead.batch(step), loader.batch(step, 8, 1, 2))
 

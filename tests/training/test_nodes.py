@@ -17,8 +17,8 @@ import torch
 from pipeline.errors import EXIT_RESUME, NodeError
 from tests.training.support import REPOSITORY, finish, stage_ranks, wait_for_step
 from tests.training.test_pretrain import hashes, made, publish, small
-from training import launch
-from training.launch import World
+from training.launch import processes
+from training.launch.processes import World
 
 NODES = {"node-a": "10.177.0.1", "node-b": "10.177.0.2"}
 Running = subprocess.Popen[str]
@@ -55,7 +55,7 @@ def start(machines: list[str], launcher: str, root: Path, path: Path, *options: 
     """The launcher on both machines, each a session of its own."""
     hosts = root / "hostfile"
     hosts.write_text("".join(f"{name} slots=1\n" for name in NODES))
-    port, running = str(launch._free_port()), []
+    port, running = str(processes._free_port()), []
     for rank, (machine, name) in enumerate(zip(machines, NODES, strict=True)):
         space, cable = machine.split()
         where = ["--node_rank", str(rank), "--master_addr", NODES["node-a"], "--master_port", port]
@@ -134,15 +134,15 @@ def test_a_machine_that_stops_is_named_with_the_stack_of_who_waits(
         kill(machines[1])
         running[1].communicate()
     assert code != 0
-    assert "takes more than 20 s" in said and "training/engine.py" in said
+    assert "takes more than 20 s" in said and "training/engine/engine.py" in said
     assert "rank 1 on node-b does not answer" in said
 
 
 def test_who_is_lost_is_named_by_address_or_as_all_others() -> None:
     hosts = (("a", "10.0.0.1"), ("b", "10.0.0.2"), ("c", "10.0.0.3"))
     world = World(0, 0, 3, 1, torch.device("cpu"), hosts)
-    closed = launch.lost(world, RuntimeError("[gloo/pair.cc:547] Connection closed by peer [10.0.0.3]:1234"))
+    closed = processes.lost(world, RuntimeError("[gloo/pair.cc:547] Connection closed by peer [10.0.0.3]:1234"))
     assert isinstance(closed, NodeError) and "lost rank 2 on c (10.0.0.3):" in closed.what
-    reset = launch.lost(world, RuntimeError("Broken pipe"))
+    reset = processes.lost(world, RuntimeError("Broken pipe"))
     assert reset is not None and "rank 1 on b (10.0.0.2) or rank 2 on c" in reset.what
-    assert launch.lost(world, RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert processes.lost(world, RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

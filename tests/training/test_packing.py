@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference import network
 from pipeline.recipe import Model
 from tokenizer.chat import Rendered
-from training import model
-from training.packing import pack
+from training.data.packing import pack
 
 PAD, WINDOW = 1, 15
 CONFIG = Model(preset="qwen3", layers=2, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=64, window=32, tied=True)
@@ -57,7 +57,7 @@ def test_a_packed_conversation_is_predicted_as_if_alone(preset: str) -> None:
     given_ = [conversation(size, first) for size, first in ((7, 10), (5, 30), (3, 50), (9, 60), (6, 90))]
     packed = pack(given_, WINDOW, PAD)
     assert len(packed.ids) == 2
-    net = model.build(CONFIG.model_copy(update={"preset": preset}), 128, 0, PAD, seed=1).eval()
+    net = network.build(CONFIG.model_copy(update={"preset": preset}), 128, 0, PAD, seed=1).eval()
     with torch.no_grad():
         together = net(input_ids=packed.ids, position_ids=packed.positions, use_cache=False).logits
         for one in given_:

@@ -21,9 +21,10 @@ import pytest
 
 from tests.training.support import finish, ranks
 from tests.training.test_engine import ROWS, batch, network, optimizer, part, plain
-from training import launch
-from training.engine import Engine, token_loss
-from training.launch import Shape
+from training.engine.engine import Engine
+from training.engine.losses import token_loss
+from training.launch import processes
+from training.launch.command import Shape
 
 STEPS = 20
 FIRST = 1e-5  # relative, at step 1
@@ -72,7 +73,7 @@ def curves(size: int, cases: list[Case], folder: Path) -> list[Curve]:
 
 def check(cases: list[Case], size: int, folder: Path) -> list[tuple[Case, float, float, float]]:
     """The cases that are too far from plain PyTorch: with their two gaps and the bound."""
-    launch.start(1)  # one thread here as there
+    processes.start(1)  # one thread here as there
     wanted = {kind: plain(kind, STEPS) for kind, *_ in cases}
     bound = {kind: SLACK * noise(kind) for kind in wanted}
     far = []
@@ -95,7 +96,7 @@ def test_every_stage_equals_plain_torch(size: int, tmp_path: Path) -> None:
 
 def table() -> None:
     """Print all gaps as Markdown."""
-    launch.start(1)
+    processes.start(1)
     wanted = {kind: plain(kind, STEPS) for kind in ("adamw", "muon")}
     for kind in wanted:
         print(f"noise of the order of sums, {kind}: {noise(kind):.1e}")
@@ -112,13 +113,13 @@ def table() -> None:
 def main(cases: str, folder: str) -> None:
     found = []
     for kind, accumulation, shape in json.loads(cases):
-        world = launch.start(1)
+        world = processes.start(1)
         made = Engine(network(), optimizer(kind), STEPS, "fp32", world, Shape(**shape))
         micro = ROWS // world.size // accumulation
         metrics: list[Any] = [made.step(part(batch(s), world), token_loss, micro) for s in range(STEPS)]
         found.append([(m.loss, m.grad_norm) for m in metrics])
     (Path(folder) / f"{world.rank}.json").write_text(json.dumps(found))
-    launch.stop()
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from evaluation.ngrams import Tables, bits_per_byte
+from inference import network
 from pipeline import artifact, errors, progress, recipe
 from pipeline.artifact import Published, Stage, describe
 from pipeline.storage import Storage
@@ -36,11 +38,14 @@ from tests.training import support
 from tests.training.support import finish, stage_ranks, wait_for_step
 from tokenizer import bpe, shards
 from tokenizer.chat import SPECIAL_TOKENS
-from training import launch, loader, model, pretrain
-from training.engine import rows_a_rank
-from training.launch import World
-from training.ngrams import Tables, bits_per_byte
+from training import pretrain
+from training.data import loader
+from training.engine.engine import rows_a_rank
+from training.launch import processes
+from training.launch.command import parse
+from training.launch.processes import World
 
+SLACK = 4  # times the noise that was measured: it is the largest of two orders, not of all
 WORDS = [
     "the", "a", "cat", "dog", "bird", "sees", "likes", "hears", "small", "big",
     "red", "old", "and", "then", "while", "near", "house", "tree", "river", "road",
@@ -118,7 +123,7 @@ def test_it_learns_publishes_and_is_not_made_twice(
     path = small(tmp_path)
     publish(tmp_path / "root", path)
     monkeypatch.setattr(sys, "argv", ["pretrain.py", "--recipe", str(path), "--root", str(tmp_path / "root")])
-    monkeypatch.setattr(launch, "stop", lambda: None)
+    monkeypatch.setattr(processes, "leave", lambda: None)
     before = signal.getsignal(signal.SIGTERM)
     pretrain.main()
     signal.signal(signal.SIGTERM, before)
@@ -162,32 +167,45 @@ def test_it_learns_publishes_and_is_not_made_twice(
     assert "already made" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [["0"], ["2", "--offload"], ["3"], ["3", "--offload", "--micro-batch", "2"]])
-def test_another_shape_of_the_launch_makes_the_same_model(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def gaps(one: Published, other: Published) -> tuple[float, float, float]:
+    """Largest relative difference of a metric at step 1 and later, and the largest of a weight."""
+    each = [
+        max(abs(theirs[key] - value) / abs(value) for key, value in ours.items() if value)
+        for ours, theirs in zip(support.rows(one), support.rows(other), strict=True)
+    ]
+    folders = (AutoModelForCausalLM.from_pretrained(x.storage.local_path(x.folder)) for x in (one, other))
+    pairs = zip(*(model.parameters() for model in folders), strict=True)
+    return each[0], max(each[1:]), max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+
+
+def test_another_shape_of_the_launch_makes_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for rounding, of which a step of Adam or Muon makes more: how much, the order of sums alone shows."""
     path = small(tmp_path, steps=8, evaluate_every=4)
-    found = []
-    for name, given in (("one", []), ("other", ["--zero-stage", *options])):
-        publish(tmp_path / name, path)
-        support.run(pretrain, tmp_path / name, path, monkeypatch, *given)
-        found.append(made(tmp_path / name))
-    assert found[0].content.fingerprint == found[1].content.fingerprint
-    for one, other in zip(*map(support.rows, found), strict=True):
-        assert other == pytest.approx(one, rel=1e-4)
-    one, other = (AutoModelForCausalLM.from_pretrained(x.storage.local_path(x.folder)) for x in found)
-    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-4)
+
+    def of(*options: str) -> Published:
+        root = tmp_path / "-".join(("root", *options))
+        publish(root, path)
+        support.run(pretrain, root, path, monkeypatch, *options)
+        return made(root)
+
+    whole = of()
+    orders = [gaps(whole, of("--micro-batch", size)) for size in ("1", "2")]
+    noise, weights = (SLACK * max(gap[place] for gap in orders) for place in (1, 2))
+    for options in (["0"], ["2", "--offload"], ["3"], ["3", "--offload", "--micro-batch", "2"]):
+        other = of("--zero-stage", *options)
+        assert other.content.fingerprint == whole.content.fingerprint
+        first, later, apart = gaps(whole, other)
+        assert first < 1e-5 and later <= noise and apart <= weights, (options, first, later, apart, noise, weights)
 
 
 def test_shapes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     place = ["--recipe", str(small(tmp_path)), "--root", str(tmp_path)]
     with pytest.raises(errors.RecipeError, match="--offload needs"):
-        launch.parse("pretrain.py", [*place, "--zero-stage", "0", "--offload"])
+        parse(None, [*place, "--zero-stage", "0", "--offload"])
     with pytest.raises(errors.RecipeError, match="--compile does not go"):
-        launch.parse("pretrain.py", [*place, "--zero-stage", "3", "--compile"])
+        parse(None, [*place, "--zero-stage", "3", "--compile"])
     with pytest.raises(errors.RecipeError, match="no number of rows"):
-        launch.parse("pretrain.py", [*place, "--micro-batch", "0"])
+        parse(None, [*place, "--micro-batch", "0"])
 
 
 def test_it_begins_with_any_model_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +327,7 @@ def test_checkpoints_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
     def refused(said: str, **config: Any) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(errors.ArtifactError, match=said):
-            model.first(section, str(tmp_path), tokenizer, 1)
+            network.first(section, str(tmp_path), tokenizer, 1)
 
     refused("holds no model that transformers loads", model_type="llama", vocab_size=400, **shape)  # no safetensors
     refused("holds no model that transformers loads", model_type="t5")  # no decoder alone
@@ -317,7 +335,7 @@ def test_checkpoints_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
     Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=400, **shape, **experts)).save_pretrained(tmp_path)
     with pytest.raises(errors.ArtifactError, match="mixture of experts"):
-        model.first(section, str(tmp_path), tokenizer, 1)
+        network.first(section, str(tmp_path), tokenizer, 1)
 
 
 def test_it_learns_within_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

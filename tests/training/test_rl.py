@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+from evaluation.tasks.arithmetic import Arithmetic
+from inference.sampler import Sample
 from pipeline import artifact, errors
 from pipeline.artifact import Building, Published
 from tests.training import support
 from tests.training.support import finish, ranks, rows
 from tokenizer import bpe
 from tokenizer.chat import PAD
-from training import checkpoint, launch, rl
-from training.engine import supervised
-from training.sampler import Sample
-from training.tasks import Arithmetic
+from training import rl
+from training.engine import checkpoint
+from training.engine.losses import supervised
+from training.launch import processes
+from training.launch.command import parse
 
 TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["What is 1 + 2? Calculate it, please. How much"] * 2, 300, "qwen2"))
 
@@ -53,10 +56,10 @@ def stage(tmp_path: Path, **changes: Any) -> rl.Reinforcement:
     """The stage without its loop."""
     path = small(tmp_path, **changes)
     source = publish(tmp_path, path)
-    job = launch.parse("rl.py", ["--recipe", str(path), "--root", str(tmp_path)])
+    job = parse(None, ["--recipe", str(path), "--root", str(tmp_path)])
     opened = artifact.open_stage(job.storage, job.run, rl.STAGE, {}, 1, [source.as_input()])
     assert isinstance(opened, Building)
-    return rl.Reinforcement(job, launch.start(1), opened, source)
+    return rl.Reinforcement(job, processes.start(1), opened, source)
 
 
 def test_advantages_by_hand() -> None:

@@ -17,7 +17,11 @@ from tests.training import support
 from tests.training.support import finish, rows, stage_ranks, wait_for_step
 from tokenizer import bpe
 from tokenizer.chat import PAD, render
-from training import checkpoint, conversations, launch, sft
+from training import sft
+from training.data import conversations
+from training.engine import checkpoint
+from training.launch import processes
+from training.launch.command import parse
 
 
 def small(folder: Path, **changes: Any) -> Path:
@@ -95,11 +99,11 @@ def test_stopped_and_started_again_it_makes_the_same_bytes(tmp_path: Path, monke
 
 def test_the_order_does_not_depend_on_the_ranks(tmp_path: Path) -> None:
     path = small(tmp_path)
-    job = launch.parse("sft.py", ["--recipe", str(path), "--root", str(tmp_path)])
+    job = parse(None, ["--recipe", str(path), "--root", str(tmp_path)])
 
     def stage(rank: int, size: int) -> sft.FineTuning:
         found = object.__new__(sft.FineTuning)
-        found.job, found.world = job, launch.World(rank, rank, size, size, torch.device("cpu"))
+        found.job, found.world = job, processes.World(rank, rank, size, size, torch.device("cpu"))
         found.share = 8 // size
         found.packed = sft.pack([sft.Rendered([n, n], [0, 1]) for n in range(13)], 1, 0)
         return found

@@ -14,14 +14,14 @@ import torch
 from pipeline.errors import NodeError
 from tests.training.support import finish, stage_ranks, wait_for_step
 from tests.training.test_pretrain import publish, small
-from training.launch import World
-from training.watchdog import Laps, Watchdog, stragglers
+from training.launch.processes import World
+from training.launch.watchdog import Laps, Watchdog, stragglers
 
 WORLD = World(0, 0, 3, 3, torch.device("cpu"), (("a", "10.0.0.1"), ("b", "10.0.0.2"), ("c", "10.0.0.3")))
 HANG = """
 import time, torch
-from training.launch import World
-from training.watchdog import Watchdog
+from training.launch.processes import World
+from training.launch.watchdog import Watchdog
 def stuck_in_a_kernel():
     time.sleep(60)
 with Watchdog(World(0, 0, 1, 1, torch.device("cpu")), 0.5) as watchdog:

@@ -1,0 +1,1 @@
+"""A model that answers: network, sampling, tools. torch and transformers, never deepspeed."""

@@ -1,0 +1,110 @@
+"""warcio's readers, made to raise where an archive is damaged: its own take much of it for the end of the file."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal
+
+from warcio.archiveiterator import ArchiveIterator
+from warcio.bufferedreaders import DecompressingBufferedReader
+from warcio.utils import BUFF_SIZE
+
+HEADER_BYTES = 1 << 20  # of a record, at most: of WARC and of HTTP
+FIRST_LINE: dict[Literal["warc", "arc"], bytes] = {  # of a record: WARC 1.1, section 4; ARC 1.0, `url-record`
+    "warc": rb"WARC/\d",
+    "arc": rb"[a-z][a-z0-9+.-]*:[^\n]{0,4096} [^ \n]+ \d{14} [^ \n]+ -?\d+\r?\n",
+}
+
+
+class Damaged(Exception):
+    """What is being read is damaged."""
+
+
+class Cut(Damaged):
+    """The file ends within what is being read; `record` is what there is of it, in a plain archive."""
+
+    def __init__(self, why: str, record: Any = None) -> None:
+        super().__init__(why)
+        self.record = record
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How an archive is written: one gzip member per record, or uncompressed; and whose records they are."""
+
+    gzipped: bool
+    format: Literal["warc", "arc"]
+
+
+class Reader(DecompressingBufferedReader):  # type: ignore[misc]
+    """Raises where a gzip member is damaged or ends early; warcio's own takes both for the end of the file."""
+
+    decompressor: Any
+    starting_data: bytes | None = None
+    begins = 0  # where the gzip member begins
+    allowance = HEADER_BYTES  # bytes of lines: a record's header
+
+    def _init_decomp(self, decomp_type: str | None) -> None:
+        super()._init_decomp(decomp_type)
+        self.begins = self.stream.tell() - len(self.starting_data or b"")
+        self._fed = False
+
+    def _decompress(self, data: bytes) -> bytes:
+        if self.decompressor is None:
+            return data
+        try:
+            text: bytes = self.decompressor.decompress(data)
+        except zlib.error as error:
+            raise Damaged(f"damaged gzip: {error}") from error
+        self._fed = True
+        return text
+
+    def _process_read(self, data: bytes) -> None:
+        if not data and self.decompressor is not None and self._fed and not self.decompressor.eof:
+            raise Cut("the file ends within a gzip member")
+        super()._process_read(data)
+
+    def readline(self, length: int | None = None) -> bytes:
+        line: bytes = self.buff.readline(self.allowance) if self.buff else b""
+        if not line.endswith(b"\n"):  # it goes on beyond what is inflated so far
+            line += super().readline(self.allowance - len(line))
+        self.allowance -= len(line)
+        if self.allowance <= 0:
+            raise Damaged(f"a header of more than {HEADER_BYTES} bytes")
+        return line
+
+
+class Archive(ArchiveIterator):  # type: ignore[misc]
+    """The records from where the stream stands. HTTP headers are left to the reader of the record."""
+
+    reader: Reader
+
+    def __init__(self, stream: BinaryIO, kind: Kind) -> None:
+        super().__init__(stream, no_record_parse=True, arc2warc=True)
+        self.reader = Reader(stream, block_size=BUFF_SIZE, decomp_type="gzip" if kind.gzipped else None)
+        self.known_format = kind.format
+        self._first_line = re.compile(FIRST_LINE[kind.format])
+
+    @property
+    def begins(self) -> int:
+        """Where the record begins that is being read, or that could not be."""
+        return self.reader.begins if self.reader.decompressor else int(self.offset)
+
+    def _next_record(self, next_line: bytes | None) -> Any:
+        self.reader.allowance = HEADER_BYTES
+        return super()._next_record(next_line)
+
+    def _consume_blanklines(self) -> tuple[bytes | None, int]:
+        blank = 0
+        while line := self.reader.readline():
+            if line.strip():
+                if self.reader.decompressor:
+                    many = self._first_line.match(line)
+                    raise Damaged(f"{'several records' if many else 'more than declared'} in a gzip member")
+                if not blank and not self._first_line.match(line):
+                    raise Damaged("a record that is longer than declared, or shorter")
+                return line, blank
+            blank += len(line)
+        return None, blank

@@ -1,0 +1,89 @@
+"""Where records may begin in a damaged archive."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from warcio.utils import BUFF_SIZE
+
+from jobs.archive.reader import FIRST_LINE, Kind
+
+_AGAIN_BYTES = 1 << 30  # read a second time, at most, in search of records: else a hostile file is read for ever
+_BLOCK_BYTES = 1 << 18
+_LINE_BYTES = 1 << 13  # of the line with which a record begins
+_MEMBER = re.compile(rb"\x1f\x8b\x08")  # RFC 1952, section 2.3.1: magic number, deflate
+
+
+class Search:
+    """Finds the places of a damaged archive at which records may begin."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._left = stream, _AGAIN_BYTES
+
+    @property
+    def given_up(self) -> bool:
+        """Too much was read a second time."""
+        return self._left < 0
+
+    def begin(self, start: int) -> tuple[int, Kind] | None:
+        """Of a file that does not begin as an archive: the first such place, and what kind of archive it is then."""
+        for at in matches(self._stream, start, _MEMBER):
+            if not self._may_read(BUFF_SIZE):
+                return None
+            if kind := kind_at(self._stream, at):
+                return at, kind
+        kind = Kind(gzipped=False, format="warc")
+        found = self.next(start, kind, start)
+        return None if found is None else (found, kind)
+
+    def next(self, start: int, kind: Kind, ahead: int) -> int | None:
+        """The first place from `start` on where a record of such an archive begins, which was read up to `ahead`."""
+        pattern = _MEMBER if kind.gzipped else re.compile(rb"(?<=\n)" + FIRST_LINE[kind.format])
+        for at in matches(self._stream, start, pattern):
+            if not self._may_read(BUFF_SIZE):
+                return None
+            if not kind.gzipped or kind_at(self._stream, at) == kind:
+                return at if self._may_read(ahead - at) else None
+        return None
+
+    def _may_read(self, size: int) -> bool:
+        self._left -= max(0, size)
+        return not self.given_up
+
+
+def matches(stream: BinaryIO, start: int, pattern: re.Pattern[bytes]) -> Iterator[int]:
+    """Where the file matches, from `start` on, of which no byte before is looked at. Others may move the stream."""
+    base, data = start, b""
+    while True:
+        stream.seek(base + len(data))
+        more = stream.read(_BLOCK_BYTES)
+        data += more
+        end = len(data) - _LINE_BYTES if more else len(data)  # what begins later may go on in the next block
+        for match in pattern.finditer(data):
+            if match.start() >= end:
+                break
+            yield base + match.start()
+        if not more:
+            return
+        done = max(0, end - 1)  # a pattern may look at the byte before
+        base, data = base + done, data[done:]
+
+
+def kind_at(stream: BinaryIO, at: int) -> Kind | None:
+    """The archive that begins there: of any line warcio makes a record "unknown", of five words a page of an ARC."""
+    stream.seek(at)
+    head = stream.read(BUFF_SIZE)
+    stream.seek(at)
+    gzipped = head.startswith(b"\x1f\x8b")
+    if gzipped:
+        try:
+            head = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(head, _LINE_BYTES)
+        except zlib.error:
+            return None
+    for name in ("warc", "arc"):
+        if re.match(FIRST_LINE[name], head.lstrip()):
+            return Kind(gzipped, name)
+    return None

@@ -1,0 +1,1 @@
+"""Copies: MinHash signatures, and clusters of documents that share them."""

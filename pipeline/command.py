@@ -1,0 +1,103 @@
+"""The command line that all stages share, and what it leads to: a recipe, a root, a run, the artifacts to read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import artifact
+from pipeline.artifact import Building, Published, Stage
+from pipeline.errors import InputError
+from pipeline.recipe import Recipe, load
+from pipeline.stages import CORPUS, SECTIONS
+from pipeline.storage import Storage
+
+ROOT_HELP = "folder or s3:// URI below which artifacts lie"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command line of a stage says. `input`: folders of artifacts to read instead of the run's."""
+
+    recipe: Recipe
+    storage: Storage
+    run: str
+    input: list[str]
+    force: bool
+
+
+def parser(description: str | None, reads: str = "artifacts below the root, not the run's") -> argparse.ArgumentParser:
+    """A parser with `--recipe --root --run --input --force`. `reads`: what `--input` names."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--recipe", required=True, help="recipe file")
+    add_root(made)
+    made.add_argument("--run", help="name of the run; by default the recipe's name")
+    made.add_argument("--input", nargs="+", default=[], help=reads)
+    made.add_argument("--force", action="store_true", help="make again what is published already")
+    return made
+
+
+def add_root(to: argparse.ArgumentParser) -> None:
+    """Add `--root`, for commands that take no recipe."""
+    to.add_argument("--root", required=True, help=ROOT_HELP)
+
+
+def job(options: argparse.Namespace, warcs: bool = False) -> Job:
+    """The job of a parsed command line. With `warcs`, `--input` names WARC files, which replace the recipe's."""
+    overrides = {"input.warcs": options.input, "input.crawl": None} if warcs and options.input else None
+    recipe = load(options.recipe, overrides)
+    run = artifact.run_name(options.run or recipe.name)
+    return Job(recipe, Storage(options.root), run, [] if warcs else options.input, options.force)
+
+
+def parse(description: str | None, arguments: Sequence[str] | None = None) -> Job:
+    """The job of a stage that reads artifacts and has no options of its own."""
+    return job(parser(description).parse_args(arguments))
+
+
+def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """All of the recipe that decides what a stage makes, beside `seed`: as plain data, for its fingerprint.
+
+    A stage of the corpus has its own section; a stage of the model has its sections by name.
+    """
+    if stage in {step.stage for step in CORPUS}:
+        return recipe.section(stage)
+    return {name: recipe.section(name) for name in SECTIONS[stage]}
+
+
+def upstream(job: Job, stage: str) -> Published:
+    """The artifact of an earlier stage: the one that `--input` names, or what this run built with this recipe."""
+    for folder in job.input:
+        named = artifact.read(job.storage, folder)
+        if named.content.stage == stage:
+            return named
+    return artifact.of_run(job.storage, job.run, stage, settings(job.recipe, stage))
+
+
+def source(job: Job, stage: str) -> Published:
+    """The artifact to work on: whatever `--input` names, of any stage; else what `stage` of this run built."""
+    return artifact.read(job.storage, job.input[0]) if job.input else upstream(job, stage)
+
+
+def open_stage(
+    job: Job,
+    stage: Stage,
+    sources: Sequence[Published],
+    assets: dict[str, str] | None = None,
+    name: str | None = None,
+) -> Published | Building:
+    """Start a stage that reads artifacts, as `artifact.open_stage`. Refuses an `--input` that it does not read.
+
+    `name`: of its pointer, where a stage runs more than once in a run.
+    """
+    for folder in job.input:
+        if folder not in {source.folder for source in sources}:
+            reads = ", ".join(source.content.stage for source in sources)
+            raise InputError(f"{stage.name} does not read {folder}", f"name artifacts of {reads}")
+    inputs = [source.as_input() for source in sources]
+    section, seed = settings(job.recipe, stage.name), job.recipe.seed
+    return artifact.open_stage(
+        job.storage, job.run, stage, section, seed, inputs, name=name, assets=assets, force=job.force
+    )

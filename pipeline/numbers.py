@@ -1,0 +1,70 @@
+"""What the manifests of some stages say to stages of other rooms, typed: written and read by these classes only."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.artifact import Published
+from pipeline.errors import ArtifactError
+
+
+class Numbers(BaseModel):
+    """Base: what else a manifest's numbers hold is for people, and stays in `model_extra`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @classmethod
+    def of(cls, published: Published) -> Self:
+        """Those of an artifact. Raises `ArtifactError` where one is missing or of another type."""
+        try:
+            return cls.model_validate(published.content.numbers)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise ArtifactError(
+                f"the manifest of {published.folder} has no fitting number {key!r}: {first['msg']}",
+                f"run {published.content.stage} again, with --force",
+            ) from error
+
+    def plain(self) -> dict[str, Any]:
+        """As a manifest holds them; what was not set is not in it."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class TokenizerNumbers(Numbers):
+    """Of `tokenizer`: how many ids there are, and the sha256 of `tokenizer.json`."""
+
+    vocabulary: int
+    sha256: str
+
+
+class ShardNumbers(Numbers):
+    """Of `shard`: how ids are written (`uint16` or `uint32`), by which tokenizer (its sha256), and how many tokens.
+
+    `…_bytes` are UTF-8 bytes of the texts that the tokens stand for.
+    """
+
+    dtype: str
+    vocabulary: int
+    tokenizer: str
+    train_tokens: int = 0
+    train_bytes: int = 0
+    validation_tokens: int = 0
+    validation_bytes: int = 0
+
+
+class CanaryNumbers(Numbers):
+    """Of `canary`: how many WARC files there are, what those that it read hold, and where extract's artifact will be.
+
+    `pages`, `kept` and `languages` (texts by language) are 0 and empty where no file was read.
+    """
+
+    files: int
+    canary_files: int
+    extract: str
+    pages: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = {}
+    languages: dict[str, int] = {}

@@ -1,0 +1,230 @@
+"""The sampler against `generate`, against itself alone, and with a tool that answers at token level."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from inference import generate
+from inference.network import build
+from inference.sampler import Sampler, choose, seeds
+from inference.tools.calculator import calculator
+from pipeline.errors import InputError
+from pipeline.recipe import Model
+from tokenizer import bpe
+from tokenizer.chat import IM_END, OUTPUT, OUTPUT_END, PAD, TOOL, TOOL_END
+from training.engine.export import export
+
+CONFIG = Model(preset="qwen3", layers=2, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=64, window=48, tied=True)
+TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["one and two and three"] * 3, 300, "qwen2"))
+PROMPTS = [[5, 6, 7], [9], [20, 21, 22, 23, 24, 25, 26], [40, 41]]
+
+
+def network(spread: float = 1.0) -> Any:
+    """A random model; `spread` above 1 makes it more certain of what it says."""
+    torch.manual_seed(1)
+    net = build(CONFIG, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), seed=5)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.0 + spread)
+    return net.eval()
+
+
+class Scripted(nn.Module):
+    """A model that says what a script says, in the steps in which it is asked."""
+
+    def __init__(self, script: list[int]) -> None:
+        super().__init__()
+        self.inner, self.script, self.fed = network(), script, []  # type: ignore[var-annotated]
+        self.config = self.inner.config
+
+    def forward(self, **options: Any) -> Any:
+        out = self.inner(**options)
+        self.fed.append(options["input_ids"][0].tolist())
+        out.logits[:] = -100.0
+        out.logits[:, :, self.script[len(self.fed) - 1]] = 0.0
+        return out
+
+
+def test_greedy_is_what_generate_says_whatever_the_neighbours() -> None:
+    net = network(spread=4.0)
+    found = Sampler(net, TOKENIZER).sample(PROMPTS, 12, 0.0, seeds("x", 4))
+    ends = [TOKENIZER.special(IM_END), TOKENIZER.end_of_text]
+    for prompt, one in zip(PROMPTS, found, strict=True):
+        ids = torch.tensor([prompt])
+        out = net.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=TOKENIZER.special(PAD),
+        )
+        assert one.ids == out[0, len(prompt) :].tolist()
+        assert one.finished == (one.ids[-1] in ends)
+    assert len({tuple(one.ids) for one in found}) > 1
+
+
+def test_a_row_says_the_same_alone_and_among_others() -> None:
+    sampler, drawn = Sampler(network(), TOKENIZER), seeds("x", 4)
+    together = sampler.sample(PROMPTS, 16, 1.0, drawn)
+    assert len({len(one.ids) for one in together}) > 0
+    for at, prompt in enumerate(PROMPTS):
+        alone = sampler.sample([prompt], 16, 1.0, drawn[at : at + 1])[0]
+        assert alone.ids == together[at].ids
+        assert alone.logprobs == pytest.approx(together[at].logprobs, abs=1e-4)
+    backwards = sampler.sample(PROMPTS[::-1], 16, 1.0, drawn[::-1])
+    assert [one.ids for one in backwards[::-1]] == [one.ids for one in together]
+    assert [one.ids for one in sampler.sample(PROMPTS, 16, 1.0, seeds("y", 4))] != [one.ids for one in together]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_are_those_of_one_forward_pass(temperature: float) -> None:
+    net = network()
+    for prompt, one in zip(
+        PROMPTS, Sampler(net, TOKENIZER).sample(PROMPTS, 10, temperature, seeds("x", 4)), strict=True
+    ):
+        with torch.no_grad():
+            logits = net(torch.tensor([prompt + one.ids])).logits[0]
+        said = torch.log_softmax(logits / temperature, -1)[len(prompt) - 1 : -1]
+        expected = said[torch.arange(len(one.ids)), torch.tensor(one.ids)]
+        torch.testing.assert_close(torch.tensor(one.logprobs), expected, rtol=1e-4, atol=1e-4)
+        assert one.mask == [1] * len(one.ids)
+
+
+def test_a_tool_answers_at_token_level() -> None:
+    call = [TOKENIZER.special(TOOL), *TOKENIZER.encode("47+85"), TOKENIZER.special(TOOL_END)]
+    output = [TOKENIZER.special(OUTPUT), *TOKENIZER.encode("132"), TOKENIZER.special(OUTPUT_END)]
+    answer = [*TOKENIZER.encode("It is 132."), TOKENIZER.special(IM_END)]
+    net = Scripted([*call, *[7] * len(output), *answer])
+    sampler = Sampler(net, TOKENIZER, calculator)
+    one = sampler.sample([[5, 6]], 48, 1.0, [1])[0]
+    assert one.ids == call + output + answer
+    assert one.mask == [1] * len(call) + [0] * len(output) + [1] * len(answer)
+    assert len(one.logprobs) == len(one.ids) and one.finished and one.tools == 1
+    assert net.fed == [[5, 6], *([token] for token in one.ids[:-1])]  # what the tool said was read by the model
+    assert sampler.answer(one) == "It is 132."
+    assert sampler.text(one) == "<|tool|>47+85<|/tool|><|output|>132<|/output|>It is 132."
+
+
+@pytest.mark.parametrize(("before", "said"), [([], "error"), ([TOOL], "error")])
+def test_a_call_that_is_none_gets_an_error(before: list[str], said: str) -> None:
+    script = [*map(TOKENIZER.special, before), *TOKENIZER.encode("what"), TOKENIZER.special(TOOL_END)]
+    one = Sampler(Scripted([*script, *[7] * 40]), TOKENIZER, calculator).sample([[5]], 30, 0.0, [1])[0]
+    expected = [TOKENIZER.special(OUTPUT), *TOKENIZER.encode(said), TOKENIZER.special(OUTPUT_END)]
+    assert one.ids[len(script) : len(script) + len(expected)] == expected
+
+
+def test_without_a_tool_nothing_is_called() -> None:
+    one = Sampler(Scripted([TOKENIZER.special(TOOL_END)] * 4), TOKENIZER).sample([[5]], 4, 0.0, [1])[0]
+    assert one.tools == 0 and one.mask == [1] * 4 and not one.finished
+
+
+def test_it_ends_at_the_limit_and_at_the_window() -> None:
+    net = Scripted([7] * 60)
+    found = Sampler(net, TOKENIZER).sample([[5] * 40, [5] * 3], 20, 0.0, [1, 2])
+    assert [len(one.ids) for one in found] == [8, 20] and not any(one.finished for one in found)
+    with pytest.raises(InputError, match="fills the window of 48"):
+        Sampler(net, TOKENIZER).sample([[5] * 48], 1, 0.0, [1])
+    assert Sampler(net, TOKENIZER).sample([], 5, 0.0, []) == []
+
+
+def test_the_mode_of_the_model_is_left_as_it_was() -> None:
+    net = network().train()
+    Sampler(net, TOKENIZER).sample([[5]], 2, 1.0, [1])
+    assert net.training
+
+
+def test_draws_follow_the_distribution() -> None:
+    logprobs = torch.tensor([0.5, 0.0, 0.3, 0.2]).log()
+    draws = torch.rand(20_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = logprobs.expand(len(draws), 4)
+
+    def shares(**cut: Any) -> list[float]:
+        return (torch.bincount(choose(rows, draws, **cut), minlength=4) / len(draws)).tolist()
+
+    assert shares() == pytest.approx([0.5, 0.0, 0.3, 0.2], abs=0.015)
+    assert shares(top_k=2) == pytest.approx([0.625, 0.0, 0.375, 0.0], abs=0.015)
+    assert shares(top_p=0.75) == pytest.approx([0.625, 0.0, 0.375, 0.0], abs=0.015)
+    assert shares(top_p=0.5) == shares(top_k=1) == [1.0, 0.0, 0.0, 0.0]
+    assert shares(min_p=0.5) == pytest.approx([0.625, 0.0, 0.375, 0.0], abs=0.015)
+    assert shares(min_p=1.0) == [1.0, 0.0, 0.0, 0.0]
+    edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert choose(rows[:2], edges).tolist() == [0, 3]
+
+
+def test_seeds_are_named_and_go_on() -> None:
+    assert seeds("1:rl:3", 8)[:4] == seeds("1:rl:3", 4)
+    assert len(set(seeds("1:rl:3", 8) + seeds("1:rl:4", 8))) == 16
+
+
+@pytest.mark.parametrize(("stop", "said"), [(" and", "one and"), ("ne a", "one a"), ("\n", "one and two and three")])
+def test_a_stop_text_ends_a_row_wherever_tokens_are_cut(stop: str, said: str) -> None:
+    script = [*TOKENIZER.encode("one and two and three"), TOKENIZER.special(IM_END)]
+    sampler = Sampler(Scripted(script), TOKENIZER)
+    one = sampler.sample([[5]], 40, 0.0, [1], stop=["never", stop])[0]
+    assert one.finished and one.ids == script[: len(one.ids)]
+    assert sampler.text(one).startswith(said) and len(sampler.text(one)) < len(said) + 8
+
+
+def test_a_stop_text_inside_a_word_ends_its_row_only() -> None:
+    net, drawn = network(), seeds("x", 4)
+    free = Sampler(net, TOKENIZER).sample(PROMPTS, 16, 1.0, drawn)
+    stop = TOKENIZER.decode(free[2].ids[3:5])
+    found = Sampler(net, TOKENIZER).sample(PROMPTS, 16, 1.0, drawn, stop=[stop])
+    for one, whole in zip(found, free, strict=True):
+        assert one.ids == whole.ids[: len(one.ids)]
+        assert (len(one.ids) < len(whole.ids)) <= (stop in TOKENIZER.decode(one.ids))
+    assert len(found[2].ids) <= 5
+
+
+def test_ids_are_heard_as_they_come() -> None:
+    heard: dict[int, list[int]] = {row: [] for row in range(4)}
+    found = Sampler(network(), TOKENIZER).sample(
+        PROMPTS, 12, 1.0, seeds("x", 4), stream=lambda row, token: heard[row].append(token)
+    )
+    assert [heard[row] for row in range(4)] == [one.ids for one in found]
+
+
+def test_many_prompts_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, drawn = Sampler(network(), TOKENIZER), seeds("x", 4)
+    whole = sampler.many(PROMPTS, 8, 1.0, drawn)
+    monkeypatch.setattr("inference.sampler.TOGETHER", 3)
+    assert [one.ids for one in sampler.many(PROMPTS, 8, 1.0, drawn)] == [one.ids for one in whole]
+
+
+def said(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr("sys.argv", ["generate", *arguments])
+    generate.main()
+    return capsys.readouterr().out
+
+
+def test_the_command_says_the_same_streamed_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(network(spread=3.0), TOKENIZER, tmp_path)
+    arguments = ["--model", str(tmp_path), "--prompt", "one", "--prompt", "two", "--samples", "2", "--tokens", "9"]
+    arguments += ["--temperature", "1.5", "--min-p", "0.001"]
+    plain = said(arguments, monkeypatch, capsys)
+    assert plain.count("one") >= 2 and plain.index("one") < plain.index("two")
+    assert said([*arguments, "--stream"], monkeypatch, capsys) == plain == said(arguments, monkeypatch, capsys)
+    assert said([*arguments, "--seed", "2"], monkeypatch, capsys) != plain
+    assert not said([*arguments, "--chat"], monkeypatch, capsys).startswith("one")
+
+
+@pytest.mark.slow
+def test_a_batch_of_a_demo_model_takes_seconds() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two wait for each other where others compute too, and waiting counts
+    sizes = {"layers": 6, "width": 192, "heads": 3, "kv_heads": 3, "head_dim": 64, "mlp_width": 512, "window": 512}
+    config = CONFIG.model_copy(update=sizes)
+    net: Any = build(config, 4096, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
+    started = time.process_time()
+    Sampler(net, TOKENIZER).sample([[5] * 16] * 256, 32, 1.0, seeds("x", 256))
+    torch.set_num_threads(threads)
+    assert time.process_time() - started < 10  # 2.7 CPU seconds where it was measured

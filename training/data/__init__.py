@@ -1,0 +1,1 @@
+"""What a stage learns from: windows of token shards, packed conversations."""

@@ -1,0 +1,95 @@
+"""Conversations to learn from: JSON-lines files in TRL's `messages` format, and the sets that come with the project."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from pydantic import BaseModel, Field, ValidationError
+
+from evaluation.tasks.arithmetic import Arithmetic
+from pipeline import lines
+from pipeline.errors import InputError, RecipeError
+from tokenizer.chat import Message
+
+DATA = Path(__file__).parent / "builtin"
+BUILTIN = "builtin:"
+_REPEATS = {"identity": 5, "smalltalk": 6}  # few sentences, seen several times beside thousands of sums
+
+
+class _Part(BaseModel):
+    type: Literal["text", "tool", "output"]
+    text: str
+
+
+class _Message(BaseModel):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[_Part]
+
+
+class _Conversation(BaseModel):
+    """A line of a file; what else TRL's format may hold is not read."""
+
+    messages: list[_Message] = Field(min_length=1)
+
+
+def read(path: Path) -> Iterator[list[Message]]:
+    """The conversations of a file. Raises `InputError` with file, line and key for a line that is none."""
+    for number, line in lines.read(str(path), "check sft.conversations"):
+        try:
+            found = _Conversation.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "line"
+            raise InputError(
+                f"{path}:{number}: {key}: {first['msg']}",
+                'a line is {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}',
+            ) from error
+        messages = cast(list[Message], found.model_dump()["messages"])
+        if not any(message["role"] == "assistant" for message in messages):
+            raise InputError(
+                f"{path}:{number}: messages: no turn of the assistant", "there is nothing to learn from it"
+            )
+        yield messages
+
+
+def load(sources: Sequence[str], arithmetic: int, seed: int) -> list[list[Message]]:
+    """All conversations of a recipe's sources, shuffled by the seed."""
+    found: list[list[Message]] = []
+    rng = random.Random(f"{seed}:conversations")
+    for source in sources:
+        if source == f"{BUILTIN}arithmetic":
+            task = Arithmetic()
+            # Direct answers and calculator calls alike: which is better is for rl to find out.
+            found += [task.conversation(task.question(rng, "train"), tool=i % 2 == 0) for i in range(arithmetic)]
+        else:
+            path, repeats = _file(source)
+            found += list(read(path)) * repeats
+    rng.shuffle(found)
+    return found
+
+
+def assets(sources: Sequence[str]) -> dict[str, str]:
+    """Sha256 of the files behind a recipe's sources, by source, for the fingerprint."""
+    return {source: _sha256(_file(source)[0]) for source in sources if source != f"{BUILTIN}arithmetic"}
+
+
+def _file(source: str) -> tuple[Path, int]:
+    """The file behind a source, and how often it is taken."""
+    name = source.removeprefix(BUILTIN)
+    if name == source:
+        return Path(source), 1
+    if name not in _REPEATS:
+        known = ", ".join(BUILTIN + other for other in (*_REPEATS, "arithmetic"))
+        raise RecipeError(f"sft.conversations: {source!r} is not known", f"name a file or one of {known}")
+    return DATA / f"{name}.jsonl", _REPEATS[name]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"conversations {path} cannot be read: {error}", "check sft.conversations") from error

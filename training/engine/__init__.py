@@ -1,0 +1,1 @@
+"""Optimizer, losses, checkpoints and the loop that all stages of training share."""

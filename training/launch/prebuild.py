@@ -1,0 +1,66 @@
+"""Build DeepSpeed's shared-memory op before anything waits for it: `python -m training.launch.prebuild`.
+
+The build takes one to two minutes, and the first run with two ranks would pay for it. A build that was killed leaves a
+lock file on which every later one waits for ever; here it is removed, so run one prebuild at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+import time
+from pathlib import Path
+
+import training  # noqa: F401  sets TORCH_EXTENSIONS_DIR and PATH
+from pipeline import errors
+from pipeline.errors import MachineError
+
+_INSTALL = "apt-get install g++ python3-dev"
+
+
+def check_compiler() -> None:
+    """Raise `MachineError` where the C++ compiler or Python's headers are missing."""
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        raise MachineError("DeepSpeed needs a C++ compiler, and this machine has none", _INSTALL)
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.is_file():
+        raise MachineError(f"DeepSpeed needs Python's headers, and {header} does not exist", _INSTALL)
+
+
+def remove_locks(folder: Path) -> list[Path]:
+    """Remove the lock files that killed builds left below `folder`; returns those removed."""
+    locks = sorted(folder.glob("**/lock")) if folder.is_dir() else []
+    for lock in locks:
+        lock.unlink(missing_ok=True)
+    return locks
+
+
+def build() -> float:
+    """Build (or find built) the op; returns the seconds it took. On machines with a GPU there is nothing to build."""
+    import torch
+
+    if torch.cuda.is_available():
+        return 0.0
+    check_compiler()
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    for lock in remove_locks(folder):
+        print(f"removed the lock of a killed build: {lock}", flush=True)
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    started = time.monotonic()
+    try:
+        ShareMemCommBuilder().load(verbose=False)
+    except (RuntimeError, ImportError, OSError) as error:
+        raise MachineError(f"DeepSpeed's CPU op does not build in {folder}: {error}", _INSTALL) from error
+    return time.monotonic() - started
+
+
+def main() -> None:
+    """Entry point."""
+    seconds = build()
+    print(f"DeepSpeed's CPU op is ready in {os.environ['TORCH_EXTENSIONS_DIR']} ({seconds:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)

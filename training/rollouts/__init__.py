@@ -1,0 +1,1 @@
+"""Reinforcement: samples of the model, their rewards, and what to learn from them."""
