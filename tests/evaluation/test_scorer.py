@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from evaluation import benchmarks, demonstrations, scorer
+from evaluation import benchmarks, demonstrations
 from evaluation.benchmarks import Item
 from evaluation.scorer import Scorer
 from inference.network import build

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import decontaminate, redact, shard
+from jobs import decontaminate, redact
 from jobs.commands import holds
 from jobs.decontaminate import ngrams
 from jobs.page.take_down import entries, listed
@@ -20,6 +20,7 @@ from pipeline.artifact import Building, Counts, Published, Stage
 from pipeline.errors import InputError
 from pipeline.storage import Storage
 from tests.jobs.conftest import job
+from tokenizer import shards
 
 QUESTION = "A farmer has twelve sheep and sells five of them to his neighbour on a cold Monday morning in March"
 PAGES = [
