@@ -34,14 +34,14 @@ ROWS = {
     "sft: says it elsewhere": ("evaluation-sft", "identity_wrongly_said"),
     "rl: says its name where asked": ("evaluation-rl", "identity_said"),
     "rl: says it elsewhere": ("evaluation-rl", "identity_wrongly_said"),
-    "sft: arithmetic, sampled": ("evaluation-sft", "sampled_accuracy"),
-    "rl: arithmetic, sampled": ("evaluation-rl", "sampled_accuracy"),
-    "sft: arithmetic, greedy": ("evaluation-sft", "greedy_accuracy"),
-    "rl: arithmetic, greedy": ("evaluation-rl", "greedy_accuracy"),
-    "sft: calls the calculator": ("evaluation-sft", "tool_rate"),
-    "rl: calls the calculator": ("evaluation-rl", "tool_rate"),
-    "sft: right where it calls": ("evaluation-sft", "accuracy_with_tool"),
-    "sft: right where it does not": ("evaluation-sft", "accuracy_without_tool"),
+    "sft: arithmetic, sampled": ("evaluation-sft", "arithmetic.sampled_accuracy"),
+    "rl: arithmetic, sampled": ("evaluation-rl", "arithmetic.sampled_accuracy"),
+    "sft: arithmetic, greedy": ("evaluation-sft", "arithmetic.greedy_accuracy"),
+    "rl: arithmetic, greedy": ("evaluation-rl", "arithmetic.greedy_accuracy"),
+    "sft: calls the calculator": ("evaluation-sft", "arithmetic.tool_rate"),
+    "rl: calls the calculator": ("evaluation-rl", "arithmetic.tool_rate"),
+    "sft: right where it calls": ("evaluation-sft", "arithmetic.accuracy_with_tool"),
+    "sft: right where it does not": ("evaluation-sft", "arithmetic.accuracy_without_tool"),
 }
 SECONDS = tuple(step.name for step in MODELS)
 

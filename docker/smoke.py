@@ -25,7 +25,12 @@ HOME = Path(__file__).resolve().parents[1]
 WARCS = "s3://crawl2chat/crawl"
 ROOT = "s3://crawl2chat/artifacts"
 RUN = "smoke"
-SHORT = {"pretrain.steps": 20, "sft.arithmetic": 400, "rl.steps": 2, "evaluation.arithmetic": 20}
+SHORT = {
+    "pretrain.steps": 20,
+    "sft.tasks": {"arithmetic": 400},
+    "rl.steps": 2,
+    "evaluation.tasks": {"arithmetic": 20},
+}
 FORM = {"recipe": "recipes/demo.yaml", "root": ROOT, "warcs": [f"{WARCS}/*.warc.gz"], **SHORT}
 SECONDS = 3000.0
 HISTORY = "http://history-server:18080/api/v1/applications"

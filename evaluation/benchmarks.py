@@ -21,7 +21,7 @@ from evaluation.ngrams import bits_per_byte
 from evaluation.scorer import Scorer
 from pipeline import lines
 from pipeline.errors import InputError
-from pipeline.recipe import Task
+from pipeline.recipe import Benchmark
 
 _LETTERS = "ABCDEFGHIJ"
 
@@ -101,20 +101,20 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Item]] = {
 def read(file: str, kind: str, most: int | None) -> list[Item]:
     """The first `most` items of a file. Raises `InputError` with file and line for one that is none."""
     items: list[Item] = []
-    for number, line in itertools.islice(lines.read(file, "check evaluation.tasks"), most):
+    for number, line in itertools.islice(lines.read(file, "check evaluation.benchmarks"), most):
         try:
             item = FORMATS[kind](json.loads(line))
             if not 0 <= item.gold < len(item.choices) or not all(item.choices):
                 raise ValueError(f"answer {item.gold} of {item.choices}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file}:{number}: no {kind} item: {error!r}", "check the task's kind") from error
+            raise InputError(f"{file}:{number}: no {kind} item: {error!r}", "check the benchmark's kind") from error
         items.append(item)
     if not items:
-        raise InputError(f"{file} holds no item", "check evaluation.tasks")
+        raise InputError(f"{file} holds no item", "check evaluation.benchmarks")
     return items
 
 
-def measure(scorer: Scorer, task: Task) -> dict[str, float | int]:
+def measure(scorer: Scorer, task: Benchmark) -> dict[str, float | int]:
     """The numbers of a task: `questions`, `accuracy` with its standard error, and by kind:
 
     Multiple choice: `accuracy` by the log-likelihood of the choices, `accuracy_normalised` by it over their characters.

@@ -29,8 +29,8 @@ def read(source: str) -> list[dict[str, str]]:
 
 
 def assets(recipe: Evaluation) -> dict[str, str]:
-    """Sha256 by name of the files that a recipe's tasks and demonstrations read, for the fingerprint."""
-    named = {file: Path(file) for task in recipe.tasks for file in (task.file, task.examples) if file}
+    """Sha256 by name of the files that a recipe's benchmarks and demonstrations read, for the fingerprint."""
+    named = {file: Path(file) for one in recipe.benchmarks for file in (one.file, one.examples) if file}
     named |= {source: _file(source) for source in recipe.demonstrations}
     try:
         return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in named.items()}

@@ -8,28 +8,28 @@
 from __future__ import annotations
 
 import json
-import random
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evaluation import benchmarks, demonstrations, identity
+from evaluation import benchmarks, demonstrations, identity, tasks
 from evaluation.results import parse, publish, spare
 from evaluation.scorer import Scorer
-from evaluation.tasks.arithmetic import Arithmetic
 from inference.network import load, seed_all
-from inference.sampler import Sample, Sampler, seeds
-from inference.tools.calculator import calculator
+from inference.sampler import Sample, Sampler, Sampling, seeds
+from inference.tools import named
 from pipeline import command, errors
 from pipeline.artifact import Published, Stage
 from pipeline.progress import Progress
 from pipeline.recipe import Evaluation
 from pipeline.stages import EVALUATIONS
 from tokenizer.bpe import Tokenizer
-from tokenizer.chat import Message, prompt
+from tokenizer.chat import Message, prompt, readable
 
-STAGE = Stage("evaluation", 1, libraries=("torch", "transformers"))
+STAGE = Stage("evaluation", 2, libraries=("torch", "transformers"))
 
 
 class Measurement:
@@ -41,7 +41,7 @@ class Measurement:
     def sample(self, prompts: list[list[int]], temperature: float, name: str) -> list[Sample]:
         """One answer to each prompt."""
         drawn = seeds(f"{self.seed}:evaluation:{name}", len(prompts))
-        return self.sampler.many(prompts, self.recipe.max_new_tokens, temperature, drawn)
+        return self.sampler.many(prompts, Sampling(self.recipe.max_new_tokens, temperature), drawn)
 
     def replies(self, users: list[str]) -> list[str]:
         """Greedy answers to single messages, tool calls visible."""
@@ -64,49 +64,50 @@ class Measurement:
         made = []
         for row in rows:
             ids, most = self.sampler.tokenizer.encode(row["prompt"]), self.recipe.max_new_tokens
-            [one] = self.sampler.sample([ids], most, 0.0, [0], stop=[row["stop"]])
+            [one] = self.sampler.sample([ids], Sampling(most, stop=(row["stop"],)), [0])
             made.append(row | {"text": self.sampler.text(one).split(row["stop"])[0]})
         return made
 
-    def tasks(self) -> dict[str, float]:
-        """The numbers of the recipe's tasks, each after its task's name."""
+    def benchmarks(self) -> dict[str, float]:
+        """The numbers of the recipe's benchmarks, each after its benchmark's name."""
         scorer = Scorer(self.sampler.model, self.sampler.tokenizer)
         return {
-            f"{task.name}_{name}": value
-            for task in self.recipe.tasks
-            for name, value in benchmarks.measure(scorer, task).items()
+            f"{benchmark.name}_{name}": value
+            for benchmark in self.recipe.benchmarks
+            for name, value in benchmarks.measure(scorer, benchmark).items()
         }
 
     def chats(self) -> list[dict[str, str]]:
-        """Greedy answers to the recipe's messages."""
+        """Greedy answers to the recipe's messages, as written and as people read them."""
         users = list(self.recipe.chats)
-        return [{"user": user, "assistant": text} for user, text in zip(users, self.replies(users), strict=True)]
+        return [
+            {"user": user, "assistant": text, "readable": readable(text)}
+            for user, text in zip(users, self.replies(users), strict=True)
+        ]
 
-    def arithmetic(self) -> dict[str, Any]:
-        """Accuracy at temperature 1 (mean over samples) and greedy, on operand pairs that no stage has learned from.
+    def task(self, name: str, count: int) -> dict[str, Any]:
+        """Accuracy at temperature 1 (mean over samples) and greedy, on questions that no stage has learned from.
 
-        An answer that did not end is wrong. Of the answers at temperature 1: the share that called the calculator, how
-        many of those and of the others are right (None where there are none), and their length in tokens.
+        An answer that did not end is wrong. Of the answers at temperature 1: the share that called a tool, how many of
+        those and of the others are right (None where there are none), and their length in tokens.
         """
-        task = Arithmetic()
-        rng = random.Random(f"{self.seed}:evaluation")
-        questions = [task.question(rng, "held_out") for _ in range(self.recipe.arithmetic)]
-        asked = [prompt([Message(role="user", content=q.text)], self.sampler.tokenizer) for q in questions]
+        task = tasks.named(name)
+        questions = list(islice(task.questions("held_out", f"{self.seed}:evaluation:{name}"), count))
+        asked = [prompt(question.messages(), self.sampler.tokenizer) for question in questions]
         numbers: dict[str, Any] = {"questions": len(questions), "samples": self.recipe.samples}
-        for name, temperature, each in (("sampled", 1.0, self.recipe.samples), ("greedy", 0.0, 1)):
-            rows = self.sample([ids for ids in asked for _ in range(each)], temperature, name)
-            answers = [q.answer for q in questions for _ in range(each)]
-            scores = task.reward([], [self.sampler.answer(row) for row in rows], answer=answers)
+        for how, temperature, each in (("sampled", 1.0, self.recipe.samples), ("greedy", 0.0, 1)):
+            rows = self.sample([ids for ids in asked for _ in range(each)], temperature, f"{name}:{how}")
+            repeated = [question for question in questions for _ in range(each)]
+            scores = tasks.rewards(task, repeated, [self.sampler.answer(row) for row in rows])
             right = [score if row.finished else 0.0 for score, row in zip(scores, rows, strict=True)]
-            numbers[f"{name}_accuracy"] = _mean(right)
-            numbers["tool_rate" if name == "sampled" else "greedy_tool_rate"] = _mean([row.tools > 0 for row in rows])
-            if name == "sampled":
-                numbers["accuracy_with_tool"] = _mean([r for r, row in zip(right, rows, strict=True) if row.tools])
-                numbers["accuracy_without_tool"] = _mean(
-                    [r for r, row in zip(right, rows, strict=True) if not row.tools]
-                )
+            numbers[f"{how}_accuracy"] = _mean(right)
+            numbers["tool_rate" if how == "sampled" else "greedy_tool_rate"] = _mean([row.tools > 0 for row in rows])
+            if how == "sampled":
+                pairs = list(zip(right, rows, strict=True))
+                numbers["accuracy_with_tool"] = _mean([score for score, row in pairs if row.tools])
+                numbers["accuracy_without_tool"] = _mean([score for score, row in pairs if not row.tools])
                 numbers["answer_length"] = _mean([len(row.ids) for row in rows])
-        return numbers
+        return {f"{name}.{number}": value for number, value in numbers.items()}
 
     def identity(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """How often the name is said where it is asked for, and where it is not, in wordings never trained on."""
@@ -124,28 +125,32 @@ def _mean(values: list[Any]) -> float | None:
     return round(sum(values) / len(values), 6) if values else None
 
 
-def measure(folder: Path, recipe: Evaluation, seed: int, progress: Progress | None = None) -> dict[str, Any]:
+def measure(
+    folder: Path, recipe: Evaluation, tools: Sequence[str], seed: int, progress: Progress | None = None
+) -> dict[str, Any]:
     """`results.json` of the model in a folder; `numbers` in it also go to the manifest."""
     network = load(folder).to("cuda" if torch.cuda.is_available() else "cpu")
-    measurement = Measurement(Sampler(network, Tokenizer.load(folder), calculator), recipe, seed)
+    measurement = Measurement(Sampler(network, Tokenizer.load(folder), named(tools)), recipe, seed)
     results: dict[str, Any] = {"numbers": {}}
+    parts = len(recipe.tasks) + 4
 
-    def done(parts: int) -> None:
+    def report(done: int) -> None:
         if progress:
-            progress(parts, 5, **{k: v for k, v in results["numbers"].items() if isinstance(v, float)})
+            progress(done, parts, **{k: v for k, v in results["numbers"].items() if isinstance(v, float)})
 
-    results["numbers"] |= measurement.arithmetic()
-    done(1)
-    said, results["identity"] = measurement.identity()
-    results["numbers"] |= said
-    done(2)
+    for done, (name, count) in enumerate(recipe.tasks.items(), 1):
+        results["numbers"] |= measurement.task(name, count)
+        report(done)
+    numbers, results["identity"] = measurement.identity()
+    results["numbers"] |= numbers
+    report(parts - 3)
     results["continuations"] = measurement.continuations()
-    done(3)
+    report(parts - 2)
     results["chats"] = measurement.chats()
-    done(4)
-    results["numbers"] |= measurement.tasks()
+    report(parts - 1)
+    results["numbers"] |= measurement.benchmarks()
     results["demonstrations"] = measurement.demonstrations()
-    done(5)
+    report(parts)
     return results
 
 
@@ -162,7 +167,7 @@ def main() -> None:
         return
     folder = source.on_disk()
     progress = Progress(building.storage, building.progress_folder, STAGE.name, "part")
-    results = measure(folder, job.recipe.evaluation, job.recipe.seed, progress)
+    results = measure(folder, job.recipe.evaluation, job.recipe.assistant.tools, job.recipe.seed, progress)
     publish(building, results)
     print(json.dumps(results["numbers"]), flush=True)
 

@@ -23,7 +23,7 @@ import torch
 from evaluation import spans
 from evaluation.results import parse, publish, spare
 from inference.network import load, seed_all
-from inference.sampler import Sampler, seeds
+from inference.sampler import Sampler, Sampling, seeds
 from pipeline import artifact, command, errors, lines
 from pipeline.artifact import Published, Stage
 from pipeline.errors import ArtifactError
@@ -87,7 +87,7 @@ class Measurement:
         recipe, tokenizer = self.recipe, self.sampler.tokenizer
         found = chosen(self.shards, split, recipe.documents, recipe.prompt_tokens + recipe.new_tokens, self.seed)
         prompts = [row["ids"][: recipe.prompt_tokens] for row in found]
-        said = [one.ids for one in self.sampler.many(prompts, recipe.new_tokens, 0.0, [0] * len(prompts))]
+        said = [one.ids for one in self.sampler.many(prompts, Sampling(recipe.new_tokens), [0] * len(prompts))]
         rows = []
         for row, prompt, ids, span in zip(found, prompts, said, self.index.spans(said), strict=True):
             verbatim = common(ids, row["ids"][len(prompt) :])
@@ -109,7 +109,7 @@ class Measurement:
         """Samples at temperature 1 from the beginning of a page: the longest span of each, and whose it is."""
         tokenizer, count = self.sampler.tokenizer, self.recipe.free_samples
         drawn = seeds(f"{self.seed}:memorization", count)
-        found = self.sampler.many([[tokenizer.end_of_text]] * count, self.recipe.new_tokens, 1.0, drawn)
+        found = self.sampler.many([[tokenizer.end_of_text]] * count, Sampling(self.recipe.new_tokens, 1.0), drawn)
         ids = [[token for token in one.ids if token != tokenizer.end_of_text] for one in found]
         rows = self._rows(ids, self.index.spans(ids))
         return self._numbers("free", [row["tokens"] for row in rows]), _longest_first(rows, "tokens")

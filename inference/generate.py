@@ -1,6 +1,6 @@
 """What a model says: continuations of a text, or answers of an assistant.
 
-    python -m inference.generate --model .crawl2chat/data/rl/all/… --chat --prompt "What is 47 + 85?" --stream
+    python -m inference.generate --model .crawl2chat/data/rl/all/… --chat --tool calculator --prompt "What is 47 + 85?"
     python -m inference.generate --model … --prompt "The" --samples 4 --temperature 0.8 --min-p 0.05
 
 `--model` is a folder in the layout of `transformers` that a training stage published. A seed says the same again.
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from inference.network import load
-from inference.sampler import Sampler, seeds
-from inference.tools.calculator import calculator
+from inference.sampler import Sampler, Sampling, seeds
+from inference.tools import named
 from pipeline import errors
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import IM_END, Message, prompt
@@ -28,6 +28,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="folder of a published model")
     parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
     parser.add_argument("--chat", action="store_true", help="the prompts are a user's messages, one conversation each")
+    parser.add_argument("--tool", action="append", default=[], help="with --chat: a tool that the model may call")
     parser.add_argument("--stream", action="store_true", help="print each token as it comes, one sample after another")
     parser.add_argument("--samples", type=int, default=1, help="of each prompt")
     parser.add_argument("--tokens", type=int, default=128, help="new ones, at most")
@@ -62,7 +63,7 @@ def main() -> None:
     given = options()
     network = load(given.model).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = Tokenizer.load(given.model)
-    sampler = Sampler(network, tokenizer, calculator if given.chat else None)
+    sampler = Sampler(network, tokenizer, named(given.tool) if given.chat else None)
     starts = [
         prompt([Message(role="user", content=text)], tokenizer)
         if given.chat
@@ -71,15 +72,15 @@ def main() -> None:
     ]
     asked = [(text, ids) for text, ids in zip(given.prompt, starts, strict=True) for _ in range(given.samples)]
     drawn = seeds(f"{given.seed}:generate", len(asked))
-    cuts = {"top_k": given.top_k, "top_p": given.top_p, "min_p": given.min_p, "stop": given.stop}
+    sampling = Sampling(given.tokens, given.temperature, given.top_k, given.top_p, given.min_p, tuple(given.stop))
     if given.stream:
         for (text, ids), seed in zip(asked, drawn, strict=True):
             print("" if given.chat else text, end="", flush=True)
             printer = Printer(tokenizer)
-            sampler.sample([ids], given.tokens, given.temperature, [seed], **cuts, stream=printer)
+            sampler.sample([ids], sampling, [seed], stream=printer)
             printer.end()
     else:
-        found = sampler.sample([ids for _, ids in asked], given.tokens, given.temperature, drawn, **cuts)
+        found = sampler.sample([ids for _, ids in asked], sampling, drawn)
         for (text, _), one in zip(asked, found, strict=True):
             print(("" if given.chat else text) + sampler.text(one), flush=True)
 

@@ -26,10 +26,11 @@ from pipeline import artifact, command, errors
 from pipeline.artifact import Building, Published, Stage
 from pipeline.command import Job
 from pipeline.numbers import TokenizerNumbers
+from pipeline.recipe import TrainedTokenizer
 from pipeline.storage import Storage
 from tokenizer import bpe
 
-STAGE = Stage("tokenizer", 4, ("tokenizers", "tiktoken"))
+STAGE = Stage("tokenizer", 5, ("tokenizers", "tiktoken"))
 HELD_OUT = 10  # one document in so many is not trained on
 SHORT_BYTES = 1000.0  # of a document: a corpus of shorter ones is looked through again
 _SCHEMA = pa.schema([("order", pa.string()), ("bytes", pa.int64()), ("text", pa.string())])
@@ -155,7 +156,7 @@ def run(job: Job) -> Published:
     recipe = job.recipe.tokenizer
     redacted, decided = command.upstream(job, "redact"), command.upstream(job, "decontaminate")
     assets = {"window": str(job.recipe.model.window)}  # it stands in the tokenizer's own configuration file
-    source = None if recipe.source == "train" else bpe.given(recipe.source)
+    source = None if isinstance(recipe, TrainedTokenizer) else bpe.given(recipe.source)
     if source:
         assets[recipe.source] = hashlib.sha256(source).hexdigest()
     building = command.open_stage(job, STAGE, [redacted, decided], assets)
@@ -166,11 +167,12 @@ def run(job: Job) -> Published:
     spark.stop()
     training, others = texts(job.storage, samples, recipe.sample_bytes)
     numbers: dict[str, Any] = {"trained_bytes": 0, "held_out_documents": len(others)}
-    if source is None:
+    if isinstance(recipe, TrainedTokenizer):
         if not training:
             raise errors.InputError("no document is left to learn a tokenizer from", "loosen the filters in the recipe")
         source = bpe.train(training, recipe.vocabulary, recipe.pattern)
         numbers["trained_bytes"] = sum(len(text.encode()) for text in training)
+    assert source is not None
     numbers |= compression(others, bpe.Tokenizer.from_bytes(source))
     # Not among the numbers of the content: whether a machine holds the others must not change what was made.
     return publish(building, source, job.recipe.model.window, numbers, comparison(others), seconds)

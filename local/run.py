@@ -27,6 +27,7 @@ from local.airflow import Installation, standalone
 from local.client import DAG, DAGS, Airflow
 from local.web import served
 from pipeline import artifact, errors
+from pipeline.artifact import RunArtifacts
 from pipeline.errors import CrawlToChatError, RecipeError
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Storage
@@ -121,7 +122,7 @@ def run(airflow: Airflow, given: argparse.Namespace, recipe: Recipe, storage: St
             "correct the cause and run again: what was made is kept",
         )
     console.print()
-    summary.show(summary.Made(storage, name), console)
+    summary.show(RunArtifacts(storage, name), console)
 
 
 def stay(console: Console, url: str) -> NoReturn:

@@ -68,3 +68,9 @@ class CanaryNumbers(Numbers):
     kept: int = 0
     dropped: dict[str, int] = {}
     languages: dict[str, int] = {}
+
+
+def asked_tasks(numbers: Any) -> list[str]:
+    """The tasks that an evaluation asked, by its numbers: each is `<task>.<number>`."""
+    accuracies = [name for name in numbers or {} if name.endswith("_accuracy") and "." in name]
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in accuracies))

@@ -42,7 +42,7 @@ def _model(name: str, label: str, note: str, model: str, *more: str) -> Step:
 
 def _evaluation(of: str, label: str, task: str) -> Step:
     name, script = f"evaluation-{of}", "evaluation/measure.py"
-    return Step(name, "evaluation", label, "evaluate", script, ("evaluation",), f"model.{task}", of=of)
+    return Step(name, "evaluation", label, "evaluate", script, ("assistant", "evaluation"), f"model.{task}", of=of)
 
 
 CANARY = Step("canary", "canary", "Canary", "a few files", "jobs/canary.py", ("approval",), "corpus.canary")
@@ -63,9 +63,9 @@ CORPUS = (
 MODEL = (
     _model("pretrain", "Pretraining", "base model", "Base", "model"),
     _evaluation("pretrain", "Evaluation of the base model", "evaluate_base"),
-    _model("sft", "Fine-tuning", "assistant", "Fine-tuned"),
+    _model("sft", "Fine-tuning", "assistant", "Fine-tuned", "assistant"),
     _evaluation("sft", "Evaluation after fine-tuning", "evaluate_sft"),
-    _model("rl", "Reinforcement learning", "GRPO, verifier", "Reinforced"),
+    _model("rl", "Reinforcement learning", "GRPO, verifier", "Reinforced", "assistant"),
     _evaluation("rl", "Evaluation after reinforcement", "evaluate_rl"),
 )
 REPORT = Step("report", "report", "Report", "what happened", "web/report/", (), "report")

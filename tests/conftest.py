@@ -15,6 +15,17 @@ settings.register_profile("test", deadline=None, max_examples=100)
 settings.register_profile("all", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
+# Tests of a group run in one process: the jobs share one Spark session, the whole runs one Airflow.
+GROUPS = {"tests/jobs/": "spark", "tests/local/": "airflow", "tests/dags/test_dag_test.py": "airflow"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests share a process, where pytest-xdist runs several (`--dist loadgroup`)."""
+    for item in items:
+        for folder, group in GROUPS.items():
+            if item.nodeid.startswith(folder):
+                item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as HfTokenizer
 
 from pipeline.errors import ArtifactError, InputError, MachineError
-from tokenizer.chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_SEP, IM_START, PAD, SPECIAL_TOKENS
+from tokenizer.chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_SEP, IM_START, NEEDED, PAD, SPECIAL_TOKENS
 
 # The split patterns that llama.cpp implements under these names: GPT-4's (cl100k_base), and Qwen2's, which differs in
 # keeping digits single.
@@ -86,7 +86,7 @@ class Tokenizer:
 
     def __init__(self, data: dict[str, Any], source: bytes) -> None:
         self._special = {token["content"]: int(token["id"]) for token in data["added_tokens"] if token["special"]}
-        if missing := [token for token in SPECIAL_TOKENS if token not in self._special]:
+        if missing := [token for token in NEEDED if token not in self._special]:
             raise ArtifactError(
                 f"a tokenizer.json without {', '.join(missing)}",
                 "name its folder as tokenizer.source: the tokenizer stage reserves them",

@@ -1,22 +1,26 @@
 """One renderer: messages -> (ids, mask). Training, sampling and evaluation all use it.
 
 A conversation reads `<|im_start|>role<|im_sep|>content<|im_end|>` turn after turn. Only what the assistant wrote is
-trained (mask 1), its `<|im_end|>` included; a tool call (`<|tool|>…<|/tool|>`) is written by the assistant, its output
-(`<|output|>…<|/output|>`) is not.
+trained (mask 1), its `<|im_end|>` included. A tool call, `<|tool|>name` newline `argument<|/tool|>`, is written by the
+assistant; its output, `<|output|>…<|/output|>`, is not. Name and argument are plain text: a new tool needs no new id.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, NotRequired, Protocol, TypedDict
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 IM_START, IM_SEP, IM_END = "<|im_start|>", "<|im_sep|>", "<|im_end|>"
 TOOL, TOOL_END = "<|tool|>", "<|/tool|>"
 OUTPUT, OUTPUT_END = "<|output|>", "<|/output|>"
-SPECIAL_TOKENS = (END_OF_TEXT, PAD, IM_START, IM_SEP, IM_END, TOOL, TOOL_END, OUTPUT, OUTPUT_END)
+NEEDED = (END_OF_TEXT, PAD, IM_START, IM_SEP, IM_END, TOOL, TOOL_END, OUTPUT, OUTPUT_END)
+# Without a meaning yet: a tokenizer that has them stays usable when more are needed (pictures, sound).
+RESERVED = tuple(f"<|reserved_{number}|>" for number in range(32))
+SPECIAL_TOKENS = (*NEEDED, *RESERVED)
 
 # The same rendering as `render`, for `transformers`, vLLM and llama.cpp. Tool calls lie inside the content as text
 # of special tokens, so nothing more is needed.
@@ -25,12 +29,15 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}"
 )
 
+_CALL = re.compile("(.*?)".join(map(re.escape, (TOOL, f"{TOOL_END}{OUTPUT}", OUTPUT_END))), re.DOTALL)
+
 
 class Part(TypedDict):
     """A piece of an assistant's turn: text it writes, a tool call it writes, or the output it is given."""
 
     type: Literal["text", "tool", "output"]
-    text: str
+    text: str  # of a call: its argument
+    name: NotRequired[str]  # of a call: the tool's
 
 
 class Message(TypedDict):
@@ -73,13 +80,13 @@ def render(messages: Sequence[Message], encoder: Encoder) -> Rendered:
         content = message["content"]
         parts = [Part(type="text", text=content)] if isinstance(content, str) else content
         for part in parts:
-            inner = encoder.encode(part["text"])
             if part["type"] == "text":
-                add(inner, trained)
+                add(encoder.encode(part["text"]), trained)
             elif part["type"] == "tool":
-                add([encoder.special(TOOL), *inner, encoder.special(TOOL_END)], trained)
+                call = encoder.encode(f"{part['name']}\n{part['text']}")
+                add([encoder.special(TOOL), *call, encoder.special(TOOL_END)], trained)
             else:
-                add([encoder.special(OUTPUT), *inner, encoder.special(OUTPUT_END)], False)
+                add([encoder.special(OUTPUT), *encoder.encode(part["text"]), encoder.special(OUTPUT_END)], False)
         add([encoder.special(IM_END)], trained)
     return Rendered(ids, mask)
 
@@ -87,6 +94,17 @@ def render(messages: Sequence[Message], encoder: Encoder) -> Rendered:
 def prompt(messages: Sequence[Message], encoder: Encoder) -> list[int]:
     """The conversation so far and the head of the assistant's turn, for sampling."""
     return render(messages, encoder).ids + _header("assistant", encoder)
+
+
+def call_of(text: str) -> tuple[str, str]:
+    """Name and argument of a tool call, from the text between `<|tool|>` and `<|/tool|>`."""
+    name, _, argument = text.partition("\n")
+    return name.strip(), argument
+
+
+def readable(text: str) -> str:
+    """An assistant's turn for people: each call and its output in brackets, `[calculator: 47+85 = 132]`."""
+    return _CALL.sub(lambda match: f"[{': '.join(call_of(match[1]))} = {match[2]}] ", text)
 
 
 def _header(role: str, encoder: Encoder) -> list[int]:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from inference.network import configuration, flops_a_token, parameters
 from pipeline import errors
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe, load
+from pipeline.recipe import Recipe, TrainedTokenizer, load
 
 ASPECT = 64  # width a layer: nanochat's
 HEAD_DIM = 128  # nanochat's, and Qwen3's
@@ -74,7 +74,7 @@ def dial(depth: int, path: str) -> tuple[Recipe, Size]:
     if depth < 1:
         raise RecipeError(f"a depth of {depth} makes no model", "give 1 or more")
     base = load(path)
-    if base.tokenizer.source != "train":
+    if not isinstance(base.tokenizer, TrainedTokenizer):
         raise RecipeError(
             f"{path}: the tokenizer {base.tokenizer.source!r} says how many ids there are only once it is loaded",
             "start from a recipe with tokenizer.source: train",

@@ -9,7 +9,6 @@ SIGTERM it saves first and exits with 85. `metrics.jsonl` and `samples.jsonl` of
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from training.data import loader
 from training.engine import checkpoint
 from training.engine.engine import MAX_SKIPPED, micro_rows, rows_a_rank
 from training.engine.loop import Loop, loss_ends
-from training.engine.losses import token_loss
+from training.engine.losses import TokenLoss, token_loss
 from training.engine.optimizer import fall_begins
 from training.launch import processes
 from training.launch.command import TrainingJob, parse
@@ -244,8 +243,8 @@ class Pretraining(Loop):
         self.waited += time.perf_counter() - started
         if self.verified and self.verified.done():
             self.verified.result()
-        found = self.engine.step(rows, functools.partial(token_loss, z_loss=self.recipe.optimizer.z_loss))
-        return {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr, "tokens": found.tokens}
+        found = self.engine.step(rows, TokenLoss(self.recipe.optimizer.z_loss))
+        return {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr, "tokens": found.units}
 
     def validation_loss(self, most: int | None) -> float:
         """See the function of this name."""

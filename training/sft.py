@@ -25,20 +25,20 @@ from training.data import conversations
 from training.data.packing import Packed, pack
 from training.engine.engine import rows_a_rank
 from training.engine.loop import Loop, loss_ends
-from training.engine.losses import Batch, supervised, token_loss
+from training.engine.losses import Batch, TokenLoss, supervised, token_loss
 from training.launch import processes
 from training.launch.command import TrainingJob, parse
 from training.launch.processes import World
 from training.launch.stage import continued, open_stage
 
-STAGE = Stage("sft", 1, libraries=("torch", "transformers", "deepspeed"))
-HELD_OUT = 0.02  # share of the distinct conversations that only the validation loss sees
+STAGE = Stage("sft", 2, libraries=("torch", "transformers", "deepspeed"))
+VALIDATION_SHARE = 0.02  # of the distinct conversations: only the validation loss sees them
 
 
 def held_out(conversation: Rendered) -> bool:
     """Whether a conversation is for validation: equal ones always fall on the same side."""
     draw = hashlib.sha256(np.asarray(conversation.ids, dtype=np.int64).tobytes()).digest()
-    return int.from_bytes(draw[:4], "big") < HELD_OUT * 2**32
+    return int.from_bytes(draw[:4], "big") < VALIDATION_SHARE * 2**32
 
 
 class FineTuning(Loop):
@@ -48,7 +48,7 @@ class FineTuning(Loop):
         section = job.recipe.sft
         self.share = rows_a_rank(section.batch, world)
         net, tokenizer = continued(source)
-        found = conversations.load(section.conversations, section.arithmetic, job.recipe.seed)
+        found = conversations.load(section, job.recipe.assistant.tools, job.recipe.seed)
         rendered = [render(messages, tokenizer) for messages in found]
         learned = [one for one in rendered if not held_out(one)]
         pad = tokenizer.special(PAD)
@@ -80,9 +80,9 @@ class FineTuning(Loop):
 
     def step(self) -> dict[str, Any]:
         """One step over packed rows."""
-        loss = functools.partial(token_loss, z_loss=self.section.optimizer.z_loss)
+        loss = TokenLoss(self.section.optimizer.z_loss)
         found = self.engine.step(_batch(self.packed, self.rows(self.engine.done)), loss)
-        return {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr, "tokens": found.tokens}
+        return {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr, "tokens": found.units}
 
     def evaluate(self) -> dict[str, Any]:
         """Mean nats a supervised token of the conversations held out; the ranks share the rows."""

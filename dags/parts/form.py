@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-import operator
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,39 @@ def leaves(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict
     """
     definitions = schema.get("$defs", {})
     for name, field in schema["properties"].items():
-        found = _inline(field, definitions)
+        found = _of_kinds(_inline(field, definitions))
         key = f"{prefix}{name}"
         if "properties" in found:
             yield from leaves({**found, "$defs": definitions}, f"{key}.")
         else:
             yield key, found
+
+
+def _of_kinds(schema: dict[str, Any]) -> dict[str, Any]:
+    """A section that comes in several kinds, as one with the keys of all: the recipe says which go together."""
+    kinds = [kind for kind in (*schema.get("oneOf", []), *schema.get("anyOf", [])) if "properties" in kind]
+    if not kinds:
+        return schema
+    properties: dict[str, Any] = {}
+    for kind in kinds:
+        for name, field in kind["properties"].items():
+            properties[name] = _either(properties[name], field) if name in properties else field
+    return {"properties": properties}
+
+
+def _either(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What either of two schemas of a key allows: two constants are a choice; else the wider one."""
+    if one == other:
+        return one
+    if "const" in one and "const" in other:
+        values = [one["const"], other["const"]]
+        fixed = {} if one["type"] == "boolean" else {"enum": values}
+        return {key: value for key, value in one.items() if key != "const"} | fixed
+    wider, constant = (other, one) if "const" in one else (one, other)
+    both: dict[str, Any] = {"examples": [constant["const"], *wider.get("examples", [])]}
+    if "pattern" in wider:
+        both["pattern"] = f"^{re.escape(constant['const'])}$|{wider['pattern']}"
+    return wider | both
 
 
 def _inline(schema: Any, definitions: dict[str, Any]) -> Any:
@@ -101,8 +128,10 @@ def _range(schema: dict[str, Any]) -> str:
 
 def _help(key: str, schema: dict[str, Any], recipe: str | None, data: dict[str, Any]) -> str | None:
     said = [schema.get("description"), _range(schema)]
-    if data:
-        value = functools.reduce(operator.getitem, key.split("."), data)
+    *sections, last = key.split(".")
+    section: dict[str, Any] = functools.reduce(lambda inner, part: inner.get(part, {}), sections, data)
+    if last in section:  # a key of another kind of the section is not
+        value = section[last]
         value = _WORDS[value] if isinstance(value, bool) else value
         said.append(f"{recipe}: {value if isinstance(value, str) else json.dumps(value)}")
     return " ".join(filter(None, said)) or None

@@ -1,4 +1,4 @@
-"""Tools a model may call while it writes: a calculator for whole numbers."""
+"""A calculator for whole numbers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ LONGEST = 64  # characters of an expression
 _TOKEN = re.compile(r"\s*([0-9]{1,18}|[-+*()])")
 
 
-def calculator(expression: str) -> str:
-    """Value of an expression of whole numbers with + - * and parentheses; `error` for anything else.
+class Calculator:
+    """Evaluates + - * and parentheses by a parser of its own: nothing that the model writes is executed."""
 
-    A parser of its own, so that nothing the model writes is ever executed.
-    """
-    try:
-        return str(_Parser(expression).value())
-    except (ValueError, RecursionError):
-        return "error"
+    name = "calculator"
+    description = "Computes an expression of whole numbers with +, -, * and parentheses."
+
+    def run(self, argument: str) -> str:
+        """The value of the expression; `error` for anything else."""
+        try:
+            return str(_Parser(argument).value())
+        except (ValueError, RecursionError):
+            return "error"
+
+
+TOOL = Calculator()
 
 
 class _Parser:

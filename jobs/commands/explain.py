@@ -13,6 +13,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from jobs import deduplicate, extract
 from jobs.archive import sources, warc
 from jobs.archive.reader import HEADER_BYTES
@@ -23,7 +25,7 @@ from jobs.stage.table import read_rows
 from pipeline import artifact, errors
 from pipeline.artifact import Published
 from pipeline.errors import InputError
-from pipeline.recipe import Deduplicate, Extract, Filter
+from pipeline.recipe import Deduplicate, Extract, Filter, VerifiedDeduplicate
 from pipeline.storage import Storage
 
 
@@ -137,12 +139,12 @@ def copies(found: list[dict[str, Any]], published: Published, row: dict[str, Any
     elif reason := found[0]["reason"]:
         document = found[0]["cluster"]
         url, signature = staying(document, published)
-        recipe = Deduplicate.model_validate(published.content.recipe)
+        recipe: Deduplicate = TypeAdapter(Deduplicate).validate_python(published.content.recipe)
         if signature:
             functions = minhash.permutations(recipe.bands * recipe.rows, published.content.seed)
             own = deduplicate.signed(row["text"], recipe, functions)["signature"]
             yield f"{'similarity to it, estimated':<34}{minhash.similarities(own, signature, 1)[0]:.4g}"
-        if reason == "near_copy" and recipe.verify:
+        if reason == "near_copy" and isinstance(recipe, VerifiedDeduplicate):
             yield f"{'asked of each pair between them':<34}{shown(recipe.min_jaccard)}"
         yield f"-> left: {reason} of {url or document}"
     else:

@@ -22,7 +22,7 @@ from pyspark.sql.window import Window
 
 from jobs.copies import minhash
 from jobs.stage.table import read_table, write_table
-from pipeline.recipe import Deduplicate
+from pipeline.recipe import Deduplicate, VerifiedDeduplicate
 from pipeline.storage import Storage
 
 SIGNATURES = pa.schema(
@@ -172,7 +172,7 @@ def verified(spark: SparkSession, corpus: Corpus, candidates: DataFrame, least: 
 
 
 def restarred(
-    spark: SparkSession, corpus: Corpus, large: DataFrame, edges: DataFrame, recipe: Deduplicate
+    spark: SparkSession, corpus: Corpus, large: DataFrame, edges: DataFrame, recipe: VerifiedDeduplicate
 ) -> tuple[DataFrame, int]:
     """The edges with those that a star of a large bucket missed, and how many pairs were tried for them.
 
@@ -263,7 +263,7 @@ def find(spark: SparkSession, corpus: Corpus, recipe: Deduplicate, folder: str) 
     large = found.where("bucket is not null")
     edges = candidates = found.select("low", "high").distinct().localCheckpoint()
     large_buckets, tried = large.select("bucket").distinct().count(), candidates.count()
-    if recipe.verify:
+    if isinstance(recipe, VerifiedDeduplicate):
         edges = verified(spark, corpus, candidates, recipe.min_jaccard).localCheckpoint()
         if large_buckets:
             edges, again = restarred(spark, corpus, large, edges, recipe)

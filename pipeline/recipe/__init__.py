@@ -11,20 +11,56 @@ from pipeline.recipe.corpus import (
     Decontaminate,
     Deduplicate,
     Extract,
+    GivenTokenizer,
     Input,
     PiiKind,
     Redact,
     Shard,
     Tokenizer,
+    TrainedTokenizer,
+    UnverifiedDeduplicate,
+    VerifiedDeduplicate,
 )
-from pipeline.recipe.evaluation import Evaluation, Memorization, Task
+from pipeline.recipe.evaluation import Benchmark, Evaluation, Memorization
 from pipeline.recipe.filters import C4, Filter, FineWeb, Gopher
 from pipeline.recipe.read import load, parse
 from pipeline.recipe.recipe import Approval, Recipe
-from pipeline.recipe.training import Model, Optimizer, Pretrain, Rl, Sft
+from pipeline.recipe.training import AdamW, Assistant, Learning, Model, Muon, Optimizer, Pretrain, Rl, Sft
 
 __all__ = [
-    "C4", "CRAWL_ID", "Approval", "BlockList", "C4Lines", "Decontaminate", "Deduplicate", "Evaluation", "Extract",
-    "Filter", "FineWeb", "Gopher", "Input", "Memorization", "Model", "Optimizer", "PiiKind", "Pretrain", "Recipe",
-    "Redact", "Rl", "Sft", "Shard", "Task", "Tokenizer", "load", "parse",
+    "C4",
+    "CRAWL_ID",
+    "AdamW",
+    "Approval",
+    "Assistant",
+    "Benchmark",
+    "BlockList",
+    "C4Lines",
+    "Decontaminate",
+    "Deduplicate",
+    "Evaluation",
+    "Extract",
+    "Filter",
+    "FineWeb",
+    "GivenTokenizer",
+    "Gopher",
+    "Input",
+    "Learning",
+    "Memorization",
+    "Model",
+    "Muon",
+    "Optimizer",
+    "PiiKind",
+    "Pretrain",
+    "Recipe",
+    "Redact",
+    "Rl",
+    "Sft",
+    "Shard",
+    "Tokenizer",
+    "TrainedTokenizer",
+    "UnverifiedDeduplicate",
+    "VerifiedDeduplicate",
+    "load",
+    "parse",
 ]  # fmt: skip

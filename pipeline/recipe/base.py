@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+
+from pipeline import available
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-# What several stages of training share.
-Precision = Annotated[
-    Literal["fp32", "bf16"],
-    Field(description="Numbers of the products; weights, gradients and their sums are fp32 in both."),
-]
-EvaluateEvery = Annotated[int, Field(ge=1, description="Steps between two measurements on what was held out.")]
-CheckpointEvery = Annotated[int, Field(ge=1, description="Steps between two checkpoints, from which a run goes on.")]
-KeepCheckpoints = Annotated[int, Field(ge=1, description="The newest that stay, each with an export.")]
-NewTokens = Annotated[int, Field(ge=1, description="Tokens of an answer, at most.")]
+NewTokens = Annotated[int, Field(ge=1, description="New tokens per sample, at most.")]
+
+
+def _known(kind: str, names: Callable[[], tuple[str, ...]]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names():
+            raise ValueError(f"there is no {kind} {name!r}: name one of {', '.join(names())}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _choice(names: tuple[str, ...]) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "enum": [*names]})  # which the form offers, and refuses others
+
+
+TaskName = Annotated[str, _known("task", available.tasks), _choice(available.tasks())]
+ToolName = Annotated[str, _known("tool", available.tools), _choice(available.tools())]
+Tasks = dict[TaskName, PositiveInt]  # how many questions of each
+TaskWeights = dict[TaskName, Positive]
 
 
 class Section(BaseModel):

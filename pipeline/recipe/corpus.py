@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from pipeline.recipe.base import (
     Count,
@@ -105,20 +105,51 @@ class Extract(Section):
     )
 
 
-class Deduplicate(Section):
+class _Deduplicate(Section):
     """Exact copies, then MinHash-LSH: (1 - (1 - s^rows)^bands) is the chance to find a pair of Jaccard s."""
 
     ngram_words: PositiveInt = Field(description="Words of a run; texts are compared by the runs they share.")
     bands: PositiveInt = Field(description="Two texts that agree in all hashes of a band are a pair to look at.")
     rows: PositiveInt = Field(description="Hashes a band.")
-    verify: bool = Field(description="Keep a pair only if its estimated Jaccard reaches `min_jaccard`.")
-    min_jaccard: Fraction = Field(description="Least share of common runs of words. Only where pairs are verified.")
     max_bucket: PositiveInt = Field(description="Buckets up to this size give all pairs; larger ones a star.")
     against: list[str] = Field(
         description="Folders, below the root, of deduplicate artifacts of earlier corpora: what they hold already is "
         "dropped here, by their signatures alone."
     )
 
+    @field_validator("verify", mode="before", check_fields=False)
+    @classmethod
+    def _is_a_truth_value(cls, value: Any) -> Any:
+        if not isinstance(value, bool):  # 1 equals True
+            raise ValueError("must be true or false")
+        return value
+
+
+_Verify = Field(description="Keep a pair only if its estimated Jaccard reaches `min_jaccard`.")
+
+
+class VerifiedDeduplicate(_Deduplicate):
+    """With pairs verified by their signatures."""
+
+    verify: Literal[True] = _Verify
+    min_jaccard: Fraction = Field(description="Least share of common runs of words of a verified pair.")
+
+
+class UnverifiedDeduplicate(_Deduplicate):
+    """With every pair that shares a band."""
+
+    verify: Literal[False] = _Verify
+
+
+def _verifies(section: Any) -> str:
+    verify = section.get("verify") if isinstance(section, dict) else getattr(section, "verify", None)
+    return "unverified" if verify is False else "verified"
+
+
+Deduplicate = Annotated[
+    Annotated[VerifiedDeduplicate, Tag("verified")] | Annotated[UnverifiedDeduplicate, Tag("unverified")],
+    Discriminator(_verifies),
+]
 
 PiiKind = Literal["EMAIL", "IP", "US_SSN", "CREDIT_CARD", "IBAN", "PHONE", "PASSPORT", "STREET_ADDRESS", "PERSON"]
 
@@ -144,21 +175,40 @@ class Decontaminate(Section):
     take_down: list[str] = Field(description="Files that list URLs, hosts or document ids to remove, one a line.")
 
 
-class Tokenizer(Section):
-    """Byte-level BPE, trained on the corpus or given."""
+class _Tokenizer(Section):
+    sample_bytes: PositiveInt = Field(description="UTF-8 bytes of text to learn from, or to measure compression on.")
+
+
+class TrainedTokenizer(_Tokenizer):
+    """Byte-level BPE, learned from the corpus."""
+
+    source: Literal["train"] = Field(description="'train': learned from the corpus.")
+    vocabulary: Annotated[int, Field(ge=512)] = Field(description="Ids, special tokens included.")
+    pattern: Literal["llama-bpe", "qwen2"] = Field(
+        description="Split pattern: llama-bpe is GPT-4's; qwen2 keeps digits single."
+    )
+
+
+class GivenTokenizer(_Tokenizer):
+    """Byte-level BPE that somebody learned before."""
 
     source: str = Field(
-        examples=["train", "gpt2", "cl100k_base"],
-        pattern=r"^(train|gpt2|cl100k_base|.*/.*)$",
+        examples=["gpt2", "cl100k_base"],
+        pattern=r"^(gpt2|cl100k_base|.*/.*)$",
         description="'train' learns it from the corpus; 'gpt2' and 'cl100k_base' are read from tiktoken's cache "
         "(TIKTOKEN_CACHE_DIR) or a package that carries them; a path with a slash names a folder with a tokenizer.json "
         "of byte-level BPE.",
     )
-    vocabulary: Annotated[int, Field(ge=512)] = Field(description="Ids, special tokens included. Only for 'train'.")
-    pattern: Literal["llama-bpe", "qwen2"] = Field(
-        description="Split pattern: llama-bpe is GPT-4's; qwen2 keeps digits single. Only for 'train'."
-    )
-    sample_bytes: PositiveInt = Field(description="UTF-8 bytes of text to train on.")
+
+
+def _kind(section: Any) -> str:
+    source = section.get("source") if isinstance(section, dict) else getattr(section, "source", None)
+    return "train" if source == "train" else "given"
+
+
+Tokenizer = Annotated[
+    Annotated[TrainedTokenizer, Tag("train")] | Annotated[GivenTokenizer, Tag("given")], Discriminator(_kind)
+]
 
 
 class Shard(Section):

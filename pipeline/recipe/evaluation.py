@@ -11,10 +11,11 @@ from pipeline.recipe.base import (
     NewTokens,
     PositiveInt,
     Section,
+    Tasks,
 )
 
 
-class Task(Section):
+class Benchmark(Section):
     """Questions with known answers, scored by log-likelihood; or text, for bits a byte."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$", description="Names its numbers.")
@@ -25,7 +26,7 @@ class Task(Section):
     most: PositiveInt | None = Field(description="Only the first so many questions; null for all.")
 
     @model_validator(mode="after")
-    def _examples_fit(self) -> Task:
+    def _examples_fit(self) -> Benchmark:
         if self.shots and (self.examples is None or self.kind == "text"):
             raise ValueError("shots need examples, and text takes none")
         return self
@@ -34,12 +35,15 @@ class Task(Section):
 class Evaluation(Section):
     """What is measured of a model between the stages."""
 
-    arithmetic: PositiveInt = Field(description="Questions with operand pairs no training stage has seen.")
-    samples: PositiveInt = Field(description="Answers a question at temperature 1.")
+    tasks: Tasks = Field(
+        examples=[{"arithmetic": 200}],
+        description="Tasks (evaluation/tasks/), each with the number of its held-out questions to ask.",
+    )
+    samples: PositiveInt = Field(description="Samples per question at temperature 1.")
     max_new_tokens: NewTokens
     prompts: list[str] = Field(description="Prompts for the samples shown side by side.")
     chats: list[str] = Field(description="User messages for the conversations shown side by side.")
-    tasks: list[Task] = Field(
+    benchmarks: list[Benchmark] = Field(
         description="Evaluation sets on local files, each with name, kind, file, shots, examples and most: see "
         "docs/evaluate.md."
     )
@@ -50,9 +54,9 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Evaluation:
-        names = [task.name for task in self.tasks]
+        names = [one.name for one in self.benchmarks]
         if len(set(names)) < len(names):
-            raise ValueError(f"two tasks of one name among {names}")
+            raise ValueError(f"two benchmarks of one name among {names}")
         return self
 
 
@@ -61,7 +65,7 @@ class Memorization(Section):
 
     documents: PositiveInt = Field(description="Documents whose beginning is the prompt, of each split.")
     prompt_tokens: PositiveInt = Field(description="Tokens of a document that the model is given.")
-    new_tokens: PositiveInt = Field(description="Tokens of an answer or a free sample, at most.")
+    new_tokens: PositiveInt = Field(description="New tokens per continuation or free sample, at most.")
     free_samples: PositiveInt = Field(description="Texts that the model writes without a prompt.")
     recited: PositiveInt = Field(description="A run of so many tokens counts as recited.")
     sets: list[str] = Field(description="Evaluation sets (JSON lines or text) to look for in the shards.")

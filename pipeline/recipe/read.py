@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import InputError, RecipeError
+from pipeline.recipe import variants
 from pipeline.recipe.base import reason
 from pipeline.recipe.recipe import Recipe
 from pipeline.storage import Storage
@@ -17,21 +20,50 @@ from pipeline.storage import Storage
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe file (a URI too); `overrides` maps dotted keys (`sft.epochs`) to values that replace the file's.
 
-    Relative paths in it are relative to the working folder, as on a command line.
+    A recipe that `extends` another holds what differs; the other's name is relative to its folder. All other relative
+    paths are relative to the working folder, as on a command line.
     Raises `InputError` where there is no such file, `RecipeError` with file, line and key for anything wrong in it.
     """
-    folder, _, file = str(path).rpartition("/")
-    if "://" in folder:
-        return parse(Storage(folder).read(file).decode("utf-8", "replace"), str(path), overrides)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"recipe {path} cannot be read: {error.strerror}", "name a file, see recipes/") from error
-    return parse(text, str(path), overrides)
+    return parse(_text(str(path)), str(path), overrides)
 
 
 def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     """As `load`, from the text of a recipe; `name` stands for the file in errors."""
+    data, node = _data(text, name)
+    files = [(name, node)]
+    if (extends := data.pop("extends", None)) is not None:
+        base, base_name, base_node = _base(extends, name)
+        data = variants.merged(base, data, Recipe)
+        files.append((base_name, base_node))
+    written = copy.deepcopy(data)
+    for key, value in (overrides or {}).items():
+        _override(data, key, value, name)
+    try:
+        return Recipe.model_validate(variants.settled(written, data, Recipe, overrides or {}))
+    except ValidationError as error:
+        lines = []
+        for one in error.errors():
+            place = variants.location(one["loc"], Recipe)
+            lines.append(f"{_where(files, place)}: {_key(place)}: {reason(one)}")
+        raise RecipeError("\n".join(lines), "correct the keys above; recipes/demo.yaml is a complete example") from None
+
+
+def _text(path: str) -> str:
+    return _bytes(path).decode("utf-8", "replace")
+
+
+def _bytes(path: str) -> bytes:
+    folder, _, file = path.rpartition("/")
+    if "://" in folder:
+        return Storage(folder).read(file)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"recipe {path} cannot be read: {error.strerror}", "name a file, see recipes/") from error
+
+
+def _data(text: str, name: str) -> tuple[dict[str, Any], yaml.Node | None]:
+    """A recipe file as plain data, and where its keys stand."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
@@ -45,13 +77,25 @@ def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Reci
     _refuse_duplicates(node, name)
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: a recipe is a mapping of sections", "start from recipes/demo.yaml")
-    for key, value in (overrides or {}).items():
-        _override(data, key, value, name)
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        lines = [f"{name}:{_line(node, e['loc'])}: {_key(e['loc'])}: {reason(e)}" for e in error.errors()]
-        raise RecipeError("\n".join(lines), "correct the keys above; recipes/demo.yaml is a complete example") from None
+    return data, node
+
+
+def _base(extends: Any, name: str) -> tuple[dict[str, Any], str, yaml.Node | None]:
+    """The recipe that another one extends: its bytes must be those that the other was written for."""
+    if not (isinstance(extends, dict) and extends.keys() == {"recipe", "sha256"}):
+        raise RecipeError(f"{name}: extends: not a recipe with its hash", "write extends: {recipe: FILE, sha256: …}")
+    folder, slash, _ = name.rpartition("/")
+    base_name = f"{folder}{slash}{extends['recipe']}"
+    content = _bytes(base_name)
+    if (found := hashlib.sha256(content).hexdigest()) != extends["sha256"]:
+        raise RecipeError(
+            f"{name}: extends: {base_name} is not the file that this recipe was written for",
+            f"see what changed in it; if this recipe still means what it says, write sha256: {found}",
+        )
+    base, node = _data(content.decode("utf-8", "replace"), base_name)
+    if "extends" in base:
+        raise RecipeError(f"{name}: extends: {base_name} extends a recipe itself", "extend that one, or copy")
+    return base, base_name, node
 
 
 def _refuse_duplicates(node: yaml.Node | None, name: str, looked: set[int] | None = None) -> None:
@@ -73,29 +117,37 @@ def _override(data: dict[str, Any], key: str, value: Any, name: str) -> None:
         data = data.get(folder, {})
         if not isinstance(data, dict):
             break
-    if not isinstance(data, dict) or last not in data:
+    # A key of another kind of the section is not there yet.
+    if not isinstance(data, dict) or not (last in data or (data and variants.is_key(key, Recipe))):
         raise RecipeError(f"override {key!r}: {name} has no such key", "use the dotted key of a value in the recipe")
     data[last] = value
+
+
+def _where(files: list[tuple[str, yaml.Node | None]], place: tuple[int | str, ...]) -> str:
+    """File and line of a key: of the first of these files that holds the most of it."""
+    depths = [_line(node, place) for _, node in files]
+    best = max(range(len(files)), key=lambda number: (depths[number][1], -number))
+    return f"{files[best][0]}:{depths[best][0]}"
 
 
 def _key(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location) or "recipe"
 
 
-def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
-    """Line of the deepest part of `location` that stands in the file."""
+def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> tuple[int, int]:
+    """Line of the deepest part of `location` that stands in the file, and how deep that is."""
     line = 1
-    for part in location:
+    for depth, part in enumerate(location):
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 if key.value == str(part):
                     line, node = key.start_mark.line + 1, value
                     break
             else:
-                break
+                return line, depth
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:
-            break
-    return line
+            return line, depth
+    return line, len(location)

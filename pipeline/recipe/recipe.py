@@ -16,7 +16,7 @@ from pipeline.recipe.base import (
 from pipeline.recipe.corpus import Decontaminate, Deduplicate, Extract, Input, Redact, Shard, Tokenizer
 from pipeline.recipe.evaluation import Evaluation, Memorization
 from pipeline.recipe.filters import Filter
-from pipeline.recipe.training import Model, Pretrain, Rl, Sft
+from pipeline.recipe.training import Assistant, Model, Pretrain, Rl, Sft
 
 
 class Approval(Section):
@@ -57,6 +57,7 @@ class Recipe(Section):
     shard: Shard
     model: Model
     pretrain: Pretrain
+    assistant: Assistant
     sft: Sft
     rl: Rl
     evaluation: Evaluation
@@ -87,6 +88,12 @@ class Recipe(Section):
         for stage, window in (("pretrain", self.pretrain.window), ("sft", self.sft.window)):
             if window > self.model.window:
                 raise ValueError(f"{stage}.window ({window}) exceeds model.window ({self.model.window})")
+        return self
+
+    @model_validator(mode="after")
+    def _sft_learns_something(self) -> Recipe:
+        if not self.sft.conversations and not self.sft.tasks:
+            raise ValueError("sft has neither conversations nor tasks: there is nothing to learn from")
         return self
 
     def section(self, name: str) -> dict[str, Any]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
 from pipeline.recipe.base import (
-    CheckpointEvery,
-    Count,
-    EvaluateEvery,
     Fraction,
-    KeepCheckpoints,
     NewTokens,
     NotNegative,
     Positive,
     PositiveInt,
-    Precision,
     Section,
+    Tasks,
+    TaskWeights,
+    ToolName,
 )
 
 
@@ -25,14 +23,14 @@ class Model(Section):
     """The network. `python -m training.depth` fills it, and more, from one number."""
 
     preset: Literal["qwen3", "llama", "gpt2", "given"] = Field(description="'given': that of `pretrain.weights`.")
-    layers: PositiveInt = Field(description="Blocks of attention and MLP.")
-    width: PositiveInt = Field(description="Numbers that stand for a token between the blocks.")
-    heads: PositiveInt = Field(description="Heads of attention for queries.")
-    kv_heads: PositiveInt = Field(description="Heads for keys and values, each for as many of the queries'.")
-    head_dim: PositiveInt = Field(description="Numbers of a head.")
-    mlp_width: PositiveInt = Field(description="Numbers within an MLP.")
-    window: PositiveInt = Field(description="Positions the model is made for, tokens.")
-    tied: bool = Field(description="One matrix for embedding and output.")
+    layers: PositiveInt = Field(description="Transformer blocks.")
+    width: PositiveInt = Field(description="Hidden size.")
+    heads: PositiveInt = Field(description="Query heads.")
+    kv_heads: PositiveInt = Field(description="Key/value heads (grouped-query attention); a divisor of `heads`.")
+    head_dim: PositiveInt = Field(description="Head dimension.")
+    mlp_width: PositiveInt = Field(description="Hidden size of the MLP.")
+    window: PositiveInt = Field(description="Context length, tokens.")
+    tied: bool = Field(description="Input and output embeddings share one matrix.")
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Model:
@@ -43,39 +41,69 @@ class Model(Section):
         return self
 
 
-class Optimizer(Section):
-    """AdamW, or Muon for matrices with AdamW for the rest; a rate that rises, holds and falls.
+class _Optimizer(Section):
+    """A rate that rises, holds and falls.
 
     GPT-3's schedule is `fall: cosine`, `floor: 0.1` and a `decay` of all that `warmup` leaves.
     """
 
-    kind: Literal["adamw", "muon"] = Field(description="Of the layers' matrices; all else is AdamW's.")
     lr: Positive = Field(description="Peak learning rate of AdamW (with Muon: of embeddings, norms and biases).")
-    muon_lr: Positive = Field(description="Peak learning rate of Muon. Only for 'muon'.")
-    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = Field(
-        description="How slowly AdamW forgets: mean of the gradient, mean of its square."
-    )
+    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = Field(description="AdamW's beta1 and beta2.")
     weight_decay: NotNegative = Field(
-        description="Share of a weight that a step takes off, times the rate; not of norms and biases."
+        description="Weight decay, decoupled from the gradient; norms and biases do not decay."
     )
-    warmup: Fraction = Field(description="Share of the steps with rising rate.")
-    decay: Fraction = Field(description="Share of the steps with falling rate, at the end.")
+    warmup: Fraction = Field(description="Share of the steps in which the rate rises, at the start.")
+    decay: Fraction = Field(description="Share of the steps in which the rate falls, at the end.")
     fall: Literal["linear", "cosine"] = Field(description="Shape of the falling rate.")
     floor: Fraction = Field(description="Share of the peak rate to which it falls.")
-    clip: Positive = Field(description="Largest norm of the gradient.")
+    clip: Positive = Field(description="Gradients are clipped to this norm.")
     z_loss: NotNegative = Field(
         description="Weight of logsumexp^2 in the gradient (PaLM: 0.0001), against logits that drift; 0 for none. Not "
         "in the loss that is reported, and not for rl."
     )
 
     @model_validator(mode="after")
-    def _shares_fit(self) -> Optimizer:
+    def _shares_fit(self) -> Self:
         if self.warmup + self.decay > 1:
             raise ValueError(f"warmup ({self.warmup}) + decay ({self.decay}) exceed 1")
         return self
 
 
-class Pretrain(Section):
+_Kind = Field(description="Optimizer of the matrices between hidden layers; all else is AdamW's.")
+
+
+class AdamW(_Optimizer):
+    """AdamW for all parameters (Loshchilov & Hutter 2019)."""
+
+    kind: Literal["adamw"] = _Kind
+
+
+class Muon(_Optimizer):
+    """Muon for the matrices between hidden layers (Jordan 2024), AdamW for the rest."""
+
+    kind: Literal["muon"] = _Kind
+    muon_lr: Positive = Field(description="Peak learning rate of Muon.")
+
+
+Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind")]
+
+
+class Learning(Section):
+    """What every stage that trains a model has."""
+
+    precision: Literal["fp32", "bf16"] = Field(
+        description="dtype of matrix products (autocast); weights, gradients and optimizer state are fp32 either way."
+    )
+    optimizer: Optimizer
+    evaluate_every: PositiveInt = Field(description="Steps between two measurements on the held-out split.")
+    checkpoint_every: PositiveInt = Field(description="Steps between two checkpoints, from which a run resumes.")
+    keep_checkpoints: PositiveInt = Field(
+        description="Newest checkpoints that are kept, each with an export; pretraining keeps the last before the rate "
+        "falls too, from which `continue_from` goes on to a longer horizon."
+    )
+
+
+class Pretrain(Learning):
     """Next-token prediction on the shards."""
 
     weights: str | None = Field(
@@ -87,21 +115,13 @@ class Pretrain(Section):
         description="Folder, below the root, of a checkpoint of an earlier pretraining on the same shards: weights, "
         "optimizer and place in the data are its, the schedule is this recipe's. null: anew."
     )
-    window: PositiveInt = Field(description="Tokens a sample.")
+    window: PositiveInt = Field(description="Tokens per sample.")
     within_documents: bool = Field(
         description="A token sees its own document only, and positions restart there; else a window is one text, which "
         "FlashAttention's kernel can take."
     )
-    batch: PositiveInt = Field(description="Samples an optimizer step, over all ranks and accumulation.")
+    batch: PositiveInt = Field(description="Samples per optimizer step, over all ranks and accumulation.")
     steps: PositiveInt = Field(description="Optimizer steps.")
-    precision: Precision
-    optimizer: Optimizer
-    evaluate_every: PositiveInt = Field(description="Steps between two looks at validation loss and samples.")
-    checkpoint_every: CheckpointEvery
-    keep_checkpoints: PositiveInt = Field(
-        description="The newest that stay, each with an export; beside them stays the last before the rate falls, from "
-        "which `continue_from` goes on to a longer horizon."
-    )
     prompts: list[str] = Field(description="Prompts whose continuations are logged while the model learns.")
     mix: dict[str, Fraction] = Field(
         description="Folders, below the root, of other shard artifacts of the same tokenizer, each with its share of "
@@ -115,36 +135,38 @@ class Pretrain(Section):
         return self
 
 
-class Sft(Section):
+class Assistant(Section):
+    """What the fine-tuned and the reinforced model have beside their weights."""
+
+    tools: list[ToolName] = Field(description="Tools (inference/tools/) that the model may call while it writes.")
+
+
+class Sft(Learning):
     """Conversations; loss on the assistant's tokens only."""
 
     conversations: list[str] = Field(
-        min_length=1,
-        description="JSON-lines files of {'messages': …}, or 'builtin:identity', 'builtin:smalltalk', "
-        "'builtin:arithmetic'.",
+        description="JSON-lines files of {'messages': …}, or 'builtin:identity', 'builtin:smalltalk'.",
     )
-    arithmetic: Count = Field(description="Conversations that 'builtin:arithmetic' makes.")
-    window: PositiveInt = Field(description="Tokens a row, into which conversations are packed whole.")
-    batch: PositiveInt = Field(description="Packed rows an optimizer step, over all ranks and accumulation.")
-    epochs: Positive = Field(description="How often each conversation is seen.")
-    precision: Precision
-    optimizer: Optimizer
-    evaluate_every: EvaluateEvery
-    checkpoint_every: CheckpointEvery
-    keep_checkpoints: KeepCheckpoints
+    tasks: Tasks = Field(
+        examples=[{"arithmetic": 8000}],
+        description="Tasks (evaluation/tasks/), each with the number of conversations to make of it.",
+    )
+    window: PositiveInt = Field(description="Tokens per row, into which conversations are packed whole.")
+    batch: PositiveInt = Field(description="Packed rows per optimizer step, over all ranks and accumulation.")
+    epochs: Positive = Field(description="Passes over the conversations.")
 
 
-class Rl(Section):
+class Rl(Learning):
     """GRPO on verifiable tasks: sample many answers, score them, learn from the difference."""
 
-    task: Literal["arithmetic"] = Field(description="Whose answers can be checked: sums and differences.")
-    prompts: PositiveInt = Field(description="Questions an optimizer step, over all ranks.")
-    samples: Annotated[int, Field(ge=2)] = Field(description="Answers a question.")
+    tasks: TaskWeights = Field(
+        min_length=1,
+        examples=[{"arithmetic": 1}],
+        description="Tasks (evaluation/tasks/) whose verifier gives the reward, each with its weight among the "
+        "questions.",
+    )
+    prompts: PositiveInt = Field(description="Questions per optimizer step, over all ranks.")
+    samples: Annotated[int, Field(ge=2)] = Field(description="Samples per question.")
     steps: PositiveInt = Field(description="Optimizer steps.")
     max_new_tokens: NewTokens
-    temperature: Positive = Field(description="At which answers are sampled: 1 as the model says, less is bolder.")
-    precision: Precision
-    optimizer: Optimizer
-    evaluate_every: EvaluateEvery
-    checkpoint_every: CheckpointEvery
-    keep_checkpoints: KeepCheckpoints
+    temperature: Positive = Field(description="Sampling temperature; 1 is the model's own distribution.")

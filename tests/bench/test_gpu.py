@@ -10,7 +10,7 @@ import torch
 
 from bench import gpu
 from pipeline import errors
-from training.engine.losses import token_loss
+from training.engine.losses import TokenLoss
 
 
 def dry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,12 +37,13 @@ def test_a_dry_run_prints_a_row_a_model_with_goal_and_source(
 def test_where_memory_is_short_fewer_rows_are_tried(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def short(net: Any, batch: Any) -> torch.Tensor:
-        if len(batch["ids"]) > 8:
-            raise torch.OutOfMemoryError("as a GPU says it")
-        return token_loss(net, batch)
+    class Short(TokenLoss):
+        def __call__(self, net: Any, batch: Any) -> torch.Tensor:
+            if len(batch["ids"]) > 8:
+                raise torch.OutOfMemoryError("as a GPU says it")
+            return super().__call__(net, batch)
 
-    monkeypatch.setattr(gpu, "token_loss", short)
+    monkeypatch.setattr(gpu, "token_loss", Short())
     dry(monkeypatch)
     said = capsys.readouterr()
     assert said.err.count("rows at once are too many") == 6

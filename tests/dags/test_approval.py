@@ -141,7 +141,7 @@ def test_the_answer_decides(chosen, raises):
 )
 def test_pretraining_is_asked_for_by_its_operations(storage, asked, recipe, asks):
     building = artifact.open_stage(storage, "now", Stage("tokenizer", 1), {}, 1, [])
-    building.publish([], None, {"vocabulary": 50263})
+    building.publish([], None, {"vocabulary": 50263, "sha256": "0"})
     task = AskForPretraining(task_id="approve")
     if asks:
         with pytest.raises(TaskAwaitingInput):

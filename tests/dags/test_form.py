@@ -17,7 +17,7 @@ def plain(data: dict, prefix: str = "") -> dict:
     """Dotted keys of nested data, as far as the recipe's sections go."""
     found = {}
     for key, value in data.items():
-        section = isinstance(value, dict) and not key.startswith(("max_", "languages", "mix", "by_language"))
+        section = isinstance(value, dict) and not key.startswith(("max_", "languages", "mix", "by_language", "tasks"))
         found |= plain(value, f"{prefix}{key}.") if section else {f"{prefix}{key}": value}
     return found
 
@@ -25,7 +25,8 @@ def plain(data: dict, prefix: str = "") -> dict:
 def test_every_value_of_the_recipe_has_a_field_and_no_field_is_invented():
     values = set(plain(load("recipes/demo.yaml").model_dump(mode="json")))
     expected = {key for key in values if key != "name" and not key.startswith("input.")}
-    assert set(form.recipe_params()) == expected
+    # Keys of another kind of a section: rl's optimizer is AdamW in this recipe.
+    assert set(form.recipe_params()) == expected | {"rl.optimizer.muon_lr"}
 
 
 def test_every_field_says_what_it_is():
@@ -41,6 +42,8 @@ def test_every_field_takes_its_own_value_of_the_demo_and_null():
     values = plain(load("recipes/demo.yaml").model_dump(mode="json"))
     for key, param in form.recipe_params().items():
         assert param.resolve(None) is None
+        if key not in values:
+            continue
         value = {True: "yes", False: "no"}[values[key]] if isinstance(values[key], bool) else values[key]
         assert param.resolve(value) == value
 
@@ -52,7 +55,8 @@ def test_every_field_takes_its_own_value_of_the_demo_and_null():
         ("pretrain.steps", 0),
         ("pretrain.steps", "many"),
         ("tokenizer.source", "gpt9"),
-        ("rl.task", "chess"),
+        ("rl.tasks", {"chess": 1}),
+        ("assistant.tools", ["oracle"]),
         ("pretrain.optimizer.betas", [0.9]),
         ("filter.gopher.max_top_ngram_chars", {"2": 7}),
         ("redact.kinds", ["SHOE_SIZE"]),
@@ -110,6 +114,17 @@ def test_a_filled_form_changes_what_it_says():
     assert (recipe.input.warcs, recipe.input.crawl, recipe.input.max_warcs) == (["a.warc.gz"], None, 3)
     assert recipe.rl.steps == 2
     assert recipe.deduplicate.verify is False
+
+
+def test_another_kind_of_a_section_takes_its_own_keys_and_leaves_the_others():
+    changed = load(
+        "recipes/demo.yaml", form.overrides({"pretrain.optimizer.kind": "adamw", "deduplicate.verify": "no"})
+    )
+    assert changed.section("pretrain")["optimizer"]["kind"] == "adamw"
+    assert "muon_lr" not in changed.section("pretrain")["optimizer"]
+    assert "min_jaccard" not in changed.section("deduplicate")
+    muon = {"rl.optimizer.kind": "muon", "rl.optimizer.muon_lr": 0.1}
+    assert load("recipes/demo.yaml", form.overrides(muon)).rl.optimizer.muon_lr == 0.1
 
 
 def test_a_crawl_takes_the_place_of_files():

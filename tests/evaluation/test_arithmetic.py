@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import random
+from itertools import islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.tasks.arithmetic import DIGITS, HELD_OUT, Arithmetic, Question, Split
-from inference.tools.calculator import calculator
+from evaluation.tasks import Split, named
+from evaluation.tasks.arithmetic import DIGITS, SHARE_HELD_OUT, Arithmetic
+from inference.tools import named as tools
+from pipeline.errors import RecipeError
 from tokenizer.chat import Part
 
 OPERANDS = st.integers(10 ** (min(DIGITS) - 1), 10 ** max(DIGITS) - 1)
@@ -23,32 +25,44 @@ def test_a_pair_belongs_to_one_split_in_either_order(a: int, b: int) -> None:
 def test_the_share_held_out_is_the_one_that_is_said() -> None:
     pairs = [(a, b) for a in range(10, 200) for b in range(a, 200)]
     share = sum(Arithmetic.split(a, b) == "held_out" for a, b in pairs) / len(pairs)
-    assert share == pytest.approx(HELD_OUT, abs=0.01)
+    assert share == pytest.approx(SHARE_HELD_OUT, abs=0.01)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_questions_keep_to_their_split_and_are_right(split: Split) -> None:
-    task, rng = Arithmetic(), random.Random(3)
-    questions = [task.question(rng, split) for _ in range(300)]
+    task, calculator = Arithmetic(), tools(["calculator"])["calculator"]
+    questions = list(islice(task.questions(split, "3"), 300))
     for question in questions:
-        sign = "+" if "+" in question.expression else "-"
-        a, b = map(int, question.expression.split(sign))
+        sign = "+" if "+" in question.key else "-"
+        a, b = map(int, question.key.split(sign))
         assert task.split(a, b) == split
         assert f"{a} {sign} {b}" in question.text
-        assert calculator(question.expression) == str(question.answer)
-    assert len({question.text.split(str(question.answer))[0][:8] for question in questions}) > 3
-    assert questions == [task.question(rng, split) for rng in [random.Random(3)] for _ in range(300)]
+        assert calculator.run(question.key) == str(question.columns["answer"])
+    assert len({question.text[:8] for question in questions}) > 3
+    assert questions == list(islice(task.questions(split, "3"), 300)) != list(islice(task.questions(split, "4"), 300))
 
 
-def test_both_ways_to_answer_are_correct() -> None:
-    task, question = Arithmetic(), Question("What is 47 - 85?", "47-85", -38)
-    direct, called = (task.conversation(question, tool)[1]["content"] for tool in (False, True))
-    assert direct == "-38"
-    assert called == [
-        Part(type="tool", text="47-85"),
-        Part(type="output", text="-38"),
-        Part(type="text", text="-38"),
-    ]
+def test_both_ways_to_answer_are_correct_and_alike_often() -> None:
+    task, called = Arithmetic(), 0
+    for question in islice(task.questions("train", "1"), 400):
+        answer = str(question.columns["answer"])
+        assert task.conversation(question, [])[1]["content"] == answer
+        content = task.conversation(question, ["calculator"])[1]["content"]
+        called += content != answer
+        assert content == answer or content == [
+            Part(type="tool", name="calculator", text=question.key),
+            Part(type="output", text=answer),
+            Part(type="text", text=answer),
+        ]
+    assert 150 < called < 250
+
+
+def test_a_task_is_found_by_its_name() -> None:
+    assert isinstance(named("arithmetic"), Arithmetic)
+    with pytest.raises(RecipeError, match=r"no task 'poetry'(.|\n)*arithmetic"):
+        named("poetry")
+    with pytest.raises(RecipeError, match=r"no tool 'oracle'(.|\n)*calculator"):
+        tools(["oracle"])
 
 
 @pytest.mark.parametrize(

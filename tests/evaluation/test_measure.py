@@ -17,8 +17,8 @@ from evaluation import measure as evaluation
 from evaluation.identity import NAME
 from evaluation.measure import Measurement
 from inference import network, sampler
-from inference.sampler import Sample, Sampler
-from inference.tools.calculator import calculator
+from inference.sampler import Sample, Sampler, Sampling
+from inference.tools.calculator import TOOL
 from pipeline import artifact, progress, recipe
 from pipeline.artifact import Published
 from pipeline.storage import Storage
@@ -32,7 +32,13 @@ TOKENIZER = bpe.Tokenizer.from_bytes(bpe.train(["What is it? Please tell me your
 
 def small(folder: Path) -> Path:
     data = support.demo(128)
-    data["evaluation"] |= {"arithmetic": 12, "samples": 4, "max_new_tokens": 6, "prompts": ["The", ""], "chats": ["Hi"]}
+    data["evaluation"] |= {
+        "tasks": {"arithmetic": 12},
+        "samples": 4,
+        "max_new_tokens": 6,
+        "prompts": ["The", ""],
+        "chats": ["Hi"],
+    }
     return support.write(data, folder)
 
 
@@ -46,18 +52,16 @@ class Oracle(Sampler):
     def __init__(self) -> None:
         self.tokenizer, self._ends, self.rows = TOKENIZER, {TOKENIZER.special("<|im_end|>")}, 0
 
-    def sample(
-        self, prompts: Any, most: int, temperature: float, seeds: Any, top_k: int = 0, top_p: float = 1.0
-    ) -> Any:
+    def sample(self, prompts: Any, sampling: Sampling, seeds: Any, stream: Any = None) -> Any:
         assert len(prompts) == len(seeds) <= sampler.TOGETHER
         found = []
         for prompt in prompts:
             asked = TOKENIZER.decode(prompt)
-            wrong = temperature > 0 and self.rows % 2 == 0
+            wrong = sampling.temperature > 0 and self.rows % 2 == 0
             self.rows += 1
             sums = re.search(r"(\d+) ([-+]) (\d+)", asked)
             if sums:
-                said = "0" if wrong else calculator("".join(sums.groups()))
+                said = "0" if wrong else TOOL.run("".join(sums.groups()))
             else:
                 said = "I am crawl2chat." if "you" in asked.split("user<|im_sep|>")[-1] else "I do not know."
             ids = TOKENIZER.encode(said)
@@ -68,14 +72,14 @@ class Oracle(Sampler):
 
 def measured() -> Measurement:
     chosen = recipe.load(REPOSITORY / "recipes" / "demo.yaml").evaluation
-    return Measurement(Oracle(), chosen.model_copy(update={"arithmetic": 100, "samples": 4}), 1)
+    return Measurement(Oracle(), chosen.model_copy(update={"samples": 4}), 1)
 
 
 def test_arithmetic_counts_right_answers_calls_and_what_they_were_worth() -> None:
-    found = measured().arithmetic()
-    length = found.pop("answer_length")
+    found = measured().task("arithmetic", 100)
+    length = found.pop("arithmetic.answer_length")
     assert 2 < length < 5
-    assert found == {
+    assert {name.removeprefix("arithmetic."): value for name, value in found.items()} == {
         "questions": 100,
         "samples": 4,
         "sampled_accuracy": 0.5,
@@ -94,9 +98,14 @@ def test_answers_that_do_not_end_are_wrong_and_empty_shares_are_none(monkeypatch
         return [Sample(one.ids, one.mask, [], False, 1) for one in original(self, *given, **more)]
 
     monkeypatch.setattr(Oracle, "sample", unfinished)
-    found = measured().arithmetic()
-    assert found["sampled_accuracy"] == found["greedy_accuracy"] == found["accuracy_with_tool"] == 0.0
-    assert found["accuracy_without_tool"] is None
+    found = measured().task("arithmetic", 100)
+    assert (
+        found["arithmetic.sampled_accuracy"]
+        == found["arithmetic.greedy_accuracy"]
+        == found["arithmetic.accuracy_with_tool"]
+        == 0.0
+    )
+    assert found["arithmetic.accuracy_without_tool"] is None
 
 
 def test_identity_counts_both_directions() -> None:
@@ -150,7 +159,7 @@ def knows_by_heart(path: Path, tokenizer: bpe.Tokenizer, text: str) -> Any:
 
 def test_demonstrations_end_at_their_stop_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "dog: Hund\ncat: die Katze\nsun: Sonne\nthe moon is: der Mond\n"
-    tokenizer = bpe.Tokenizer.from_bytes(bpe.train([text], 300, "qwen2"))
+    tokenizer = bpe.Tokenizer.from_bytes(bpe.train([text], 332, "qwen2"))
     prompts = [
         {"name": "translation", "prompt": "dog: Hund\ncat:", "stop": "\n"},
         {"name": "inside a word", "prompt": "dog: Hund\ncat: die Katze\nsun:", "stop": "nn"},

@@ -17,7 +17,7 @@ from evaluation.scorer import Scorer
 from inference.network import build
 from pipeline import recipe
 from pipeline.errors import InputError, RecipeError
-from pipeline.recipe import Task
+from pipeline.recipe import Benchmark
 from tests.training import support
 from tests.training.support import REPOSITORY
 from tokenizer import bpe
@@ -77,8 +77,8 @@ def write(path: Path, rows: list[Any]) -> str:
     return str(path)
 
 
-def task(kind: str, file: str, shots: int = 0, most: int | None = None) -> Task:
-    return Task(name=kind, kind=kind, file=file, shots=shots, examples=file if shots else None, most=most)  # type: ignore[arg-type]
+def task(kind: str, file: str, shots: int = 0, most: int | None = None) -> Benchmark:
+    return Benchmark(name=kind, kind=kind, file=file, shots=shots, examples=file if shots else None, most=most)  # type: ignore[arg-type]
 
 
 def test_formats_read_as_their_prompts() -> None:
@@ -106,7 +106,7 @@ def test_scores_are_those_of_one_row_alone_and_of_a_plain_pass(monkeypatch: pyte
     scorer = Scorer(net, TOKENIZER)
     rows = [scorer.pair(f"the {WORDS[: n * 5]}", f" {word}") for n, word in enumerate(WORDS.split())]
     together = scorer.score(rows)
-    monkeypatch.setattr(scorer, "_TOKENS", 1)
+    monkeypatch.setattr("evaluation.scorer._TOKENS", 1)
     alone = scorer.score(rows)
     for (ids, count), (value, likeliest), (other, _) in zip(rows, together, alone, strict=True):
         with torch.no_grad():
@@ -189,11 +189,11 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         benchmarks.read(str(tmp_path / "empty.jsonl"), "arc", None)
     data = support.demo(64)
     asked = {"name": "a", "kind": "arc", "file": file, "shots": 1, "examples": None, "most": None}
-    data["evaluation"]["tasks"] = [asked]
+    data["evaluation"]["benchmarks"] = [asked]
     with pytest.raises(RecipeError, match="shots need examples"):
         recipe.load(support.write(data, tmp_path))
-    data["evaluation"]["tasks"] = [asked | {"shots": 0}] * 2
-    with pytest.raises(RecipeError, match="two tasks of one name"):
+    data["evaluation"]["benchmarks"] = [asked | {"shots": 0}] * 2
+    with pytest.raises(RecipeError, match="two benchmarks of one name"):
         recipe.load(support.write(data, tmp_path))
 
 

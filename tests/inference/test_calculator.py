@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.tools.calculator import LONGEST, calculator
+from inference.tools.calculator import LONGEST, TOOL
+
+calculator = TOOL.run
 
 NUMBERS = st.integers(0, 999).map(str)
 EXPRESSIONS = st.recursive(

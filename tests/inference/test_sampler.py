@@ -12,8 +12,8 @@ from torch import nn
 
 from inference import generate
 from inference.network import build
-from inference.sampler import Sampler, choose, seeds
-from inference.tools.calculator import calculator
+from inference.sampler import Sampler, Sampling, choose, seeds
+from inference.tools import named
 from pipeline.errors import InputError
 from pipeline.recipe import Model
 from tokenizer import bpe
@@ -53,7 +53,7 @@ class Scripted(nn.Module):
 
 def test_greedy_is_what_generate_says_whatever_the_neighbours() -> None:
     net = network(spread=4.0)
-    found = Sampler(net, TOKENIZER).sample(PROMPTS, 12, 0.0, seeds("x", 4))
+    found = Sampler(net, TOKENIZER).sample(PROMPTS, Sampling(12, 0.0), seeds("x", 4))
     ends = [TOKENIZER.special(IM_END), TOKENIZER.end_of_text]
     for prompt, one in zip(PROMPTS, found, strict=True):
         ids = torch.tensor([prompt])
@@ -72,22 +72,24 @@ def test_greedy_is_what_generate_says_whatever_the_neighbours() -> None:
 
 def test_a_row_says_the_same_alone_and_among_others() -> None:
     sampler, drawn = Sampler(network(), TOKENIZER), seeds("x", 4)
-    together = sampler.sample(PROMPTS, 16, 1.0, drawn)
+    together = sampler.sample(PROMPTS, Sampling(16, 1.0), drawn)
     assert len({len(one.ids) for one in together}) > 0
     for at, prompt in enumerate(PROMPTS):
-        alone = sampler.sample([prompt], 16, 1.0, drawn[at : at + 1])[0]
+        alone = sampler.sample([prompt], Sampling(16, 1.0), drawn[at : at + 1])[0]
         assert alone.ids == together[at].ids
         assert alone.logprobs == pytest.approx(together[at].logprobs, abs=1e-4)
-    backwards = sampler.sample(PROMPTS[::-1], 16, 1.0, drawn[::-1])
+    backwards = sampler.sample(PROMPTS[::-1], Sampling(16, 1.0), drawn[::-1])
     assert [one.ids for one in backwards[::-1]] == [one.ids for one in together]
-    assert [one.ids for one in sampler.sample(PROMPTS, 16, 1.0, seeds("y", 4))] != [one.ids for one in together]
+    assert [one.ids for one in sampler.sample(PROMPTS, Sampling(16, 1.0), seeds("y", 4))] != [
+        one.ids for one in together
+    ]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_are_those_of_one_forward_pass(temperature: float) -> None:
     net = network()
     for prompt, one in zip(
-        PROMPTS, Sampler(net, TOKENIZER).sample(PROMPTS, 10, temperature, seeds("x", 4)), strict=True
+        PROMPTS, Sampler(net, TOKENIZER).sample(PROMPTS, Sampling(10, temperature), seeds("x", 4)), strict=True
     ):
         with torch.no_grad():
             logits = net(torch.tensor([prompt + one.ids])).logits[0]
@@ -98,45 +100,55 @@ def test_log_probabilities_are_those_of_one_forward_pass(temperature: float) -> 
 
 
 def test_a_tool_answers_at_token_level() -> None:
-    call = [TOKENIZER.special(TOOL), *TOKENIZER.encode("47+85"), TOKENIZER.special(TOOL_END)]
+    call = [TOKENIZER.special(TOOL), *TOKENIZER.encode("calculator\n47+85"), TOKENIZER.special(TOOL_END)]
     output = [TOKENIZER.special(OUTPUT), *TOKENIZER.encode("132"), TOKENIZER.special(OUTPUT_END)]
     answer = [*TOKENIZER.encode("It is 132."), TOKENIZER.special(IM_END)]
     net = Scripted([*call, *[7] * len(output), *answer])
-    sampler = Sampler(net, TOKENIZER, calculator)
-    one = sampler.sample([[5, 6]], 48, 1.0, [1])[0]
+    sampler = Sampler(net, TOKENIZER, named(["calculator"]))
+    one = sampler.sample([[5, 6]], Sampling(48, 1.0), [1])[0]
     assert one.ids == call + output + answer
     assert one.mask == [1] * len(call) + [0] * len(output) + [1] * len(answer)
     assert len(one.logprobs) == len(one.ids) and one.finished and one.tools == 1
     assert net.fed == [[5, 6], *([token] for token in one.ids[:-1])]  # what the tool said was read by the model
     assert sampler.answer(one) == "It is 132."
-    assert sampler.text(one) == "<|tool|>47+85<|/tool|><|output|>132<|/output|>It is 132."
+    assert sampler.text(one) == "<|tool|>calculator\n47+85<|/tool|><|output|>132<|/output|>It is 132."
 
 
-@pytest.mark.parametrize(("before", "said"), [([], "error"), ([TOOL], "error")])
-def test_a_call_that_is_none_gets_an_error(before: list[str], said: str) -> None:
-    script = [*map(TOKENIZER.special, before), *TOKENIZER.encode("what"), TOKENIZER.special(TOOL_END)]
-    one = Sampler(Scripted([*script, *[7] * 40]), TOKENIZER, calculator).sample([[5]], 30, 0.0, [1])[0]
+@pytest.mark.parametrize(
+    ("before", "call", "said"),
+    [
+        ([], "what", "error: no tool "),
+        ([TOOL], "what", "error: no tool what"),
+        ([TOOL], "calculator", "error"),
+        ([TOOL], "calculator\nwhat", "error"),
+    ],
+)
+def test_a_call_that_is_none_gets_an_error(before: list[str], call: str, said: str) -> None:
+    script = [*map(TOKENIZER.special, before), *TOKENIZER.encode(call), TOKENIZER.special(TOOL_END)]
+    one = Sampler(Scripted([*script, *[7] * 40]), TOKENIZER, named(["calculator"])).sample(
+        [[5]], Sampling(30, 0.0), [1]
+    )[0]
     expected = [TOKENIZER.special(OUTPUT), *TOKENIZER.encode(said), TOKENIZER.special(OUTPUT_END)]
     assert one.ids[len(script) : len(script) + len(expected)] == expected
 
 
 def test_without_a_tool_nothing_is_called() -> None:
-    one = Sampler(Scripted([TOKENIZER.special(TOOL_END)] * 4), TOKENIZER).sample([[5]], 4, 0.0, [1])[0]
+    one = Sampler(Scripted([TOKENIZER.special(TOOL_END)] * 4), TOKENIZER).sample([[5]], Sampling(4, 0.0), [1])[0]
     assert one.tools == 0 and one.mask == [1] * 4 and not one.finished
 
 
 def test_it_ends_at_the_limit_and_at_the_window() -> None:
     net = Scripted([7] * 60)
-    found = Sampler(net, TOKENIZER).sample([[5] * 40, [5] * 3], 20, 0.0, [1, 2])
+    found = Sampler(net, TOKENIZER).sample([[5] * 40, [5] * 3], Sampling(20, 0.0), [1, 2])
     assert [len(one.ids) for one in found] == [8, 20] and not any(one.finished for one in found)
     with pytest.raises(InputError, match="fills the window of 48"):
-        Sampler(net, TOKENIZER).sample([[5] * 48], 1, 0.0, [1])
-    assert Sampler(net, TOKENIZER).sample([], 5, 0.0, []) == []
+        Sampler(net, TOKENIZER).sample([[5] * 48], Sampling(1, 0.0), [1])
+    assert Sampler(net, TOKENIZER).sample([], Sampling(5, 0.0), []) == []
 
 
 def test_the_mode_of_the_model_is_left_as_it_was() -> None:
     net = network().train()
-    Sampler(net, TOKENIZER).sample([[5]], 2, 1.0, [1])
+    Sampler(net, TOKENIZER).sample([[5]], Sampling(2, 1.0), [1])
     assert net.training
 
 
@@ -167,16 +179,16 @@ def test_seeds_are_named_and_go_on() -> None:
 def test_a_stop_text_ends_a_row_wherever_tokens_are_cut(stop: str, said: str) -> None:
     script = [*TOKENIZER.encode("one and two and three"), TOKENIZER.special(IM_END)]
     sampler = Sampler(Scripted(script), TOKENIZER)
-    one = sampler.sample([[5]], 40, 0.0, [1], stop=["never", stop])[0]
+    one = sampler.sample([[5]], Sampling(40, stop=("never", stop)), [1])[0]
     assert one.finished and one.ids == script[: len(one.ids)]
     assert sampler.text(one).startswith(said) and len(sampler.text(one)) < len(said) + 8
 
 
 def test_a_stop_text_inside_a_word_ends_its_row_only() -> None:
     net, drawn = network(), seeds("x", 4)
-    free = Sampler(net, TOKENIZER).sample(PROMPTS, 16, 1.0, drawn)
+    free = Sampler(net, TOKENIZER).sample(PROMPTS, Sampling(16, 1.0), drawn)
     stop = TOKENIZER.decode(free[2].ids[3:5])
-    found = Sampler(net, TOKENIZER).sample(PROMPTS, 16, 1.0, drawn, stop=[stop])
+    found = Sampler(net, TOKENIZER).sample(PROMPTS, Sampling(16, 1.0, stop=(stop,)), drawn)
     for one, whole in zip(found, free, strict=True):
         assert one.ids == whole.ids[: len(one.ids)]
         assert (len(one.ids) < len(whole.ids)) <= (stop in TOKENIZER.decode(one.ids))
@@ -186,16 +198,16 @@ def test_a_stop_text_inside_a_word_ends_its_row_only() -> None:
 def test_ids_are_heard_as_they_come() -> None:
     heard: dict[int, list[int]] = {row: [] for row in range(4)}
     found = Sampler(network(), TOKENIZER).sample(
-        PROMPTS, 12, 1.0, seeds("x", 4), stream=lambda row, token: heard[row].append(token)
+        PROMPTS, Sampling(12, 1.0), seeds("x", 4), stream=lambda row, token: heard[row].append(token)
     )
     assert [heard[row] for row in range(4)] == [one.ids for one in found]
 
 
 def test_many_prompts_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler, drawn = Sampler(network(), TOKENIZER), seeds("x", 4)
-    whole = sampler.many(PROMPTS, 8, 1.0, drawn)
+    whole = sampler.many(PROMPTS, Sampling(8, 1.0), drawn)
     monkeypatch.setattr("inference.sampler.TOGETHER", 3)
-    assert [one.ids for one in sampler.many(PROMPTS, 8, 1.0, drawn)] == [one.ids for one in whole]
+    assert [one.ids for one in sampler.many(PROMPTS, Sampling(8, 1.0), drawn)] == [one.ids for one in whole]
 
 
 def said(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
@@ -225,6 +237,6 @@ def test_a_batch_of_a_demo_model_takes_seconds() -> None:
     config = CONFIG.model_copy(update=sizes)
     net: Any = build(config, 4096, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
     started = time.process_time()
-    Sampler(net, TOKENIZER).sample([[5] * 16] * 256, 32, 1.0, seeds("x", 256))
+    Sampler(net, TOKENIZER).sample([[5] * 16] * 256, Sampling(32, 1.0), seeds("x", 256))
     torch.set_num_threads(threads)
     assert time.process_time() - started < 10  # 2.7 CPU seconds where it was measured

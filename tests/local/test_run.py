@@ -21,7 +21,7 @@ from local.airflow import members
 from local.client import Task
 from local.run import form, options, resolved, settings
 from pipeline import artifact
-from pipeline.artifact import Counts, Stage
+from pipeline.artifact import Counts, RunArtifacts, Stage
 from pipeline.errors import InputError, RecipeError
 from pipeline.progress import Progress
 from pipeline.recipe import load
@@ -99,7 +99,7 @@ def test_lines_say_begin_progress_and_outcome(storage, monkeypatch):
 
 def shown(storage):
     console = Console(file=io.StringIO(), width=200)
-    summary.show(summary.Made(storage, "one"), console)
+    summary.show(RunArtifacts(storage, "one"), console)
     return console.file.getvalue()
 
 
@@ -115,7 +115,7 @@ def publish(storage, stage, name=None, numbers=None, results=None):
 def test_the_summary_says_what_is_there_and_invents_nothing(storage):
     publish(storage, "pretrain", numbers={"loss_first": 8.3, "bits_per_byte": 2.5, "bigram_bits_per_byte": 3.1})
     text = shown(storage)
-    assert "held-out text: 2.500 bits a byte (bigram table 3.100)" in text
+    assert "held-out text: 2.500 bits per byte (bigram table 3.100)" in text
     for absent in ("loss 8", "arithmetic", "assistant", "report", "nothing was done", "nan", "None"):
         assert absent not in text
 
@@ -123,11 +123,11 @@ def test_the_summary_says_what_is_there_and_invents_nothing(storage):
 def test_the_summary_of_a_whole_run(storage):
     publish(storage, "pretrain", numbers={"loss_first": 8.31, "loss_last": 4.2})
     chats = [{"user": f"q{i}", "assistant": f"[answer] {i}"} for i in range(5)]
-    publish(storage, "evaluation", "evaluation-sft", {"sampled_accuracy": 0.4})
-    publish(storage, "evaluation", "evaluation-rl", {"sampled_accuracy": 0.65}, {"chats": chats})
+    publish(storage, "evaluation", "evaluation-sft", {"arithmetic.sampled_accuracy": 0.4})
+    publish(storage, "evaluation", "evaluation-rl", {"arithmetic.sampled_accuracy": 0.65}, {"chats": chats})
     text = shown(storage)
     assert "loss 8.31 -> 4.20" in text
-    assert "unseen arithmetic, sampled: 40.0% before reinforcement learning, 65.0% after" in text
+    assert "arithmetic, held-out questions, sampled: 40.0% before reinforcement learning, 65.0% after" in text
     assert re.findall(r"(user|assistant) +(.+)", text)[:2] == [("user", "q0"), ("assistant", "[answer] 0")]
     assert "q2" in text
     assert "q3" not in text
@@ -153,7 +153,7 @@ def test_a_whole_run_then_one_that_finds_it_made_then_one_that_is_interrupted(tm
     assert first.returncode == 0, first.stdout + first.stderr
     assert re.search(r"^report: .*report\.html$", first.stdout, re.MULTILINE)
     assert re.search(r"^assistant ", first.stdout, re.MULTILINE)
-    assert "arithmetic, sampled" in first.stdout
+    assert "arithmetic, held-out questions, sampled" in first.stdout
     session = Path(".crawl2chat/airflow/session")
     assert not session.exists()
 

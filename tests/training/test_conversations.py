@@ -14,11 +14,17 @@ from evaluation import identity
 from evaluation.identity import NAME
 from evaluation.tasks.arithmetic import Arithmetic
 from pipeline.errors import InputError, RecipeError
+from pipeline.recipe import Sft, load
 from tokenizer.chat import Message
 from training.data import conversations
 from training.data.conversations import DATA
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "source": "mine"}
+
+
+def sft(sources: list[str], tasks: dict[str, int] | None = None) -> Sft:
+    """The demo's section with these sources."""
+    return load("recipes/demo.yaml").sft.model_copy(update={"conversations": sources, "tasks": tasks or {}})
 
 
 def write(folder: Path, *lines: Any) -> Path:
@@ -37,7 +43,10 @@ def users(name: str) -> list[str]:
 
 
 def test_a_file_is_read_in_order(tmp_path: Path) -> None:
-    call = {"role": "assistant", "content": [{"type": "tool", "text": "1+1"}, {"type": "output", "text": "2"}]}
+    call = {
+        "role": "assistant",
+        "content": [{"type": "tool", "name": "calculator", "text": "1+1"}, {"type": "output", "text": "2"}],
+    }
     line = json.dumps(GOOD, ensure_ascii=False).replace("Hello", "a\u2028b")
     path = write(tmp_path, GOOD, "", line, {"messages": [{"role": "user", "content": "1+1"}, call]})
     found = list(conversations.read(path))
@@ -54,6 +63,7 @@ def test_a_file_is_read_in_order(tmp_path: Path) -> None:
         ({"messages": []}, ":2: messages: "),
         ({"messages": [{"role": "user"}]}, ":2: messages.0.content: Field required"),
         ({"messages": [{"role": "tutor", "content": "x"}]}, ":2: messages.0.role: "),
+        ({"messages": [{"role": "user", "content": [{"type": "tool", "text": "1"}]}]}, ":2: messages.0.content."),
         ({"messages": [{"role": "user", "content": "x"}]}, ":2: messages: no turn of the assistant"),
     ],
 )
@@ -64,25 +74,25 @@ def test_errors_name_file_line_and_key(line: Any, said: str, tmp_path: Path) -> 
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    for call in (lambda p: conversations.load([p], 0, 1), lambda p: conversations.assets([p])):
+    for call in (lambda p: conversations.load(sft([p]), [], 1), lambda p: conversations.assets([p])):
         with pytest.raises(InputError, match="cannot be read"):
             call(str(tmp_path / "none.jsonl"))
     with pytest.raises(RecipeError, match="builtin:identity"):
-        conversations.load(["builtin:poems"], 0, 1)
+        conversations.load(sft(["builtin:poems"]), [], 1)
 
 
 def test_sources_are_mixed_by_the_seed(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    sources = ["builtin:identity", "builtin:arithmetic", str(path)]
-    found = conversations.load(sources, 50, 1)
-    assert found == conversations.load(sources, 50, 1) != conversations.load(sources, 50, 2)
+    section = sft(["builtin:identity", str(path)], {"arithmetic": 50})
+    found = conversations.load(section, [], 1)
+    assert found == conversations.load(section, [], 1) != conversations.load(section, [], 2)
     assert len(found) == 5 * len(users("identity")) + 50 + 1
     assert found.count(list(map(Message, GOOD["messages"]))) == 1  # type: ignore[arg-type]
 
 
 def test_assets_change_with_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    sources = ["builtin:smalltalk", "builtin:arithmetic", str(path)]
+    sources = ["builtin:smalltalk", str(path)]
     found = conversations.assets(sources)
     assert found[str(path)] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert set(found) == {"builtin:smalltalk", str(path)}
@@ -90,16 +100,18 @@ def test_assets_change_with_the_file(tmp_path: Path) -> None:
     assert conversations.assets(sources)[str(path)] != found[str(path)]
 
 
-def test_arithmetic_shows_both_ways_alike_and_training_pairs_only() -> None:
-    found = conversations.load(["builtin:arithmetic"], 400, 1)
+def test_a_task_shows_both_ways_where_the_tool_is_there_and_training_pairs_only() -> None:
+    found = conversations.load(sft([], {"arithmetic": 400}), ["calculator"], 1)
     calls = [isinstance(messages[1]["content"], list) for messages in found]
-    assert sum(calls) == 200
+    assert len(found) == 400 and 150 < sum(calls) < 250
     for messages in found:
         a, b = map(int, re.findall(r"\d+", str(messages[0]["content"])))
         assert Arithmetic.split(a, b) == "train"
         content = messages[1]["content"]
         said = content if isinstance(content, str) else content[-1]["text"]
         assert int(said) in (a + b, a - b)
+    without = conversations.load(sft([], {"arithmetic": 400}), [], 1)
+    assert all(isinstance(messages[1]["content"], str) for messages in without)
 
 
 def test_identity_has_many_wordings_and_always_says_the_name() -> None:

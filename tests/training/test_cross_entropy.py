@@ -15,7 +15,7 @@ from pipeline.errors import StageError
 from tests.inference.test_network import shape
 from training.engine import cross_entropy
 from training.engine.cross_entropy import FusedHead
-from training.engine.losses import token_loss
+from training.engine.losses import TokenLoss, token_loss
 
 
 def losses(preset: str, tied: bool, vocabulary: int, rows: int, seed: int, z_loss: float, chunk: int) -> Any:
@@ -28,7 +28,7 @@ def losses(preset: str, tied: bool, vocabulary: int, rows: int, seed: int, z_los
             FusedHead.into(net)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cross_entropy, "CHUNK_BYTES", {"cpu": chunk * 4 * vocabulary})
-            loss = token_loss(net, {"ids": ids, "mask": mask}, z_loss)
+            loss = TokenLoss(z_loss)(net, {"ids": ids, "mask": mask})
         (loss * 0.37).backward()  # type: ignore[no-untyped-call]
         yield float(loss.detach()), {name: p.grad for name, p in net.named_parameters()}
 
@@ -58,7 +58,7 @@ def test_z_loss_pulls_the_sum_of_the_logits_to_one() -> None:
     (cost + 0.3 * logits.logsumexp(-1).square().sum()).backward()
     wanted = [p.grad.clone() for p in net.parameters() if p.grad is not None]
     net.zero_grad()
-    found = token_loss(net, batch, 0.3)
+    found = TokenLoss(0.3)(net, batch)
     found.backward()  # type: ignore[no-untyped-call]
     assert float(found.detach()) == pytest.approx(float(cost.detach()), rel=1e-6)
     for ours, theirs in zip((p.grad for p in net.parameters()), wanted, strict=True):

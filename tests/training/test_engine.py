@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from inference.network import build
 from pipeline.errors import RecipeError, StageError
-from pipeline.recipe import Model, Optimizer
+from pipeline.recipe import AdamW, Model, Muon, Optimizer
 from tests.training.support import finish, ranks
 from training.engine import engine as engines
 from training.engine import optimizer as optimizers
 from training.engine.engine import Engine
-from training.engine.losses import token_loss
+from training.engine.losses import Batch, TokenLoss, token_loss
 from training.engine.optimizer import schedule
 from training.launch import processes
 from training.launch.command import Shape
@@ -32,10 +33,10 @@ CONFIG = Model(preset="qwen3", layers=2, width=32, heads=2, kv_heads=1, head_dim
 
 def optimizer(kind: str, **changes: Any) -> Optimizer:
     settings: dict[str, Any] = {
-        "kind": kind, "lr": 0.003, "muon_lr": 0.02, "betas": (0.9, 0.95), "weight_decay": 0.1, "warmup": 0.2,
+        "kind": kind, "lr": 0.003, "betas": (0.9, 0.95), "weight_decay": 0.1, "warmup": 0.2,
         "decay": 0.2, "fall": "linear", "floor": 0.0, "clip": 0.5, "z_loss": 0.0,
     }  # fmt: skip
-    return Optimizer.model_validate(settings | changes)
+    return Muon(muon_lr=0.02, **settings | changes) if kind == "muon" else AdamW(**settings | changes)
 
 
 def network() -> Any:
@@ -177,6 +178,13 @@ def test_a_step_without_supervised_tokens_is_refused() -> None:
         made.step(rows, token_loss)
 
 
+class Broken(TokenLoss):
+    """A loss that is no number."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        return super().__call__(model, batch) * math.nan
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_steps_without_a_finite_gradient_are_skipped_then_stop(kind: str, shape: Shape) -> None:
@@ -186,9 +194,7 @@ def test_steps_without_a_finite_gradient_are_skipped_then_stop(kind: str, shape:
         made.refresh_plain()
         return {name: one.clone() for name, one in made.plain.state_dict().items()}
 
-    def broken(net: Any, rows: Any) -> Tensor:
-        return token_loss(net, rows) * math.nan
-
+    broken = Broken()
     new = weights()
     made.step(batch(0), token_loss)
     before = weights()
@@ -201,6 +207,46 @@ def test_steps_without_a_finite_gradient_are_skipped_then_stop(kind: str, shape:
     with pytest.raises(StageError, match="steps 4 to 6"):
         made.step(batch(5), broken)
     assert made.skipped == 4
+
+
+class Pairs:
+    """The loss of a reward model (Bradley & Terry): rows in pairs, the better one first; as DPO, it counts pairs."""
+
+    def __init__(self, reference: nn.Module | None = None) -> None:
+        self.reference = reference
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        scores = model(input_ids=batch["ids"], use_cache=False).logits[:, -1, 0]
+        if self.reference is not None:
+            with torch.no_grad():
+                before = self.reference(input_ids=batch["ids"], use_cache=False).logits[:, -1, 0]
+            scores = scores - before
+        return -F.logsigmoid(scores[::2] - scores[1::2]).sum()
+
+    def denominator(self, batch: Batch) -> Tensor:
+        return torch.tensor(len(batch["ids"]) // 2)
+
+
+def test_a_loss_brings_its_own_denominator() -> None:
+    made = Engine(network(), optimizer("adamw"), STEPS, "fp32", processes.start(1))
+    loss, rows = Pairs(), {"ids": batch(0)["ids"]}
+    with torch.no_grad():
+        expected = float(loss(network(), rows)) / (ROWS // 2)
+    step = made.step(rows, loss, 2)
+    assert step.units == ROWS // 2 and step.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_frozen_model_beside_the_engine_takes_no_gradient_and_is_in_no_checkpoint() -> None:
+    made = Engine(network(), optimizer("adamw"), STEPS, "fp32", processes.start(1))
+    reference = made.beside(network())
+    kept, size = {name: one.clone() for name, one in reference.state_dict().items()}, len(made.state()["pieces"])
+    rows = {"ids": batch(0)["ids"]}
+    first = made.step(rows, Pairs(reference), 2)
+    assert first.loss == pytest.approx(math.log(2), rel=1e-5)  # the model is its own reference before it moved
+    assert made.step(rows, Pairs(reference), 2).loss < first.loss
+    assert all(torch.equal(one, kept[name]) for name, one in reference.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in reference.parameters())
+    assert len(made.state()["pieces"]) == size
 
 
 def test_only_hidden_matrices_are_muons() -> None:

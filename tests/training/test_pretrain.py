@@ -41,6 +41,7 @@ from tokenizer.chat import SPECIAL_TOKENS
 from training import pretrain
 from training.data import loader
 from training.engine.engine import rows_a_rank
+from training.engine.losses import TokenLoss
 from training.launch import processes
 from training.launch.command import parse
 from training.launch.processes import World
@@ -298,7 +299,7 @@ def test_a_checkpoint_and_its_tokenizer_are_gone_on_from(
     data = yaml.safe_load(small(tmp_path, steps=2, evaluate_every=1, weights=str(folder)).read_text())
     heads = {"kv_heads": getattr(net.config, "num_key_value_heads", 2)}
     data["model"] |= {"preset": "given", "mlp_width": 64 if make is qwen_like else 128, "tied": True} | heads
-    data["tokenizer"]["source"] = str(folder)
+    data["tokenizer"] = {"source": str(folder), "sample_bytes": 1000}
     path = support.write(data, tmp_path)
     shard = publish(root, path, given=folder)
     support.run(pretrain, root, path, monkeypatch)
@@ -411,7 +412,7 @@ def test_the_last_checkpoint_before_the_rate_falls_stays_and_leads_where_a_longe
 
 def diverging(lr: float) -> dict[str, Any]:
     """An optimizer that multiplies matrices by 1 - 1000 x `lr` each step: -19 at 0.02, 0.5 at 0.0005."""
-    rates = {"kind": "adamw", "lr": lr, "muon_lr": lr, "weight_decay": 1000.0, "warmup": 0.0, "decay": 0.0}
+    rates = {"kind": "adamw", "lr": lr, "weight_decay": 1000.0, "warmup": 0.0, "decay": 0.0}
     return rates | {"betas": [0.9, 0.95], "fall": "linear", "floor": 0.0, "clip": 1.0, "z_loss": 0.0}
 
 
@@ -453,14 +454,15 @@ def test_both_ranks_keep_their_rows_of_a_batch_that_is_broken(tmp_path: Path) ->
 
 
 def test_a_batch_that_makes_no_finite_loss_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, seen, learn = small(tmp_path), [], pretrain.token_loss
+    path, seen = small(tmp_path), []
     publish(tmp_path, path)
 
-    def broken(net: Any, rows: Any, z_loss: float) -> torch.Tensor:
-        seen.append(rows["ids"])
-        return learn(net, rows, z_loss) * (math.nan if len(seen) in (3, 6, 7, 8) else 1.0)
+    class Broken(TokenLoss):
+        def __call__(self, net: Any, rows: Any) -> torch.Tensor:
+            seen.append(rows["ids"])
+            return super().__call__(net, rows) * (math.nan if len(seen) in (3, 6, 7, 8) else 1.0)
 
-    monkeypatch.setattr(pretrain, "token_loss", broken)
+    monkeypatch.setattr(pretrain, "TokenLoss", Broken)
     with pytest.raises(errors.StageError, match=r"steps 6 to 8: loss nan.*the rows of rank 0 are in ") as raised:
         support.run(pretrain, tmp_path, path, monkeypatch)
     assert "begins anew" in raised.value.remedy  # the checkpoint of step 5 leads to step 6 whatever the rate
@@ -471,19 +473,20 @@ def test_a_batch_that_makes_no_finite_loss_is_kept(tmp_path: Path, monkeypatch: 
 def test_too_little_memory_says_what_to_do_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, learn = small(tmp_path, steps=8), pretrain.token_loss
+    path = small(tmp_path, steps=8)
     publish(tmp_path, path)
 
     steps = itertools.count(1)
 
-    def greedy(net: Any, rows: Any, z_loss: float) -> torch.Tensor:
-        return learn(net, rows, z_loss) + torch.zeros(10**15 if next(steps) == 7 else 1).sum()
+    class Greedy(TokenLoss):
+        def __call__(self, net: Any, rows: Any) -> torch.Tensor:
+            return super().__call__(net, rows) + torch.zeros(10**15 if next(steps) == 7 else 1).sum()
 
-    monkeypatch.setattr(pretrain, "token_loss", greedy)
+    monkeypatch.setattr(pretrain, "TokenLoss", Greedy)
     with pytest.raises(errors.MachineError, match="step 7 needs more memory") as raised:
         support.run(pretrain, tmp_path, path, monkeypatch)
     assert "--micro-batch" in raised.value.remedy
-    monkeypatch.setattr(pretrain, "token_loss", learn)
+    monkeypatch.setattr(pretrain, "TokenLoss", TokenLoss)
     support.run(pretrain, tmp_path, path, monkeypatch)
     assert "goes on from step 5" in capsys.readouterr().out
 

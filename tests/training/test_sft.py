@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline import errors
+from pipeline import errors, recipe
 from pipeline.artifact import Published
 from tests.training import support
-from tests.training.support import finish, rows, stage_ranks, wait_for_step
+from tests.training.support import REPOSITORY, finish, rows, stage_ranks, wait_for_step
 from tokenizer import bpe
-from tokenizer.chat import PAD, render
+from tokenizer.chat import PAD, Message, render
 from training import sft
 from training.data import conversations
 from training.engine import checkpoint
@@ -27,16 +28,23 @@ from training.launch.command import parse
 def small(folder: Path, **changes: Any) -> Path:
     """The demo recipe with a tiny model and few conversations."""
     data = support.demo(96)
-    data["sft"] |= {"conversations": ["builtin:smalltalk", "builtin:arithmetic"], "arithmetic": 300, "window": 64}
+    data["sft"] |= {"conversations": ["builtin:smalltalk"], "tasks": {"arithmetic": 300}, "window": 64}
     data["sft"] |= {"batch": 8, "epochs": 0.4, "evaluate_every": 10, "checkpoint_every": 7} | changes
     data["sft"]["optimizer"] |= {"lr": 0.01, "muon_lr": 0.02}
     return support.write(data, folder)
 
 
+def of(tasks: dict[str, int], sources: Sequence[str] = ("builtin:smalltalk",)) -> list[list[Message]]:
+    """The conversations of these tasks and files."""
+    section = recipe.load(REPOSITORY / "recipes/demo.yaml").sft
+    section = section.model_copy(update={"conversations": list(sources), "tasks": tasks})
+    return conversations.load(section, ["calculator"], 1)
+
+
 def publish(root: Path, path: Path) -> Published:
     """A model as pretrain leaves it, whose tokenizer knows the conversations' words."""
-    texts = [json.dumps(messages) for messages in conversations.load(["builtin:smalltalk"], 0, 1)]
-    return support.publish(root, path, "pretrain", bpe.Tokenizer.from_bytes(bpe.train(texts, 400, "qwen2")))
+    texts = [json.dumps(messages) for messages in of({})]
+    return support.publish(root, path, "pretrain", bpe.Tokenizer.from_bytes(bpe.train(texts, 432, "qwen2")))
 
 
 def run(root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +64,7 @@ def test_it_learns_publishes_and_is_not_made_twice(
     published = made(root)
     numbers, counts = published.content.numbers, published.content.counts
     assert counts is not None and counts.dropped["held_out"] > 0
-    assert counts.in_ == len(conversations.load(["builtin:smalltalk", "builtin:arithmetic"], 300, 1))
+    assert counts.in_ == len(of({"arithmetic": 300}))
     assert numbers["loss_first"] - numbers["loss_last"] > 1.0
     found = rows(published)
     assert [row["step"] for row in found] == list(range(1, numbers["steps"] + 1))
@@ -67,7 +75,7 @@ def test_it_learns_publishes_and_is_not_made_twice(
     # The same validation loss, from the published model and one conversation at a time.
     folder = published.storage.local_path(published.folder)
     net, tokenizer = AutoModelForCausalLM.from_pretrained(folder), bpe.Tokenizer.load(folder)
-    everything = conversations.load(["builtin:smalltalk", "builtin:arithmetic"], 300, 1)
+    everything = of({"arithmetic": 300})
     held = {tuple(one.ids): one for one in (render(c, tokenizer) for c in everything) if sft.held_out(one)}
     cost = count = 0.0
     with torch.no_grad():
@@ -118,15 +126,15 @@ def test_the_order_does_not_depend_on_the_ranks(tmp_path: Path) -> None:
 
 def test_only_what_the_assistant_says_is_learned() -> None:
     tokenizer = bpe.Tokenizer.from_bytes(bpe.train(["what is it"], 300, "qwen2"))
-    for messages in conversations.load(["builtin:arithmetic"], 6, 1):
+    for messages in of({"arithmetic": 6}, []):
         one = render(messages, tokenizer)
-        packed = sft.pack([one], 64, tokenizer.special(PAD))
+        packed = sft.pack([one], 96, tokenizer.special(PAD))
         learned = tokenizer.decode(packed.ids[0][packed.mask[0].bool()].tolist())
         content = messages[1]["content"]
         if isinstance(content, str):
             assert learned == f"{content}<|im_end|>"
         else:
-            assert learned == f"<|tool|>{content[0]['text']}<|/tool|>{content[2]['text']}<|im_end|>"
+            assert learned == f"<|tool|>calculator\n{content[0]['text']}<|/tool|>{content[2]['text']}<|im_end|>"
 
 
 def test_a_changed_file_of_conversations_is_another_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +143,7 @@ def test_a_changed_file_of_conversations_is_another_artifact(tmp_path: Path, mon
     for word in ("yes", "no"):
         messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": word}]
         talk.write_text(json.dumps({"messages": messages}) + "\n")
-        path = small(tmp_path, conversations=[str(talk)], epochs=1, batch=1)
+        path = small(tmp_path, conversations=[str(talk)], tasks={}, epochs=1, batch=1)
         publish(tmp_path / "root", path)
         run(tmp_path / "root", path, monkeypatch)
         found.append(made(tmp_path / "root").content.fingerprint)

@@ -24,6 +24,7 @@ from web.report.waterfall import waterfall
 
 HOSTILE = "</p><script>alert('x')</script><img src=x onerror=alert(1)> {{ 7*7 }} \x07\u202e hidden"
 RUN = "small"
+STARTS = {"greedy": 0.4, "sampled": 0.3}  # accuracies before reinforcement
 
 
 def opened(storage: Storage, name: str, sources: list[Published], recipe: dict[str, Any] | None = None) -> Building:
@@ -155,13 +156,16 @@ def models(storage: Storage, shard: Published) -> None:
             "reward": 0.3 + n / 80 + math.sin(n) / 20,
             "tool_rate": 0.2 + n / 60,
             "length": 12 - n / 9,
-            "telling_groups": 1 - n / 40,
+            "informative_groups": 1 - n / 40,
             "loss": 0.0,
         }
         for n in range(1, 38)
     ]
     for row in (steps[9], steps[19], steps[29], steps[36]):
-        row |= {"greedy_accuracy": 0.4 + row["step"] / 80, "sampled_accuracy": 0.3 + row["step"] / 80}
+        row |= {
+            "arithmetic.greedy_accuracy": 0.4 + row["step"] / 80,
+            "arithmetic.sampled_accuracy": 0.3 + row["step"] / 80,
+        }
     better = building.publish([lines(building, "metrics.jsonl", steps)], numbers={})
     for name, made, right in (("pretrain", base, 0.0), ("sft", tuned, 0.31), ("rl", better, 0.74)):
         building = opened(storage, f"evaluation-{name}", [made], {"arithmetic": 200})
@@ -173,7 +177,15 @@ def models(storage: Storage, shard: Published) -> None:
         storage.write(building.file("results.json"), json.dumps(results).encode())
         building.publish(
             [artifact.describe(storage, building.pointer.folder, "results.json", 1)],
-            numbers={"sampled_accuracy": right, "greedy_accuracy": right, "tool_rate": right, "answer_length": 9.5},
+            numbers={
+                f"arithmetic.{name}": value
+                for name, value in {
+                    "sampled_accuracy": right,
+                    "greedy_accuracy": right,
+                    "tool_rate": right,
+                    "answer_length": 9.5,
+                }.items()
+            },
         )
 
 
@@ -310,7 +322,7 @@ def test_redactions_tokens_and_story(whole: str) -> None:
     assert "conversations 6,100 used 6,090 left out: too long 10" in text
     assert (
         "Of 20 responses in 2 WARC files, 6 documents stayed (30%); they became 1.23 M training tokens; a model of "
-        "3.9 M parameters predicts held-out text at 1.81 bits a byte, where a table of token pairs needs 2.20; it "
+        "3.9 M parameters predicts held-out text at 1.81 bits per byte, where a table of token pairs needs 2.20; it "
         "answers 74% of the unseen arithmetic questions, 31% before reinforcement." in text
     )
 
@@ -318,8 +330,8 @@ def test_redactions_tokens_and_story(whole: str) -> None:
 def test_curves_have_text_alternatives_and_levels(whole: str) -> None:
     labels = [value or "" for name, value in Page(whole).attributes if name == "aria-label"]
     assert any("unigram table 2.91" in label and "bigram table 2.2" in label for label in labels)
-    assert any("unseen, sampled from 0.425 to 0.762; unseen, greedy from 0.525" in label for label in labels)
-    for title in ("Calls of the calculator", "Length of an answer", "Groups that teach"):
+    assert any("held out, sampled from 0.425 to 0.762; held out, greedy from 0.525" in label for label in labels)
+    for title in ("Accuracy, arithmetic", "Tool calls", "Length of a sample", "Groups with differing rewards"):
         assert any(label.startswith(f"{title}: ") for label in labels)
     assert "nan" not in whole.lower().replace("lineage", "")
 
@@ -327,9 +339,9 @@ def test_curves_have_text_alternatives_and_levels(whole: str) -> None:
 def test_models_stand_side_by_side(whole: str) -> None:
     text = " ".join(Page(whole).text.split())
     assert "Who are you? Base Said nothing. Fine-tuned I am <b>sft</b>. Reinforced I am <b>rl</b>." in text
-    assert "sampled accuracy 0% 31% 74%" in text
+    assert "arithmetic: sampled accuracy 0% 31% 74%" in text
     assert "Are you a lamp? Base No, says pretrain." in text
-    assert "the calculator is called in 74% of answers, 31% before; an answer takes 9.5 tokens, 9.5 before." in text
+    assert "a tool is called in 74% of samples, 31% before; a sample takes 9.5 tokens, 9.5 before." in text
 
 
 def test_lineage_names_every_artifact(whole: str, storage: Storage) -> None:
@@ -346,7 +358,7 @@ def test_a_run_that_is_not_finished_invents_nothing(storage: Storage) -> None:
     text = " ".join(Page(html).text.split())
     assert "Pretraining not finished" in text
     assert "Reinforcement learning not run" in text
-    assert "bits a byte" not in text
+    assert "bits per byte" not in text
     assert "<polyline" not in html
     assert text.count("Not run.") >= 4
 
@@ -355,7 +367,7 @@ def test_only_models_no_pages(storage: Storage) -> None:
     building = opened(storage, "pretrain", [])
     building.publish([], numbers={"bits_per_byte": 2.0})
     text = " ".join(Page(page(storage)).text.split())
-    assert "A model predicts held-out text at 2.00 bits a byte." in text
+    assert "A model predicts held-out text at 2.00 bits per byte." in text
     assert "Extract: not run." in text
 
 
@@ -386,7 +398,7 @@ def test_same_artifacts_same_report_and_new_ones_a_new_one(storage: Storage) -> 
 def test_learned_is_honest(storage: Storage) -> None:
     def evaluated(model: str, right: float) -> None:
         building = opened(storage, f"evaluation-{model}", [], {"of": model, "right": right})
-        building.publish([], numbers={"sampled_accuracy": right, "questions": 200})
+        building.publish([], numbers={"arithmetic.sampled_accuracy": right, "arithmetic.questions": 200})
 
     evaluated("sft", 0.30)
     evaluated("rl", 0.33)

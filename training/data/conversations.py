@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal, cast
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from evaluation.tasks.arithmetic import Arithmetic
+from evaluation import tasks
 from pipeline import lines
 from pipeline.errors import InputError, RecipeError
+from pipeline.recipe import Sft
 from tokenizer.chat import Message
 
 DATA = Path(__file__).parent / "builtin"
@@ -23,6 +25,13 @@ _REPEATS = {"identity": 5, "smalltalk": 6}  # few sentences, seen several times 
 class _Part(BaseModel):
     type: Literal["text", "tool", "output"]
     text: str
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _calls_are_named(self) -> _Part:
+        if (self.type == "tool") != (self.name is not None):
+            raise ValueError("a part of type 'tool' has the tool's name, and no other part has one")
+        return self
 
 
 class _Message(BaseModel):
@@ -48,7 +57,7 @@ def read(path: Path) -> Iterator[list[Message]]:
                 f"{path}:{number}: {key}: {first['msg']}",
                 'a line is {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}',
             ) from error
-        messages = cast(list[Message], found.model_dump()["messages"])
+        messages = cast(list[Message], found.model_dump(exclude_none=True)["messages"])
         if not any(message["role"] == "assistant" for message in messages):
             raise InputError(
                 f"{path}:{number}: messages: no turn of the assistant", "there is nothing to learn from it"
@@ -56,25 +65,23 @@ def read(path: Path) -> Iterator[list[Message]]:
         yield messages
 
 
-def load(sources: Sequence[str], arithmetic: int, seed: int) -> list[list[Message]]:
-    """All conversations of a recipe's sources, shuffled by the seed."""
+def load(section: Sft, tools: Collection[str], seed: int) -> list[list[Message]]:
+    """All conversations of a recipe's files and tasks, shuffled by the seed. `tools`: those that the model has."""
     found: list[list[Message]] = []
-    rng = random.Random(f"{seed}:conversations")
-    for source in sources:
-        if source == f"{BUILTIN}arithmetic":
-            task = Arithmetic()
-            # Direct answers and calculator calls alike: which is better is for rl to find out.
-            found += [task.conversation(task.question(rng, "train"), tool=i % 2 == 0) for i in range(arithmetic)]
-        else:
-            path, repeats = _file(source)
-            found += list(read(path)) * repeats
-    rng.shuffle(found)
+    for source in section.conversations:
+        path, repeats = _file(source)
+        found += list(read(path)) * repeats
+    for name, count in section.tasks.items():
+        task = tasks.named(name)
+        questions = islice(task.questions("train", f"{seed}:sft:{name}"), count)
+        found += [task.conversation(question, tools) for question in questions]
+    random.Random(f"{seed}:conversations").shuffle(found)
     return found
 
 
 def assets(sources: Sequence[str]) -> dict[str, str]:
     """Sha256 of the files behind a recipe's sources, by source, for the fingerprint."""
-    return {source: _sha256(_file(source)[0]) for source in sources if source != f"{BUILTIN}arithmetic"}
+    return {source: _sha256(_file(source)[0]) for source in sources}
 
 
 def _file(source: str) -> tuple[Path, int]:
@@ -83,7 +90,7 @@ def _file(source: str) -> tuple[Path, int]:
     if name == source:
         return Path(source), 1
     if name not in _REPEATS:
-        known = ", ".join(BUILTIN + other for other in (*_REPEATS, "arithmetic"))
+        known = ", ".join(BUILTIN + other for other in _REPEATS)
         raise RecipeError(f"sft.conversations: {source!r} is not known", f"name a file or one of {known}")
     return DATA / f"{name}.jsonl", _REPEATS[name]
 

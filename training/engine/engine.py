@@ -28,7 +28,7 @@ from pipeline.errors import RecipeError, StageError
 from pipeline.recipe import Optimizer
 from training.engine import optimizer, zero
 from training.engine.cross_entropy import FusedHead
-from training.engine.losses import Autocast, Batch, Loss, supervised
+from training.engine.losses import Autocast, Batch, Loss
 from training.engine.optimizer import parameter_groups, schedule
 from training.launch.command import Shape
 from training.launch.processes import TIMEOUT, World
@@ -39,12 +39,15 @@ MAX_SKIPPED = 3  # steps in a row without a finite gradient, then something is b
 
 @dataclass(frozen=True)
 class Metrics:
-    """One optimizer step. `loss` in nats a token; `grad_norm` before clipping; `lr` is AdamW's."""
+    """One optimizer step. `loss` per unit (nats per token); `grad_norm` before clipping; `lr` is AdamW's.
+
+    `units`: what the loss was divided by, over all ranks: supervised tokens, or pairs.
+    """
 
     loss: float
     grad_norm: float
     lr: float
-    tokens: int
+    units: int
     skipped: bool
 
 
@@ -134,21 +137,24 @@ class Engine:
     def step(self, batch: Batch, loss: Loss, micro: int | None = None) -> Metrics:
         """One optimizer step over this rank's rows; every rank brings as many.
 
-        `batch` holds at least `mask`, whose targets are the denominator. `micro`: rows at once, where the caller
-        knows better than `micro_rows`. Raises `StageError` where nothing is supervised, or where three steps in a row
-        have no finite gradient (each such step is skipped and counted).
+        `batch` holds at least `ids` [rows, tokens]. `micro`: rows at once, where the caller knows better than
+        `micro_rows`. Raises `StageError` where nothing is supervised, or where three steps in a row have no finite
+        gradient (each such step is skipped and counted).
         """
-        rows, tokens = batch["mask"].shape
+        # 1. How many rows go through the model at once, and what the loss is divided by: units of all ranks.
+        rows, tokens = batch["ids"].shape
         asked = micro or self.shape.micro_batch
         size = divisor(rows, asked) if asked else micro_rows(rows, tokens, self._vocabulary(), self.world.device.type)
         device = self.world.device
-        count = supervised(batch).to(device=device, dtype=torch.float64)
+        count = loss.denominator(batch).to(device=device, dtype=torch.float64)
         self._sum(count)
         if count == 0:
             raise StageError(f"step {self.done + 1}: no token is supervised", "check the masks of the data")
+        # 2. The schedule's rate for each group of parameters.
         for group, peak in zip(self.zero.groups, self._peaks, strict=True):
             group["lr"] = peak * self.factor()
         rate = self.section.lr * self.factor()
+        # 3. Forward and backward, micro-batch by micro-batch. DeepSpeed averages gradients over ranks: undo that.
         self.deepspeed.train()
         scale = self.world.size / float(count)
         total = torch.zeros((), dtype=torch.float64, device=device)
@@ -159,10 +165,12 @@ class Engine:
                 value = loss(self.deepspeed, part)
             total += value.detach().double()
             self.deepspeed.backward(value * scale)
+        # 4. The step. The mean loss is that of all ranks' rows.
         self.deepspeed.step()
         self._sum(total)
         mean = float(total / count)
         norm = float(self.deepspeed.get_global_grad_norm() or 0.0) if self._norm is None else self._norm
+        # 5. A step without a finite gradient moved nothing (DeepSpeed skips it); some in a row are a broken run.
         bad = not (math.isfinite(mean) and math.isfinite(norm))
         self.done += 1
         self.skipped += bad
@@ -174,6 +182,13 @@ class Engine:
                 "lower the learning rate, or look for damaged data",
             )
         return Metrics(mean, norm, rate, int(count), bad)
+
+    def beside(self, model: nn.Module) -> nn.Module:
+        """A frozen model on this engine's device, for a loss to compare with: a reference, a reward model.
+
+        It takes no gradient, and is in no optimizer, checkpoint or export. Each rank holds all of it.
+        """
+        return model.to(self.world.device).eval().requires_grad_(False)
 
     def _vocabulary(self) -> int:
         return int(self.model.config.vocab_size)  # type: ignore[union-attr, arg-type]

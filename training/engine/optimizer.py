@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.recipe import Optimizer
+from pipeline.recipe import Muon, Optimizer
 
 MOMENTUM = 0.95  # Muon: Keller Jordan's choice, https://kellerjordan.github.io/posts/muon/
 EPSILON = 1e-8  # Adam (Kingma & Ba 2015)
@@ -51,7 +51,7 @@ def parameter_groups(model: nn.Module, section: Optimizer) -> list[dict[str, Any
         parts[part].append(parameter)
     groups: list[dict[str, Any]] = []
     for part, found in parts.items():
-        peak = section.muon_lr if part == "muon" else section.lr
+        peak = section.muon_lr if part == "muon" and isinstance(section, Muon) else section.lr
         decay = 0.0 if part == "vector" else section.weight_decay
         group: dict[str, Any] = {"params": found, "lr": peak, "weight_decay": decay, "name": part}
         if part == "muon":

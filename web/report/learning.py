@@ -8,9 +8,12 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.artifact import RunArtifacts
+from pipeline.numbers import asked_tasks
+from pipeline.stages import EVALUATIONS
 from web.charts import Level, Point, Series, line_chart
 from web.words import facts, percent, shown
 
+BEFORE, AFTER = EVALUATIONS["sft"].name, EVALUATIONS["rl"].name  # reinforcement
 EACH_STEP = ("loss", "reward")  # measured at each step: noise around what is measured now and then
 
 
@@ -60,8 +63,8 @@ def loss_section(run: RunArtifacts, stage: str) -> dict[str, Any]:
         "bigram table": run.number(stage, "bigram_bits_per_byte"),
     }
     charts = [
-        chart(rows, "Loss", "nats a token", {"each step": "loss", "held out": "validation_loss"}),
-        chart(rows, "Held-out text", "bits a byte, lower is better", {"model": "bits_per_byte"}, tables),
+        chart(rows, "Loss", "nats per token", {"each step": "loss", "held out": "validation_loss"}),
+        chart(rows, "Held-out text", "bits per byte, lower is better", {"model": "bits_per_byte"}, tables),
     ]
     return {
         "charts": [c for c in charts if c],
@@ -74,29 +77,44 @@ def loss_section(run: RunArtifacts, stage: str) -> dict[str, Any]:
 def reinforcement(run: RunArtifacts) -> dict[str, Any]:
     """Charts of the reinforcement, and what they say in a sentence."""
     rows = run.rows("rl", "metrics.jsonl")
-    lines = {"training questions": "reward", "unseen, sampled": "sampled_accuracy", "unseen, greedy": "greedy_accuracy"}
-    charts = [
-        chart(rows, "Accuracy", "of answers", lines, unit="share"),
-        chart(rows, "Calls of the calculator", "of answers", {"answers with a call": "tool_rate"}, unit="share"),
-        chart(rows, "Length of an answer", "tokens", {"length": "length"}),
+    tasks = dict.fromkeys(key.rpartition(".")[0] for row in rows for key in row if key.endswith("_accuracy"))
+    accuracies = [
         chart(
-            rows, "Groups that teach", "of questions, answers not all alike", {"groups": "telling_groups"}, unit="share"
-        ),
+            rows,
+            f"Accuracy, {task}",
+            "share of samples",
+            {
+                "training questions": "reward",
+                "held out, sampled": f"{task}.sampled_accuracy",
+                "held out, greedy": f"{task}.greedy_accuracy",
+            },
+            unit="share",
+        )
+        for task in tasks
+    ]
+    informative = {"groups": "informative_groups"}
+    charts = [
+        *accuracies,
+        chart(rows, "Tool calls", "share of samples with one", {"with a call": "tool_rate"}, unit="share"),
+        chart(rows, "Length of a sample", "tokens", {"length": "length"}),
+        chart(rows, "Groups with differing rewards", "share of questions", informative, unit="share"),
     ]
     return {"charts": [c for c in charts if c], "facts": numbers(run, "rl"), "samples": [], "learned": learned(run)}
 
 
 def learned(run: RunArtifacts) -> str:
-    """What reinforcement changed, from the evaluations before and after; said plainly where it changed nothing.
+    """What reinforcement changed, task by task, from the evaluations before and after; said plainly where nothing."""
+    return " ".join(filter(None, (_learned(run, task) for task in asked_tasks(run.number(AFTER)))))
 
-    A change within two standard errors of the difference of two shares is called no change.
-    """
+
+def _learned(run: RunArtifacts, task: str) -> str:
+    """A change within two standard errors of the difference of two shares is called no change."""
     told = []
     for how in ("sampled", "greedy"):
-        before, after = accuracy(run, "sft", how), accuracy(run, "rl", how)
+        before, after = accuracy(run, "sft", task, how), accuracy(run, "rl", task, how)
         if before is None or after is None:
             continue
-        asked = run.number("evaluation-rl", "questions")
+        asked = run.number(AFTER, f"{task}.questions")
         noise = 2 * ((before * (1 - before) + after * (1 - after)) / asked) ** 0.5 if asked else 0.0
         change = f"from {percent(before)} to {percent(after)}"
         if abs(after - before) <= noise:
@@ -106,18 +124,18 @@ def learned(run: RunArtifacts) -> str:
     if not told:
         return ""
     for key, text, form in (
-        ("tool_rate", "the calculator is called in {} of answers, {} before", percent),
-        ("answer_length", "an answer takes {} tokens, {} before", shown),
+        ("tool_rate", "a tool is called in {} of samples, {} before", percent),
+        ("answer_length", "a sample takes {} tokens, {} before", shown),
     ):
-        before, after = run.number("evaluation-sft", key), run.number("evaluation-rl", key)
+        before, after = run.number(BEFORE, f"{task}.{key}"), run.number(AFTER, f"{task}.{key}")
         if before is not None and after is not None:
             told.append(text.format(form(after), form(before)))
-    return f"On arithmetic questions that no stage has seen, {'; '.join(told)}."
+    return f"On {task} questions that no stage has seen, {'; '.join(told)}."
 
 
-def accuracy(run: RunArtifacts, model: str, how: str = "sampled") -> float | None:
-    """Share of unseen arithmetic questions that a model answers right: `sampled`, or `greedy`."""
-    value = run.number(f"evaluation-{model}", f"{how}_accuracy")
+def accuracy(run: RunArtifacts, model: str, task: str, how: str = "sampled") -> float | None:
+    """Share of a task's held-out questions that a model answers right: `sampled`, or `greedy`."""
+    value = run.number(EVALUATIONS[model].name, f"{task}.{how}_accuracy")
     return float(value) if isinstance(value, (int, float)) else None
 
 

@@ -24,7 +24,10 @@ def models(run: RunArtifacts) -> dict[str, Any]:
         ]
 
     rates = [
-        (name.replace("_", " "), [rate(name, run.number(EVALUATIONS[model].name, name)) for model in results])
+        (
+            name.replace("_", " ").replace(".", ": "),
+            [rate(name, run.number(EVALUATIONS[model].name, name)) for model in results],
+        )
         for name in dict.fromkeys(
             key
             for model in results

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pipeline.artifact import RunArtifacts
+from pipeline.numbers import asked_tasks
+from pipeline.stages import EVALUATIONS
 from web.report.learning import accuracy
 from web.report.waterfall import kept_of
 from web.words import percent, short
@@ -27,13 +29,15 @@ def story(run: RunArtifacts) -> str:
         beside = f", where a table of token pairs needs {bigram:.2f}" if bigram else ""
         told.append(
             f"a model{f' of {short(size)} parameters' if size else ''} "
-            f"predicts held-out text at {bits:.2f} bits a byte{beside}"
+            f"predicts held-out text at {bits:.2f} bits per byte{beside}"
         )
-    first, last = accuracy(run, "sft"), accuracy(run, "rl")
-    if last is not None:
-        before = f", {percent(first)} before reinforcement" if first is not None else ""
-        told.append(f"it answers {percent(last)} of the unseen arithmetic questions{before}")
-    elif first is not None:
-        told.append(f"fine-tuned, it answers {percent(first)} of the unseen arithmetic questions")
+    tasks = [name for model in ("rl", "sft") for name in asked_tasks(run.number(EVALUATIONS[model].name))]
+    for task in dict.fromkeys(tasks):
+        first, last = accuracy(run, "sft", task), accuracy(run, "rl", task)
+        if last is not None:
+            before = f", {percent(first)} before reinforcement" if first is not None else ""
+            told.append(f"it answers {percent(last)} of the unseen {task} questions{before}")
+        elif first is not None:
+            told.append(f"fine-tuned, it answers {percent(first)} of the unseen {task} questions")
     text = "; ".join(told) or "nothing that can be counted has run yet"
     return f"{text[0].upper()}{text[1:]}."
