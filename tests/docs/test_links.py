@@ -102,7 +102,7 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     readme = ROOT / "README.md"
     assert missing(readme, "docs/nothing.md") and missing(readme, "docs/scale.md#no-such-heading")
     assert missing(readme, "../elsewhere") and missing(readme, "#two-commands") is None
-    assert missing(readme, "docs/scale.md#where-it-goes-and-which-setting-carries-it") is None
+    assert missing(readme, "docs/scale.md#where-the-cost-arises-and-which-settings-decide-it") is None
     assert not is_file("jobs/nothing.py", readme) and is_file("jobs/extract.py", readme) and is_file("recipes/", readme)
     page = tmp_path / "page.md"
     page.write_text("[a](b.md) ![c](d.svg)\n\n    [code](e.md)\n\n```\n[f](g.md)\n```\n[h](https://x)\n")
