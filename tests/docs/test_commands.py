@@ -40,7 +40,7 @@ COVERED = {
     "make lint": ".ci/run",
     "make run": "tests/local/test_run.py::test_a_whole_run_then_one_that_finds_it_made_then_one_that_is_interrupted",
     "make test": ".ci/run",
-    "make test-all": ".ci/run",
+    "make test-all": ".github/workflows/nightly.yml",
     "make ui": "tests/local/test_assets.py::test_a_corpus_starts_the_model_that_names_it",
     "python -m local.run": "tests/local/test_run.py::test_the_form_builds_the_recipe_that_was_checked",
     "python -m tests.training.test_parity": "tests/training/test_parity.py::test_every_stage_equals_plain_torch",
@@ -62,7 +62,7 @@ ROAD = (
     ),
     *("python evaluation/spans.py", "python evaluation/memorization.py", "python evaluation/measure.py"),
     *("python -m inference.generate", "python -m training.samples", "python -m training.depth"),
-    *("python -m web.report", "python -m web.serve", "python -m pipeline.gc", "make clean"),
+    *("python -m web.report", "python -m web.road", "python -m web.serve", "python -m pipeline.gc", "make clean"),
 )
 BENCH = re.compile(r"make bench-([\w-]+)|python -m bench\.(\w+)")  # their options are compared with their help
 LONGEST = 300.0  # seconds
@@ -150,13 +150,19 @@ def test_a_command_is_run_or_covered_or_says_what_it_needs(command: Command) -> 
 @pytest.mark.parametrize(("beginning", "by"), COVERED.items())
 def test_who_covers_a_command_exists(beginning: str, by: str) -> None:
     file, _, test = by.partition("::")
-    assert re.search(rf"def {test}\(" if test else rf"(?m)^{beginning}( |$)", (ROOT / file).read_text())
+    run = rf"(?m)^(\s+- run: )?{beginning}( |$)"
+    assert re.search(rf"def {test}\(" if test else run, (ROOT / file).read_text())
     assert any(begins(plain(command.text), beginning) for command in FOUND), "nobody shows it any more"
 
 
-def test_the_workflow_does_what_the_script_does_and_nothing_else() -> None:
-    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
-    assert [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step] == [".ci/run"]
+def test_the_workflows_run_one_command_each_on_the_same_machine() -> None:
+    commands_run, machines = [], []
+    for workflow in ("ci", "nightly"):
+        job = yaml.safe_load((ROOT / f".github/workflows/{workflow}.yml").read_text())["jobs"]["test"]
+        commands_run.append([step["run"] for step in job["steps"] if "run" in step])
+        machines.append((job["runs-on"], [step for step in job["steps"] if "run" not in step]))
+    assert commands_run == [[".ci/run"], ["make test-all"]]
+    assert machines[0] == machines[1]
 
 
 def test_what_no_one_knows_is_found() -> None:

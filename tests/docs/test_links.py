@@ -13,7 +13,7 @@ from tests.docs.commands import ROOT, files, name
 
 MARKDOWN = files(".md")
 TREE = {name(path) for path in ROOT.rglob("*") if not path.relative_to(ROOT).parts[0].startswith(".")}
-TREE |= {".ci/run", ".github/workflows/ci.yml"}
+TREE |= {".ci/run", *(name(path) for path in ROOT.glob(".github/workflows/*.yml"))}
 # An ending by which a name within backticks is a file of ours, or a folder.
 FILE = re.compile(r"^[\w.][\w./*-]*(\.(py|md|yaml|yml|sh|svg|toml|lock|j2|tpl|conf|jsonl|warc\.gz)|/)$")
 # Named in the text, and not ours or made by a run.
@@ -33,9 +33,13 @@ def text_of(file: Path) -> str:
 
 
 def headings(file: Path) -> set[str]:
-    """Anchors as GitHub makes them of headings: small letters, punctuation out, blanks to hyphens."""
-    found = re.findall(r"^#+ +(.*)$", text_of(file), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+    """Anchors of a page."""
+    return {anchor(heading) for heading in re.findall(r"^#+ +(.*)$", text_of(file), re.M)}
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes one: lower case, without punctuation, blanks to hyphens."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def links(file: Path) -> Iterator[str]:
@@ -87,11 +91,18 @@ def test_every_page_of_the_documentation_is_reached_from_the_readme() -> None:
     assert {name(file) for file in MARKDOWN if name(file).startswith("docs/")} <= {name(file) for file in seen}
 
 
+@pytest.mark.parametrize("page", ["bench/RESULTS.md", "docs/decisions.md"])
+def test_the_index_of_a_page_names_all_of_its_sections(page: str) -> None:
+    sections = set(re.findall(r"^## +(.*)$", text_of(ROOT / page), re.M))
+    anchors = {anchor(section) for section in sections}
+    assert anchors == {target.removeprefix("#") for target in links(ROOT / page) if target.startswith("#")}
+
+
 def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     readme = ROOT / "README.md"
     assert missing(readme, "docs/nothing.md") and missing(readme, "docs/scale.md#no-such-heading")
     assert missing(readme, "../elsewhere") and missing(readme, "#two-commands") is None
-    assert missing(readme, "docs/scale.md#where-it-goes-and-which-setting-carries-it") is None
+    assert missing(readme, "docs/scale.md#where-the-cost-arises-and-which-settings-decide-it") is None
     assert not is_file("jobs/nothing.py", readme) and is_file("jobs/extract.py", readme) and is_file("recipes/", readme)
     page = tmp_path / "page.md"
     page.write_text("[a](b.md) ![c](d.svg)\n\n    [code](e.md)\n\n```\n[f](g.md)\n```\n[h](https://x)\n")
