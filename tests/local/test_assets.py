@@ -14,7 +14,7 @@ from local.web import served
 from pipeline import artifact
 from pipeline.storage import Storage
 from tests.local import runs
-from tests.local.runs import answer, ended, until
+from tests.local.runs import LONGEST, answer, ended, until
 
 ASKS = {"approval.canary_warcs": 1, "approval.core_hours": 1e-6}
 
@@ -51,7 +51,7 @@ def test_a_corpus_starts_the_model_that_names_it(tmp_path, monkeypatch):
         storage, name = Storage(root), artifact.run_name(started_run)
         assert artifact.of_run(storage, name, "evaluation-rl").content.counts is None
         assert artifact.pointer(storage, name, "shard").state == "reused"
-        page = httpx.get(f"{installation.web_url}/runs/{started_run}").text
+        page = httpx.get(f"{installation.web_url}/runs/{started_run}", timeout=LONGEST).text
         assert "Reinforcement learning" in page
 
         events = airflow.call("GET", "assets/events").json()["asset_events"]
