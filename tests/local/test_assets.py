@@ -37,7 +37,7 @@ def test_a_corpus_starts_the_model_that_names_it(tmp_path, monkeypatch):
 
         airflow.trigger("corpus", "first", {"root": str(root)})
         request = answer(airflow, "corpus", "first", "corpus.approve", "Approve")
-        assert "core hours, 1e-06 need no asking" in request["subject"]
+        assert "core hours; more than 1e-06 needs approval" in request["subject"]
         assert "| WARC files | 2 |" in request["body"]
         assert ended(airflow, "corpus", "first") == "success"
         tasks = airflow.tasks("corpus", "first")
