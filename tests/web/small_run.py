@@ -29,13 +29,13 @@ def opened(storage: Storage, name: str, sources: list[Published], recipe: dict[s
     return building
 
 
-def table(building: Building, rows: list[dict[str, Any]]) -> list[File]:
+def table(building: Building, rows: list[Row]) -> list[File]:
     with building.storage.writing(building.file("part-00000.parquet")) as stream:
         pq.write_table(pa.Table.from_pylist(rows), stream)
     return [artifact.describe(building.storage, building.pointer.folder, "part-00000.parquet", len(rows))]
 
 
-def lines(building: Building, path: str, rows: list[dict[str, Any]]) -> File:
+def lines(building: Building, path: str, rows: list[Row]) -> File:
     building.storage.write(building.file(path), "".join(json.dumps(row) + "\n" for row in rows).encode())
     return artifact.describe(building.storage, building.pointer.folder, path, len(rows))
 
@@ -150,9 +150,7 @@ def _decontaminate(storage: Storage, redacted: Published, take_down: list[Path])
 
 def models(storage: Storage, shard: Published) -> None:
     building = opened(storage, "pretrain", [shard])
-    steps: list[dict[str, Any]] = [
-        {"step": n, "loss": 8 * math.exp(-n / 60) + 3 + math.sin(n) / 5} for n in range(1, 401)
-    ]
+    steps: list[Row] = [{"step": n, "loss": 8 * math.exp(-n / 60) + 3 + math.sin(n) / 5} for n in range(1, 401)]
     steps[200]["loss"] = None  # a skipped step
     for row in steps[49::50]:
         row |= {"validation_loss": row["step"] ** -0.2 * 9, "bits_per_byte": row["step"] ** -0.2 * 6}

@@ -31,12 +31,12 @@ def whole(storage: Storage) -> str:
 
 
 def page(storage: Storage) -> str:
-    made = report.publish(storage, RUN)
-    return storage.read(made.file(report.FILE)).decode()
+    published = report.publish(storage, RUN)
+    return storage.read(published.file(report.FILE)).decode()
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text, as a browser's parser sees them."""
+    """Tags, attributes and text of a page, as a browser would parse them."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_every_count_of_the_fall_is_there(whole: str, storage: Storage) -> None:
         ("After decontaminate", 6),
         ("After shard", 6),
     ]
-    # A dropped bar stands where the kept one ends: nothing overlaps, nothing is left out.
+    # A dropped bar begins where the kept one ends: nothing overlaps, nothing is left out.
     assert [bar["left"] for bar in bars if bar["kind"] == "dropped"] == [0.75, 0.6, 0.4, 0.3]
     text = " ".join(Page(whole).text.split())
     assert "not 200 5 25%" in text
@@ -112,7 +112,7 @@ def test_documents_show_reason_scores_and_redacted_text(whole: str) -> None:
     assert "Page 1 says write to <EMAIL> word" in text, "what was dropped was never redacted, so it is masked"
     assert "@example.org" not in text
     assert "English share <0.02>" in text
-    assert text.count("in its place stays http://a.example/9?") == 2
+    assert text.count("kept instead: http://a.example/9?") == 2
     assert "english 0.5 words 200" in text
 
 
@@ -130,15 +130,15 @@ def test_what_stayed_is_what_the_shards_hold_and_a_page_taken_down_is_only_count
     assert "taken down 1 5.0%" in text and "taken down decontaminate 1 Counted, never shown." in text
     for never in ("Clean 8", "a.example/8?", "a.example/9?", "a.example/2?"):  # as itself, or as another's copy
         assert never not in text
-    assert text.count("in its place stays a page that is not shown") == 2
+    assert text.count("kept instead: a page that is not shown") == 2
 
 
 def test_what_did_not_run_is_named_whatever_stage_it_is(storage: Storage) -> None:
     opened(storage, "extract", []).publish([], Counts(in_=2, kept=2, dropped={}))
     text = " ".join(Page(page(storage)).text.split())
-    missing = text[text.index("Pages kept and dropped") : text.index("Documents to judge by")]
-    told = [step.name for step in ROAD if f"{step.label}: not run." in missing]
-    assert told == ["filter", "deduplicate", "redact", "decontaminate", "shard"]  # not the canary, not the tokenizer
+    missing = text[text.index("Pages kept and dropped") : text.index("Example documents")]
+    named = [step.name for step in ROAD if f"{step.label}: not run." in missing]
+    assert named == ["filter", "deduplicate", "redact", "decontaminate", "shard"]  # not the canary, not the tokenizer
 
 
 def test_redactions_tokens_and_story(whole: str) -> None:
@@ -217,8 +217,8 @@ def test_same_artifacts_same_report_and_new_ones_a_new_one(storage: Storage) -> 
     first, again = report.publish(storage, RUN), report.publish(storage, RUN)
     assert first.folder == again.folder
     assert len(first.content.inputs) == len(CORPUS) + 1
-    made_again = report.publish(storage, RUN, force=True)
-    assert made_again.manifest.content_hash == first.manifest.content_hash
+    forced = report.publish(storage, RUN, force=True)
+    assert forced.manifest.content_hash == first.manifest.content_hash
     models(storage, shard)
     assert report.publish(storage, RUN).folder != first.folder
     pointer = artifact.pointer(storage, RUN, "report")
