@@ -79,7 +79,7 @@ def corpus_stages() -> TaskGroup:
         canary, approve = Canary(), ApproveExtract(task_id="approve")
         batch = ExtractBatch.partial(task_id="extract_batch", pool=EXTRACT_POOL)
         extract, *others = stages.CORPUS
-        # Publishes what the batches extracted, if there were any. The canary, which begins extract, has applied FORCE.
+        # Extracts what no batch has, and publishes. Without FORCE, which the canary has applied to extract as well.
         rest = SparkStage(step=extract, arguments=(), pool=EXTRACT_POOL, trigger_rule=TriggerRule.NONE_FAILED)
         chain(canary, approve, batch.expand(arguments=canary.output), rest, *(SparkStage(step=step) for step in others))
     return group

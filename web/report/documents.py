@@ -140,7 +140,7 @@ def _document(row: dict[str, Any], pages: dict[str, dict[str, Any]], redacted: d
 
 
 def masked(text: str) -> str:
-    """Text that was not redacted, with placeholders for all that looks like an e-mail address or a long number."""
+    """Text that was not redacted, with placeholders for what looks like an e-mail address or a long number."""
     return _NUMBER.sub("<NUMBER>", _ADDRESS.sub("<EMAIL>", text))
 
 
