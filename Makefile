@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-all bench-demo bench-pii bench-corpus bench-deduplicate bench-simulate-dedup bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
+.PHONY: help run ui test test-gate test-all bench-demo bench-pii bench-corpus bench-deduplicate bench-simulate-dedup bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -31,11 +31,17 @@ run: $(READY) ## the whole road: from WARC files to a chat model (WARCS=… or C
 ui: $(READY) ## start Airflow and stay, to trigger DAGs by hand
 	@python -m local.run --ui --port "$(PORT)" --root "$(ROOT)"
 
-test: $(READY) ## the tests
-	@python -m pytest -m "not slow" $(ARGS)
+# Two processes, on machines of two cores and up: the jobs' tests share one Spark session, whole runs one group.
+PYTEST := python -m pytest -n 2 --dist loadgroup
 
-test-all: $(READY) ## the slow tests, which make test leaves out: whole runs, kills
-	@python -m pytest -m slow $(ARGS)
+test: $(READY) ## the tests, in minutes (docs/testing.md says what each ring holds)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-gate: $(READY) ## what a change must pass besides: a whole run in Airflow, one that is killed, two ranks
+	@$(PYTEST) -m gate $(ARGS)
+
+test-all: $(READY) ## everything: kills, matrices, two machines, more examples; nightly and before a release
+	@HYPOTHESIS_PROFILE=all $(PYTEST) $(ARGS)
 
 bench-demo: $(READY) ## what the demo's model learns, with three seeds (about 25 minutes)
 	@python -m bench.demo $(ARGS)

@@ -1,10 +1,10 @@
-"""Twenty small crawls backfilled through Airflow, and once more: `make bench-backfill`.
+"""Backfills twenty small crawls through Airflow, twice: `make bench-backfill`.
 
     python -m bench.backfill [--crawls 20] [--pages 25]
 
-A server on this machine serves crawls of a few pages of the sample, in Common Crawl's layout. The DAG `backfill` makes
-a run of `corpus` for each; then it is triggered again, which must make nothing. While both go, the calls of Airflow's
-interface are timed. Prints Markdown.
+A server on this machine serves crawls of a few pages of the sample, in Common Crawl's layout. The DAG `backfill` starts
+a run of `corpus` for each; then it is triggered again, and must reuse everything. Meanwhile calls of Airflow's REST API
+are timed. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from pipeline.storage import Storage
 
 HOME = Path(__file__).resolve().parents[1]
 STAGES = tuple(step.name for step in (CANARY, *CORPUS))
-# As the pages of a DAG and of its runs ask them.
+# As Airflow's pages of a DAG and of its runs make them.
 CALLS = ("dags", "dags/corpus/dagRuns?limit=50&order_by=-run_after", "monitor/health", "assets/events?limit=50")
 FORM = {"shard.validation": 0.3, "tokenizer.vocabulary": 1024}  # so that few documents suffice
-SECONDS = 3600.0
+SECONDS = 3600.0  # after which a backfill counts as hanging
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -47,7 +47,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 def responses(file: Path) -> Iterator[bytes]:
-    """The bytes of the gzip members of a WARC file that hold responses."""
+    """The responses of a WARC file, each as the bytes of its gzip member."""
     with file.open("rb") as stream:
         records = ArchiveIterator(stream)
         spans = []
@@ -61,13 +61,13 @@ def responses(file: Path) -> Iterator[bytes]:
 
 @contextmanager
 def served(folder: Path, crawls: int, pages: int) -> Iterator[list[str]]:
-    """Ids of crawls of so many pages each, which a server on this machine holds while the block lasts."""
-    found = [one for file in sorted((HOME / "tests/data/sample").glob("*.warc.gz")) for one in responses(file)]
+    """Ids of crawls with `pages` pages each, which a server on this machine serves until the block ends."""
+    sample = [page for file in sorted((HOME / "tests/data/sample").glob("*.warc.gz")) for page in responses(file)]
     ids = [f"CC-MAIN-2099-{number:02d}" for number in range(1, crawls + 1)]
     for number, crawl in enumerate(ids):
         path = f"crawl-data/{crawl}/segments/1/warc/{crawl}-00000.warc.gz"
         (folder / path).parent.mkdir(parents=True)
-        chosen = [found[(number * pages + i) % len(found)] for i in range(pages)]
+        chosen = [sample[(number * pages + i) % len(sample)] for i in range(pages)]
         (folder / path).write_bytes(b"".join(chosen))
         (folder / f"crawl-data/{crawl}/warc.paths.gz").write_bytes(gzip.compress(f"{path}\n".encode()))
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
@@ -83,7 +83,7 @@ def served(folder: Path, crawls: int, pages: int) -> Iterator[list[str]]:
 
 @dataclass
 class Backfill:
-    """How a backfill went: states of its runs of `corpus`, seconds of it and of calls made meanwhile."""
+    """A backfill: states of its runs of `corpus`, its seconds, and those of the calls made meanwhile."""
 
     states: dict[str, str]
     seconds: float
@@ -92,80 +92,85 @@ class Backfill:
 
 
 def backfill(airflow: Airflow, root: str, run: str, crawls: list[str]) -> Backfill:
-    """Trigger it, and wait for its end."""
+    """Trigger a backfill, wait until it ends, and time calls meanwhile. Raises `TimeoutError` after `SECONDS`."""
     airflow.trigger("backfill", run, {"crawls": crawls, "root": root, **FORM})
     began = time.monotonic()
     calls: dict[str, list[float]] = {call.partition("?")[0]: [] for call in CALLS}
     failed: dict[str, int] = {}
     while airflow.state("backfill", run) not in ("success", "failed"):
         if time.monotonic() - began > SECONDS:
-            raise TimeoutError(f"the backfill goes on for more than {SECONDS:.0f} s")
+            raise TimeoutError(f"the backfill takes more than {SECONDS:.0f} s")
         for call in CALLS:
-            asked = time.monotonic()
-            answer, name = airflow.call("GET", call), call.partition("?")[0]
-            calls[name].append(time.monotonic() - asked)
-            failed[name] = failed.get(name, 0) + answer.is_error
+            sent = time.monotonic()
+            response, name = airflow.call("GET", call), call.partition("?")[0]
+            calls[name].append(time.monotonic() - sent)
+            failed[name] = failed.get(name, 0) + response.is_error
         time.sleep(2)
     states = {crawl: airflow.state("corpus", f"{run}__{crawl}") for crawl in crawls}
     return Backfill(states, time.monotonic() - began, calls, failed)
 
 
-def made(root: str, run: str, crawls: list[str]) -> dict[str, int]:
-    """How many stages of these runs were made, and how many were found made already."""
+def stage_states(root: str, run: str, crawls: list[str]) -> dict[str, int]:
+    """Stages of these runs by state: published, reused, and where a run failed also running or missing."""
     storage, states = Storage(root), {"published": 0, "reused": 0}
     for crawl in crawls:
         for stage in STAGES:
             pointer = artifact.pointer(storage, artifact.run_name(f"{run}__{crawl}"), stage)
-            states[pointer.state if pointer else "missing"] += 1
+            state = pointer.state if pointer else "missing"
+            states[state] = states.get(state, 0) + 1
     return states
 
 
 def attempts(root: str) -> int:
-    """How often a stage was begun below this root; a report bears its run's name, and is each run's own."""
-    found = Storage(root).names("_work")
-    return sum("/attempts/" in name and not name.startswith("_work/report/") for name in found)
+    """How often a stage was started below this root, without reports, of which each run has its own."""
+    names = Storage(root).names("_work")
+    return sum("/attempts/" in name and not name.startswith("_work/report/") for name in names)
+
+
+def print_backfill(run: str, done: Backfill, root: str, database: Path) -> None:
+    """A row of the first table."""
+    states, succeeded = stage_states(root, run, list(done.states)), list(done.states.values()).count("success")
+    print(
+        f"| {run} | {succeeded} of {len(done.states)} | {done.seconds / 60:.1f} | {states['published']} "
+        f"| {states['reused']} | {attempts(root)} | {database.stat().st_size / 1e6:.1f} |",
+        flush=True,
+    )
+
+
+def print_calls(backfills: list[Backfill]) -> None:
+    """The second table: the calls of all backfills."""
+    print("\n| call | times | median, s | 95th percentile, s | longest, s | failed |")
+    print("|---|---|---|---|---|---|")
+    for call in backfills[0].calls:
+        seconds = sorted(second for done in backfills for second in done.calls[call])
+        failed = sum(done.failed.get(call, 0) for done in backfills)
+        print(
+            f"| {call} | {len(seconds)} | {statistics.median(seconds):.2f} | {seconds[int(0.95 * len(seconds))]:.2f} "
+            f"| {seconds[-1]:.2f} | {failed} |"
+        )
 
 
 def main() -> None:
-    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crawls", type=int, default=20)
-    parser.add_argument("--pages", type=int, default=25, help="of each crawl")
-    given = parser.parse_args()
+    parser.add_argument("--pages", type=int, default=25, help="per crawl")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, root = Path(name), f"{name}/data"
         (folder / "www").mkdir()
-        at = Installation(HOME, root, 8480, folder / "airflow")
+        installation = Installation(HOME, root, 8480, folder / "airflow")
         with (
-            served(folder / "www", given.crawls, given.pages) as crawls,
-            standalone(at, print, ("backfill", "corpus")) as air,
+            served(folder / "www", options.crawls, options.pages) as crawls,
+            standalone(installation, print, ("backfill", "corpus")) as airflow,
         ):
-            print(f"\n{datetime.date.today()}, {given.crawls} crawls of {given.pages} pages, {os.cpu_count()} cores\n")
-            print("| | succeeded | minutes | stages made | found made | stages begun, in all | database, MB |")
+            print(f"\n{datetime.date.today()}, {len(crawls)} crawls of {options.pages} pages, {os.cpu_count()} cores\n")
+            print("| | succeeded | minutes | stages made | reused | attempts in all | database, MB |")
             print("|---|---|---|---|---|---|---|")
-            slow: dict[str, list[float]] = {}
-            refused: dict[str, int] = {}
+            backfills = []
             for run in ("first", "second"):
-                done = backfill(air, root, run, crawls)
-                count, won = made(root, run, crawls), sum(state == "success" for state in done.states.values())
-                size = (at.state / "airflow.db").stat().st_size / 1e6
-                print(
-                    f"| {run} | {won} of {len(crawls)} | {done.seconds / 60:.1f} | {count['published']} "
-                    f"| {count['reused']} | {attempts(root)} | {size:.1f} |",
-                    flush=True,
-                )
-                for call, count_of in done.failed.items():
-                    refused[call] = refused.get(call, 0) + count_of
-                for call, seconds in done.calls.items():
-                    slow.setdefault(call, []).extend(seconds)
-            print("\n| call of the interface | times | median, s | 95 of 100 below, s | longest, s | failed |")
-            print("|---|---|---|---|---|---|")
-            for call, seconds in slow.items():
-                worst = sorted(seconds)
-                print(
-                    f"| {call} | {len(worst)} | {statistics.median(worst):.2f} | {worst[int(0.95 * len(worst))]:.2f} "
-                    f"| {worst[-1]:.2f} | {refused.get(call, 0)} |"
-                )
+                backfills.append(backfill(airflow, root, run, crawls))
+                print_backfill(run, backfills[-1], root, installation.state / "airflow.db")
+            print_calls(backfills)
 
 
 if __name__ == "__main__":

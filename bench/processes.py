@@ -1,4 +1,4 @@
-"""What a command costs with all the processes below it."""
+"""CPU and wall seconds of a command with all its descendants."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ spark.createDataFrame([(1,)], "n long").mapInArrow(lambda batches: batches, "n l
 spark.stop()
 """,
 ]
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 class Spent(NamedTuple):
-    """Seconds of a command: CPU of all its processes, wall, CPU of its JVM; MiB of its largest process but the JVM."""
+    """Seconds of a command: CPU of all its processes, wall, CPU of its JVM; MiB of its largest other process."""
 
     cpu: float
     wall: float
@@ -40,18 +40,21 @@ class Spent(NamedTuple):
 
 
 def measured(command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> Spent:
-    """Run a command to the end of its last descendant. Ends the program where it fails.
+    """Run a command until its last descendant ends. Exits the program with its output if it fails.
 
-    We adopt orphans and wait for them; but a process whose parent ignores its end (a worker of Spark's Python daemon)
-    is in nobody's rusage, so everybody's clock is read while it runs: the larger of the two sums counts.
+    This process adopts orphans and waits for them. But rusage lacks a process whose parent ignores SIGCHLD, such as a
+    worker of Spark's Python daemon; so the CPU clocks of all processes are also read while they run, and the larger of
+    the two sums counts.
     """
+    # 1. Become the parent of orphans, and start the command.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with log.open("w") as stream:
         child = subprocess.Popen(
             command, cwd=HOME, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT
         )
-    clocks: dict[tuple[int, float], float] = {}
+    # 2. Read all clocks until the last process has ended.
+    clocks: dict[tuple[int, float], float] = {}  # by process id and start
     java: dict[tuple[int, float], float] = {}
     largest = 0
     status = ended = 0
@@ -59,19 +62,20 @@ def measured(command: Sequence[str | Path], log: Path, environment: Mapping[str,
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 times, key = process.cpu_times(), (process.pid, process.create_time())
-                memory = process.memory_info().rss  # before the name: what is a shell now may be a JVM a moment later
+                memory = process.memory_info().rss  # before the name: a shell may become a JVM between both
                 clocks[key] = times.user + times.system
                 if process.name() == "java":
                     java[key] = clocks[key]
                 else:
                     largest = max(largest, memory)
         try:
-            ended, found = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
+            ended, exit_status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:  # there is none left
             break
-        status = found if ended == child.pid else status
+        status = exit_status if ended == child.pid else status
         if not ended:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
+    # 3. Compare the clocks with rusage.
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         sys.exit(f"{log.read_text()[-5000:]}\n{log.stem} ended with {child.returncode}")

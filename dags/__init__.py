@@ -1,1 +1,1 @@
-"""What runs after what. Imports only Airflow and `pipeline`: a DAG file is parsed every few seconds."""
+"""What runs after what. Imports only Airflow and `pipeline`, since Airflow parses the DAG files again and again."""

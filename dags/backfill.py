@@ -1,7 +1,6 @@
-"""Several crawls, each a run of the DAG `corpus`: a few at a time, all with the same form.
+"""Several crawls, each in a run of the DAG `corpus`: a few at a time, all with the same form.
 
-A crawl that was made before with these settings is found again and costs seconds. To try crawls again that failed,
-clear their tasks.
+A crawl whose artifacts exist with these settings costs seconds. To retry crawls that failed, clear their tasks.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ CRAWLS = Param(
     items={"type": "string", "pattern": CRAWL_ID},
     minItems=1,
     uniqueItems=True,
-    description="Common Crawl ids, one a line: CC-MAIN-2025-05.",
+    description="Common Crawl ids, one per line: CC-MAIN-2025-05.",
 )
 
 
 @task
 def runs(params: dict[str, Any], run_id: str) -> list[dict[str, Any]]:
-    """What to trigger: run id and filled form, a crawl each."""
+    """Run id and filled form of the run to trigger for each crawl."""
     filled = {key: value for key, value in params.items() if value is not None and key != "crawls"}
     return [{"trigger_run_id": f"{run_id}__{crawl}", "conf": filled | {"crawl": crawl}} for crawl in params["crawls"]]
 
@@ -41,10 +40,10 @@ with DAG(
 ) as dag:
     TriggerDagRunOperator.partial(
         task_id="corpus",
-        retries=0,  # a crawl that failed, or that somebody rejected, is not begun anew: its own tasks had their tries
+        retries=0,  # a crawl that failed or was rejected is not started again: its own tasks had their retries
         trigger_dag_id="corpus",
         logical_date=None,
-        reset_dag_run=True,  # where the task is cleared
+        reset_dag_run=True,  # a cleared task runs its crawl again
         wait_for_completion=True,
         deferrable=True,
         poke_interval=10,

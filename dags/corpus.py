@@ -1,6 +1,6 @@
-"""A crawl goes in, token shards come out: one run a crawl, which is the partition of the asset `crawl2chat_corpus`.
+"""A crawl goes in, token shards come out: one run per crawl, which is the partition of the asset `crawl2chat_corpus`.
 
-The DAG `model` waits for that asset. Several crawls may run side by side; what was made before is found again.
+The DAG `model` waits for that asset. Several crawls may run at the same time; artifacts that exist are reused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A crawl goes in, a chat model comes out: the whole road of a recipe, one task a stage.
+"""A crawl goes in, a chat model comes out: all stages of a recipe, one task per stage.
 
-What was made before with the same settings is found and not made again, so clearing a task, retrying it or running the
-whole DAG a second time costs seconds.
+Artifacts that exist with the same settings are reused, so clearing a task, retrying it or running the whole DAG a
+second time costs seconds.
 """
 
 from __future__ import annotations

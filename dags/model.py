@@ -1,7 +1,7 @@
-"""Token shards go in, a chat model comes out: of a corpus that arrived, or of one that the form names.
+"""Token shards go in, a chat model comes out: those of a new corpus, or of a run that the form names.
 
-Every corpus that arrives starts a run; one that the recipe (`CRAWL2CHAT_RECIPE`) does not name ends it at once, so
-runs do not wait for each other; their stages wait for the slots of one pool.
+Every new corpus starts a run, which ends at once if the recipe (`CRAWL2CHAT_RECIPE`) names another corpus. Runs do not
+wait for each other; their stages share the slots of one pool.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dags.parts.retries import DEFAULTS
 CORPUS_RUN = Param(
     None,
     type=["string", "null"],
-    description="The run whose corpus is learned from; empty: the newest. A corpus that arrives is taken itself.",
+    description="Run whose corpus to train on; empty: the newest. A run that a new corpus starts uses that one.",
 )
 
 with DAG(

@@ -1,5 +1,5 @@
 #!/bin/bash
-# What a container starts: Spark's driver or executor, as Spark on Kubernetes asks for them; anything else as it stands.
+# What a container starts: Spark's driver or executor, as Spark on Kubernetes asks for them, or any other command as is.
 set -euo pipefail
 
 # DeepSpeed writes a lock file beside its op, and the image is read-only.

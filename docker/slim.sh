@@ -1,5 +1,5 @@
 #!/bin/bash
-# Remove from an environment what nothing imports: packages' own tests, C headers, and the programs of torch but one.
+# Remove from an environment what nothing imports: packages' own tests, C headers, and all but one of torch's programs.
 #     slim .venv
 set -euo pipefail
 

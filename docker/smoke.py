@@ -1,5 +1,5 @@
-"""The whole road in containers: WARCs and artifacts in S3, the DAG through Airflow's interface on PostgreSQL, a Spark
-cluster, the pages. Ends with 0 where all of it works.
+"""All stages in containers: WARCs and artifacts in S3, the DAG through Airflow's REST API on PostgreSQL, a Spark
+cluster, the pages. Exits with 0 if all of it works, else says what does not.
 
     # needs a container engine
     docker compose -f docker/compose.yaml -f docker/compose.test.yaml run --rm smoke
@@ -32,7 +32,7 @@ SHORT = {
     "evaluation.tasks": {"arithmetic": 20},
 }
 FORM = {"recipe": "recipes/demo.yaml", "root": ROOT, "warcs": [f"{WARCS}/*.warc.gz"], **SHORT}
-SECONDS = 3000.0
+SECONDS = 3000.0  # for the whole run
 HISTORY = "http://history-server:18080/api/v1/applications"
 SECRETS = (
     "AIRFLOW_ADMIN_PASSWORD",
@@ -45,7 +45,7 @@ SECRETS = (
 
 
 def upload() -> None:
-    """The sample to the bucket."""
+    """Copy the sample into the bucket."""
     storage, files = Storage(WARCS), sorted((HOME / "tests" / "data" / "sample").glob("*.warc.gz"))
     for file in files:
         storage.write(file.name, file.read_bytes())
@@ -53,12 +53,12 @@ def upload() -> None:
 
 
 def follow(airflow: Airflow) -> None:
-    """Trigger the DAG and wait for its end; the log of a task that failed is printed."""
+    """Trigger the DAG and wait until it ends; if it failed, print the log of each failed task."""
     until = time.monotonic() + SECONDS
     while not airflow.ready(DAG, since=0.0):  # the processor is healthy before it has read its first file
         airflow.check_imports()
         if time.monotonic() > until:
-            sys.exit(f"Airflow does not know the DAG {DAG} after {SECONDS:.0f} s")
+            sys.exit(f"Airflow has not parsed the DAG {DAG} after {SECONDS:.0f} s")
         time.sleep(1)
     airflow.trigger(DAG, RUN, FORM)
     seen: dict[str, str] = {}
@@ -78,34 +78,34 @@ def follow(airflow: Airflow) -> None:
 
 
 def pages() -> None:
-    """The report is there for who knows the password, and for nobody else."""
+    """Check that the report is served with the password, and refused without it."""
     page, password = f"http://web:8090/runs/{RUN}", os.environ["CRAWL2CHAT_WEB_PASSWORD"]
     if (code := httpx.get(page).status_code) != 401:
         sys.exit(f"{page} answers {code} without a password")
-    answer = httpx.get(page, auth=("anyone", password))
-    if answer.status_code != 200 or "crawl2chat" not in answer.text:
-        sys.exit(f"{page} answers {answer.status_code}: {answer.text[:300]}")
-    print(f"report: {len(answer.content):,} bytes", flush=True)
+    response = httpx.get(page, auth=("anyone", password))
+    if response.status_code != 200 or "crawl2chat" not in response.text:
+        sys.exit(f"{page} answers {response.status_code}: {response.text[:300]}")
+    print(f"report: {len(response.content):,} bytes", flush=True)
 
 
 def history() -> None:
-    """Every Spark stage is in the history server."""
-    names = {one["name"] for one in httpx.get(HISTORY, timeout=30).json()}
+    """Check that the history server lists every Spark stage."""
+    names = {application["name"] for application in httpx.get(HISTORY, timeout=30).json()}
     if missing := {f"crawl2chat {step.name}" for step in CORPUS} - names:
-        sys.exit(f"the history server does not know {sorted(missing)}, but {sorted(names)}")
+        sys.exit(f"the history server lacks {sorted(missing)}; it lists {sorted(names)}")
     print(f"history server: {len(names)} applications", flush=True)
 
 
 def artifacts() -> None:
-    """What the run published in S3 is whole: every file has the hash that its manifest says."""
+    """Check that each artifact in S3 is whole: every file has the hash in its manifest."""
     storage = Storage(ROOT)
     for stage in STEPS:
         artifact.of_run(storage, RUN, stage).verify()
     print(f"artifacts of {len(STEPS)} stages in {ROOT} are whole", flush=True)
 
 
-def left(airflow: Airflow) -> Iterator[tuple[str, bytes]]:
-    """All that the run left where others read it, by name: artifacts, logs, what Airflow and Spark show."""
+def outputs(airflow: Airflow) -> Iterator[tuple[str, bytes]]:
+    """(where, content) of all that the run left for others to read: artifacts, logs, what Airflow and Spark show."""
     bucket = Storage(ROOT.rpartition("/")[0])
     for name in bucket.names(ROOT.rpartition("/")[2]):
         yield bucket.path(name), bucket.read(name)
@@ -114,27 +114,27 @@ def left(airflow: Airflow) -> Iterator[tuple[str, bytes]]:
             yield str(file), file.read_bytes()
     for path in (f"dags/{DAG}/dagRuns/{RUN}", f"dags/{DAG}/dagRuns/{RUN}/taskInstances", "connections", "variables"):
         yield f"Airflow's {path}", airflow.call("GET", path).content
-    for one in httpx.get(HISTORY, timeout=30).json():  # its files are compressed
-        yield f"Spark's {one['name']}", httpx.get(f"{HISTORY}/{one['id']}/environment", timeout=30).content
+    for application in httpx.get(HISTORY, timeout=30).json():  # not the files of its event log, which are compressed
+        environment = httpx.get(f"{HISTORY}/{application['id']}/environment", timeout=30)
+        yield f"Spark's {application['name']}", environment.content
 
 
 def secrets(airflow: Airflow) -> None:
-    """No password and no key is in what the run left, and S3 gives nothing to who has none."""
+    """Check that no output of the run contains a password or a key, and that S3 refuses a request without a key."""
     hidden = {name: os.environ[name] for name in SECRETS}
     hidden["POSTGRES_PASSWORD"] = urlsplit(os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]).password or ""
     count = 0
-    for place, content in left(airflow):
+    for where, content in outputs(airflow):
         count += 1
         for name, value in hidden.items():
             if value.encode() in content:
-                sys.exit(f"{name} stands in {place}")
+                sys.exit(f"{name} is in {where}")
     if (code := httpx.get(f"{os.environ['AWS_ENDPOINT_URL']}/crawl2chat").status_code) != 403:
-        sys.exit(f"S3 answers {code} to a reader without a key")
-    print(f"{len(hidden)} secrets, in none of {count} files and answers", flush=True)
+        sys.exit(f"S3 answers {code} to a request without a key")
+    print(f"{len(hidden)} secrets, in none of {count} files and responses", flush=True)
 
 
 def main() -> None:
-    """Entry point."""
     upload()
     airflow = Airflow("http://airflow-api-server:8080", {"username": "admin", "password": os.environ[SECRETS[0]]})
     follow(airflow)
@@ -142,7 +142,7 @@ def main() -> None:
     pages()
     artifacts()
     secrets(airflow)
-    print("smoke: all of it works", flush=True)
+    print("smoke: everything works", flush=True)
 
 
 if __name__ == "__main__":

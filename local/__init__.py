@@ -1,1 +1,1 @@
-"""This machine's installation: sets it up, starts and stops Airflow, follows a run in the terminal."""
+"""Airflow on this machine: setting it up, starting and stopping it, following a run in the terminal."""

@@ -1,4 +1,4 @@
-"""What this machine and this command line must bring, checked before anything starts."""
+"""Checks of the machine and of the command line before anything starts."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from pathlib import Path
 from pipeline.errors import InputError, MachineError
 from pipeline.recipe import Recipe
 
-_JAVA = "apt-get install openjdk-17-jre-headless"
-_MIN_JAVA = 17  # Spark 4's lowest
+_INSTALL_JAVA = "apt-get install openjdk-17-jre-headless"
+_MIN_JAVA = 17  # the lowest that Spark 4 supports
 
 
 def java() -> int:
-    """Major version of the Java that Spark will find. Raises `MachineError` where it is missing or too old."""
+    """Major version of the Java that Spark will use. Raises `MachineError` if it is missing or too old."""
     home = os.environ.get("JAVA_HOME")
     program = str(Path(home) / "bin" / "java") if home else shutil.which("java")
     if not program or not shutil.which(program):
-        where = f"JAVA_HOME is {home}, which holds no bin/java" if home else "Java is not installed"
-        raise MachineError(where, _JAVA)
-    told = subprocess.run([program, "-version"], capture_output=True, text=True, check=False)
-    found = re.search(r'version "(?:1\.)?(\d+)', told.stderr + told.stdout)
-    if told.returncode or not found:
-        raise MachineError(f"{program} -version does not say its version: {told.stderr.strip()}", _JAVA)
-    version = int(found[1])
+        what = f"JAVA_HOME is {home}, which holds no bin/java" if home else "Java is not installed"
+        raise MachineError(what, _INSTALL_JAVA)
+    result = subprocess.run([program, "-version"], capture_output=True, text=True, check=False)
+    match = re.search(r'version "(?:1\.)?(\d+)', result.stderr + result.stdout)
+    if result.returncode or not match:
+        raise MachineError(f"{program} -version prints no version: {result.stderr.strip()}", _INSTALL_JAVA)
+    version = int(match[1])
     if version < _MIN_JAVA:
-        raise MachineError(f"{program} is Java {version}, and Spark needs {_MIN_JAVA} or newer", _JAVA)
+        raise MachineError(f"{program} is Java {version}, and Spark needs {_MIN_JAVA} or newer", _INSTALL_JAVA)
     return version
 
 
 def port(number: int) -> None:
-    """Raise `MachineError` where something listens on this port of the loopback address."""
+    """Raise `MachineError` if this port of the loopback address is in use, or is no port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -48,7 +48,7 @@ def port(number: int) -> None:
 
 
 def warcs(recipe: Recipe) -> None:
-    """Raise `InputError` where a file or glob of the recipe's input matches nothing. URLs are not asked."""
+    """Raise `InputError` if a file or glob of the recipe's input matches nothing. URLs are not checked."""
     for pattern in recipe.input.warcs:
         if "://" not in pattern and not glob.glob(pattern, recursive=True):
             raise InputError(

@@ -1,4 +1,4 @@
-"""The few calls of Airflow's REST API that following a run takes."""
+"""A client of Airflow's REST API: the few calls that triggering and following a run need."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ DAGS = (DAG, "corpus", "model", "backfill")
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a run: `state` is Airflow's, empty where it was not yet looked at.
+    """A task of a run. `state` is Airflow's, empty before it is scheduled; times are Unix seconds.
 
-    `index`: of a mapped task, -1 for others.
+    `index`: number of a mapped task's instance, -1 for other tasks.
     """
 
     name: str
@@ -31,9 +31,9 @@ class Task:
 
 
 class Airflow:
-    """A client that fetches its token by itself: of an Airflow whose users are all admins, or with a `login`.
+    """A client that fetches its own token.
 
-    `login`: username and password.
+    `login`: username and password; not needed by an Airflow that treats every user as admin.
     """
 
     def __init__(self, url: str, login: dict[str, str] | None = None) -> None:
@@ -42,40 +42,41 @@ class Airflow:
         self._token = ""
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One call; a token that ran out is fetched anew. Raises `MachineError` where Airflow gives none."""
-        given = options.pop("headers", {})
+        """One call; an expired token is renewed. Raises `MachineError` if Airflow refuses to give a token."""
+        more_headers = options.pop("headers", {})
         for _ in range(2):
-            self._token = self._token or self._fetched()
-            headers = {"Authorization": f"Bearer {self._token}", **given}
-            answer = self._http.request(method, f"/api/v2/{path}", headers=headers, **options)
-            if answer.status_code != 401:
-                return answer
+            self._token = self._token or self._fetch_token()
+            headers = {"Authorization": f"Bearer {self._token}", **more_headers}
+            response = self._http.request(method, f"/api/v2/{path}", headers=headers, **options)
+            if response.status_code != 401:
+                return response
             self._token = ""
-        return answer
+        return response
 
-    def _fetched(self) -> str:
+    def _fetch_token(self) -> str:
         path = "/auth/token"
-        answer = self._http.post(path, json=self._login) if self._login else self._http.get(path)
-        if answer.is_error:
-            raise MachineError(f"Airflow answers {answer.status_code} to {path}", "check the name and the password")
-        return str(answer.json()["access_token"])
+        response = self._http.post(path, json=self._login) if self._login else self._http.get(path)
+        if response.is_error:
+            raise MachineError(f"Airflow answers {response.status_code} to {path}", "check the name and the password")
+        return str(response.json()["access_token"])
 
     def _json(self, path: str, **options: Any) -> Any:
-        answer = self.call("GET", path, **options)
-        if answer.is_error:
-            raise MachineError(f"Airflow answers {answer.status_code} to {path}: {answer.text[:500]}", "see its log")
-        return answer.json()
+        response = self.call("GET", path, **options)
+        if response.is_error:
+            message = f"Airflow answers {response.status_code} to {path}: {response.text[:500]}"
+            raise MachineError(message, "see its log")
+        return response.json()
 
     def ready(self, dag: str, since: float) -> bool:
-        """True once the scheduler beats and `dag` was parsed after `since` (Unix seconds)."""
+        """Whether the scheduler is healthy and `dag` was parsed after `since` (Unix seconds)."""
         try:
             health = self.call("GET", "monitor/health")
-            found = self.call("GET", f"dags/{dag}")
+            details = self.call("GET", f"dags/{dag}")
         except MachineError:
             return False
-        if health.is_error or found.is_error:
+        if health.is_error or details.is_error:
             return False
-        parsed = found.json()["last_parsed_time"]
+        parsed = details.json()["last_parsed_time"]
         return (
             health.json()["scheduler"]["status"] == "healthy"
             and parsed is not None
@@ -83,37 +84,38 @@ class Airflow:
         )
 
     def pool(self, name: str, slots: int) -> None:
-        """Make a pool, where there is none of this name."""
-        answer = self.call("POST", "pools", json={"name": name, "slots": slots})
-        if answer.is_error and answer.status_code != 409:
-            raise MachineError(
-                f"Airflow answers {answer.status_code} to pool {name}: {answer.text[:500]}", "see its log"
-            )
+        """Create a pool; one of this name that exists keeps its slots."""
+        response = self.call("POST", "pools", json={"name": name, "slots": slots})
+        if response.is_error and response.status_code != 409:  # 409: it exists
+            message = f"Airflow answers {response.status_code} to pool {name}: {response.text[:500]}"
+            raise MachineError(message, "see its log")
 
     def check_imports(self) -> None:
-        """Raise `MachineError` where a DAG file does not load."""
-        answer = self.call("GET", "importErrors")
-        errors = [] if answer.is_error else answer.json()["import_errors"]
+        """Raise `MachineError` if a DAG file does not load."""
+        response = self.call("GET", "importErrors")
+        errors = [] if response.is_error else response.json()["import_errors"]
         if errors:
             raise MachineError(
                 f"{errors[0]['filename']} does not load:\n{errors[0]['stack_trace']}", "correct the file"
             )
 
     def fail_active(self, dag: str) -> None:
-        """Give up runs that an Airflow that was killed left behind; else they would go first."""
+        """Fail all runs that a killed Airflow left unfinished: else they would continue before a new one."""
         for state in ("running", "queued"):
             for run in self._json(f"dags/{dag}/dagRuns", params={"state": state})["dag_runs"]:
                 self.fail(dag, run["dag_run_id"])
 
     def fail(self, dag: str, run: str) -> None:
-        """Mark a run as failed; its tasks are stopped."""
+        """Mark a run as failed, which stops its tasks."""
         self.call("PATCH", f"dags/{dag}/dagRuns/{quote(run)}", json={"state": "failed"})
 
     def trigger(self, dag: str, run: str, form: dict[str, Any]) -> None:
-        """Start a run with a filled form. Raises `RecipeError` where the form is refused."""
-        answer = self.call("POST", f"dags/{dag}/dagRuns", json={"dag_run_id": run, "logical_date": None, "conf": form})
-        if answer.is_error:
-            detail = answer.json().get("detail", answer.text) if answer.status_code < 500 else answer.text[:500]
+        """Start a run with a filled form. Raises `RecipeError` if Airflow refuses the form."""
+        body = {"dag_run_id": run, "logical_date": None, "conf": form}
+        response = self.call("POST", f"dags/{dag}/dagRuns", json=body)
+        if response.is_error:
+            refused = response.status_code < 500
+            detail = response.json().get("detail", response.text) if refused else response.text[:500]
             raise RecipeError(f"Airflow refuses the form: {detail}", "correct the value")
 
     def state(self, dag: str, run: str) -> str:
@@ -122,17 +124,17 @@ class Airflow:
 
     def tasks(self, dag: str, run: str) -> list[Task]:
         """All tasks of a run."""
-        found = self._json(f"dags/{dag}/dagRuns/{quote(run)}/taskInstances", params={"limit": 100})
+        answer = self._json(f"dags/{dag}/dagRuns/{quote(run)}/taskInstances", params={"limit": 100})
         return [
             Task(
-                one["task_id"],
-                one["map_index"],
-                one["state"] or "",
-                one["try_number"],
-                _seconds(one["start_date"]),
-                _seconds(one["end_date"]),
+                instance["task_id"],
+                instance["map_index"],
+                instance["state"] or "",
+                instance["try_number"],
+                _seconds(instance["start_date"]),
+                _seconds(instance["end_date"]),
             )
-            for one in found["task_instances"]
+            for instance in answer["task_instances"]
         ]
 
     def log(self, dag: str, run: str, task: Task) -> list[str]:

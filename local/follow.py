@@ -1,4 +1,4 @@
-"""Follows a run in the terminal: a live bar a stage, or plain lines where nobody watches."""
+"""Follows a run in the terminal: a live bar per stage, or plain lines where the output is no terminal."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from local.client import DAG, Airflow, Task
 from pipeline import artifact
 from pipeline.artifact import Pointer
 from pipeline.errors import MachineError
+from pipeline.numbers import named
 from pipeline.progress import Event, last_event
 from pipeline.stages import STEPS
 from pipeline.storage import Storage
 
-# The step that each task of ours leaves a pointer of, by the task's id; a task that is none of these leaves none.
+# Task id to the name of the pointer that the task writes. Tasks that are no stage write none.
 POINTERS = {step.task: step.name for step in STEPS.values()} | {"corpus.extract_batch": "extract"}
-ASKING = "awaiting_input"
-RUNNING = ("running", "deferred", "up_for_retry", "restarting", ASKING)
-_LOOK_SECONDS = 1.0
-_MISSES = 30  # looks without an answer, until Airflow counts as gone
-_LOOK = "see .crawl2chat/airflow/standalone.log, and run again: what was made is kept"
+AWAITING_INPUT = "awaiting_input"  # Airflow's state of a task that needs a person's approval
+ENDED = ("success", "failed")
+BEGUN = ("running", "deferred", "up_for_retry", "restarting", AWAITING_INPUT, *ENDED)
+_POLL_SECONDS = 1.0
+_MAX_FAILED_POLLS = 30  # in a row; then Airflow counts as gone
+_REMEDY = "see .crawl2chat/airflow/standalone.log, and run again: finished stages are kept"
 _LINE_SECONDS = 10.0  # between two plain lines of a stage
-_ASK_SECONDS = 300.0  # between two reminders that a task waits for a person
+_REMINDER_SECONDS = 300.0  # between two lines that a task needs an approval
 
 
 @dataclass(frozen=True)
-class Sight:
-    """One look at a task."""
+class TaskStatus:
+    """A task at one moment. `seconds`: since it started, or its duration; `event`: its stage's last progress."""
 
     name: str
     state: str
@@ -45,104 +47,105 @@ class Sight:
 
 
 class View(Protocol):
-    """What shows the looks."""
+    """Shows the status of tasks."""
 
-    def show(self, sight: Sight) -> None:
-        """Called for every task that has begun, at every look."""
+    def show(self, status: TaskStatus) -> None:
+        """Called at every poll for every task that has begun, until it has been shown as ended."""
 
 
-def look(storage: Storage, run: str, task: Task) -> Sight:
-    """A task with its stage's pointer and progress; of an earlier attempt's pointer only what this one wrote."""
-    name = POINTERS.get(task.name, "")
-    pointer = artifact.pointer(storage, run, name) if name else None
-    event = last_event(storage, f"{pointer.work}/progress") if pointer and pointer.state == "running" else None
+def task_status(storage: Storage, run: str, task: Task) -> TaskStatus:
+    """The status of a task now; progress only while its stage runs, since a pointer may be of an earlier attempt."""
+    stage = POINTERS.get(task.name, "")
+    pointer = artifact.pointer(storage, run, stage) if stage else None
+    event = last_event(storage, pointer.progress_folder) if pointer and pointer.state == "running" else None
     seconds = (task.ended or time.time()) - task.started if task.started else 0.0
     name = f"{task.name} {task.index + 1}" if task.index >= 0 else task.name
-    return Sight(name, task.state, task.tries, seconds, event, pointer)
+    return TaskStatus(name, task.state, task.tries, seconds, event, pointer)
 
 
 def follow(airflow: Airflow, storage: Storage, run_id: str, run: str, view: View) -> list[Task]:
-    """Show the run until it ends; its tasks then, in the order in which they began."""
-    finished: set[tuple[str, int]] = set()
-    missed = 0
+    """Show the run until it ends; returns its tasks in the order in which they started.
+
+    Raises `MachineError` if Airflow stops answering.
+    """
+    ended: set[tuple[str, int]] = set()
+    failed_polls = 0
     while True:
         try:
             state, tasks = airflow.state(DAG, run_id), airflow.tasks(DAG, run_id)
-            missed = 0
+            failed_polls = 0
         except (httpx.TransportError, MachineError) as error:
-            missed += 1  # a busy machine, a locked database
-            if missed == _MISSES:
-                raise MachineError(f"Airflow does not answer any more: {error}", _LOOK) from error
-            time.sleep(_LOOK_SECONDS)
+            failed_polls += 1  # a busy machine, a locked database
+            if failed_polls == _MAX_FAILED_POLLS:
+                raise MachineError(f"Airflow does not answer any more: {error}", _REMEDY) from error
+            time.sleep(_POLL_SECONDS)
             continue
         tasks.sort(key=lambda task: (task.started or math.inf, task.index))
         for task in tasks:
-            if (task.name, task.index) in finished or task.state not in ("success", "failed", *RUNNING):
+            if (task.name, task.index) in ended or task.state not in BEGUN:
                 continue
-            if task.state in ("success", "failed"):
-                finished.add((task.name, task.index))
-            view.show(look(storage, run, task))
-        if state in ("success", "failed"):
+            if task.state in ENDED:
+                ended.add((task.name, task.index))
+            view.show(task_status(storage, run, task))
+        if state in ENDED:
             return tasks
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
-def short(task: str) -> str:
+def short_name(task: str) -> str:
     """Name of a task without its group."""
     return task.rpartition(".")[2]
 
 
-def outcome(storage: Storage, sight: Sight) -> str:
-    """What a finished task made, in a few words."""
-    if sight.state == "failed":
+def outcome(storage: Storage, status: TaskStatus) -> str:
+    """What a task that ended made, in a few words."""
+    if status.state == "failed":
         return "failed"
-    if sight.pointer is None or sight.pointer.state == "running":  # a batch of a stage
+    if status.pointer is None or status.pointer.state == "running":  # no stage, or a batch of one
         return "done"
-    if sight.pointer.state == "reused":
+    if status.pointer.state == "reused":
         return "already made"
-    counts = artifact.read(storage, sight.pointer.folder).content.counts
+    counts = artifact.read(storage, status.pointer.folder).content.counts
     return f"{counts.in_:,} in, {counts.kept:,} kept" if counts else "made"
 
 
-def latest(event: Event) -> str:
-    """How far a stage is, with the number that says most."""
-    shown = f"{event.done:,}/{event.total:,} {event.unit}"
-    for name in ("loss", "reward", "sampled_accuracy"):
-        value = event.numbers.get(name)
-        if isinstance(value, (int, float)):
-            shown += f", {name} {value:.3f}"
-    return shown
+def progress(event: Event) -> str:
+    """Units done, and the number that describes the stage best, if it has one."""
+    text = f"{event.done:,}/{event.total:,} {event.unit}"
+    for name, value in named(event.numbers, ("loss", "reward", "sampled_accuracy")).items():
+        text += f", {name} {value:.3f}"
+    return text
 
 
 class Lines:
-    """A line when a task begins, one now and then, and one when it ends."""
+    """A line when a task begins, one every few seconds, and one when it ends."""
 
-    def __init__(self, storage: Storage, say: Callable[[str], None]) -> None:
-        self._storage, self._say = storage, say
-        self._said: dict[str, tuple[int, float]] = {}
-        self._last = ""
+    def __init__(self, storage: Storage, print_line: Callable[[str], None]) -> None:
+        self._storage, self._print = storage, print_line
+        self._printed: dict[str, tuple[int, float]] = {}  # by task: the attempt, and the time of its last line
+        self._last_line = ""
 
-    def show(self, sight: Sight) -> None:
+    def show(self, status: TaskStatus) -> None:
         """See `View`."""
-        name, now = short(sight.name), time.monotonic()
-        tries, when = self._said.get(sight.name, (0, 0.0))
-        if sight.state in ("success", "failed"):
-            self._say(f"{name}: {outcome(self._storage, sight)} ({sight.seconds:.1f} s)")
-        elif sight.tries > tries and sight.state == "running":
-            self._say(f"{name}: started" + (f", try {sight.tries}" if sight.tries > 1 else ""))
-            self._said[sight.name] = (sight.tries, now)
-        elif sight.state == ASKING and now - when > _ASK_SECONDS:
-            self._say(f"{name}: waits for your answer in Airflow, on the page Required Actions")
-            self._said[sight.name] = (tries, now)
-        elif sight.event and now - when > _LINE_SECONDS:
-            line = f"{name}: {latest(sight.event)}"
-            if line != self._last:
-                self._say(line)
-            self._last, self._said[sight.name] = line, (tries, now)
+        name, now = short_name(status.name), time.monotonic()
+        tries, printed = self._printed.get(status.name, (0, 0.0))
+        if status.state in ENDED:
+            self._print(f"{name}: {outcome(self._storage, status)} ({status.seconds:.1f} s)")
+        elif status.tries > tries and status.state == "running":
+            self._print(f"{name}: started" + (f", try {status.tries}" if status.tries > 1 else ""))
+            self._printed[status.name] = (status.tries, now)
+        elif status.state == AWAITING_INPUT and now - printed > _REMINDER_SECONDS:
+            self._print(f"{name}: needs your approval in Airflow, on the page Required Actions")
+            self._printed[status.name] = (tries, now)
+        elif status.event and now - printed > _LINE_SECONDS:
+            line = f"{name}: {progress(status.event)}"
+            if line != self._last_line:
+                self._print(line)
+            self._last_line, self._printed[status.name] = line, (tries, now)
 
 
 class Bars:
-    """A bar a stage."""
+    """A bar per task."""
 
     def __init__(self, storage: Storage, console: Console, stack: ExitStack) -> None:
         self._storage = storage
@@ -151,23 +154,23 @@ class Bars:
                 TextColumn("{task.description:<14}"),
                 BarColumn(bar_width=30),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[details]}"),
                 console=console,
             )
         )
         self._bars: dict[str, TaskID] = {}
 
-    def show(self, sight: Sight) -> None:
+    def show(self, status: TaskStatus) -> None:
         """See `View`."""
-        if sight.name not in self._bars:
-            self._bars[sight.name] = self._progress.add_task(short(sight.name), total=None, told="")
-        bar = self._bars[sight.name]
-        if sight.state in ("success", "failed"):
-            self._progress.update(bar, total=1, completed=1, told=outcome(self._storage, sight))
+        if status.name not in self._bars:
+            self._bars[status.name] = self._progress.add_task(short_name(status.name), total=None, details="")
+        bar, event = self._bars[status.name], status.event
+        if status.state in ENDED:
+            self._progress.update(bar, total=1, completed=1, details=outcome(self._storage, status))
             self._progress.stop_task(bar)
-        elif sight.event and sight.event.total:
-            self._progress.update(bar, total=sight.event.total, completed=sight.event.done, told=latest(sight.event))
-        elif sight.state == ASKING:
-            self._progress.update(bar, told="waits for your answer in Airflow: Required Actions")
-        elif sight.state == "up_for_retry":
-            self._progress.update(bar, told="failed, waits to be tried again")
+        elif event and event.total:
+            self._progress.update(bar, total=event.total, completed=event.done, details=progress(event))
+        elif status.state == AWAITING_INPUT:
+            self._progress.update(bar, details="needs your approval in Airflow: Required Actions")
+        elif status.state == "up_for_retry":
+            self._progress.update(bar, details="failed, will be retried")

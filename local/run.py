@@ -1,9 +1,9 @@
-"""One run on this machine, from the checks to the report: starts Airflow, triggers the DAG, follows it, stops Airflow.
+"""One run on this machine: checks it, starts Airflow, triggers the DAG, follows the run, stops Airflow.
 
     python -m local.run [--recipe recipes/demo.yaml] [--root .crawl2chat/data] [--warcs 'crawl/*.warc.gz' …]
-    python -m local.run --ui        # start Airflow and stay
+    python -m local.run --ui        # start Airflow, and keep it running
 
-Relative paths are relative to the project folder. Ends with 1 where a task fails, with 130 where it is interrupted.
+Relative paths are relative to the project folder. Exits with 1 if a task fails, with 130 if it is interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.recipe import Recipe, load
 from pipeline.storage import Storage
 
 HOME = Path(__file__).resolve().parents[1]
-LOG_LINES = 30
+LOG_LINES = 30  # of a failed task's log that are shown
 
 
 class TaskFailed(CrawlToChatError):
@@ -41,66 +41,66 @@ class TaskFailed(CrawlToChatError):
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """The parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="recipes/demo.yaml", help="recipe file")
     parser.add_argument("--root", default=".crawl2chat/data", help="folder or URI below which artifacts lie")
-    parser.add_argument("--warcs", nargs="+", metavar="WARC", help="files, globs, URLs or lists, not the recipe's")
+    parser.add_argument("--warcs", nargs="+", metavar="WARC", help="files, globs, URLs or lists of WARC files")
     parser.add_argument("--crawl", help="a Common Crawl id instead of files")
     parser.add_argument("--max-warcs", type=int, help="read the first so many files only")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="values that replace the recipe's: sft.epochs=2"
     )
     parser.add_argument("--force", action="store_true", help="make again what was made already")
-    parser.add_argument("--port", type=int, default=8080, help="of Airflow, on the loopback address; +10: the pages")
-    parser.add_argument("--ui", action="store_true", help="start Airflow and stay, to trigger by hand")
+    parser.add_argument("--port", type=int, default=8080, help="of Airflow, on loopback; the pages use PORT + 10")
+    parser.add_argument("--ui", action="store_true", help="start Airflow and keep it running, to trigger DAGs by hand")
     return parser.parse_args(arguments)
 
 
-def form(given: argparse.Namespace, root: str) -> dict[str, Any]:
-    """The DAG's trigger form, filled from the command line; what is not given is left out."""
-    filled: dict[str, Any] = {"recipe": given.recipe, "root": root}
+def form(arguments: argparse.Namespace, root: str) -> dict[str, Any]:
+    """The DAG's trigger form, filled from the command line; options that were not set are left out."""
+    filled: dict[str, Any] = {"recipe": arguments.recipe, "root": root}
     for name in ("warcs", "crawl", "max_warcs"):
-        if getattr(given, name) is not None:
-            filled[name] = getattr(given, name)
-    if given.force:
+        if getattr(arguments, name) is not None:
+            filled[name] = getattr(arguments, name)
+    if arguments.force:
         filled["force"] = True
-    words = {True: "yes", False: "no"}  # as the form asks for them
-    return filled | {k: words[v] if isinstance(v, bool) else v for k, v in settings(given.set).items()}
+    words = {True: "yes", False: "no"}  # the form's choices for a boolean
+    return filled | {k: words[v] if isinstance(v, bool) else v for k, v in settings(arguments.set).items()}
 
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs as overrides; a value is read as YAML."""
-    found = {}
+    """`key=value` pairs as overrides of a recipe; a value is YAML. Raises `RecipeError` if one is not."""
+    overrides = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise RecipeError(f"--set {pair}: not KEY=VALUE", "write it as sft.epochs=2")
         try:
-            found[key] = yaml.safe_load(value)
+            overrides[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {pair}: no YAML value: {getattr(error, 'problem', error)}", "quote it") from error
-    return found
+    return overrides
 
 
-def resolved(given: argparse.Namespace) -> Recipe:
-    """The recipe that the run will build; raises what is wrong with it or with its input."""
-    overrides = settings(given.set)
-    if given.warcs is not None or given.crawl is not None:
-        overrides |= {"input.warcs": given.warcs or [], "input.crawl": given.crawl}
-    if given.max_warcs is not None:
-        overrides["input.max_warcs"] = given.max_warcs
-    recipe = load(given.recipe, overrides)
+def resolved(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that the run will build. Raises `RecipeError` or `InputError` if it or its input is wrong."""
+    overrides = settings(arguments.set)
+    if arguments.warcs is not None or arguments.crawl is not None:
+        overrides |= {"input.warcs": arguments.warcs or [], "input.crawl": arguments.crawl}
+    if arguments.max_warcs is not None:
+        overrides["input.max_warcs"] = arguments.max_warcs
+    recipe = load(arguments.recipe, overrides)
     checks.warcs(recipe)
     return recipe
 
 
-def run(airflow: Airflow, given: argparse.Namespace, recipe: Recipe, storage: Storage, console: Console) -> None:
-    """Trigger, follow, tell. Raises `TaskFailed` with the end of the log of the task that failed."""
+def run(airflow: Airflow, arguments: argparse.Namespace, recipe: Recipe, storage: Storage, console: Console) -> None:
+    """Trigger a run, follow it, print its summary. Raises `TaskFailed` with the end of the failed task's log."""
     run_id = f"{recipe.name}-{time.strftime('%Y%m%dT%H%M%S')}"
     name = artifact.run_name(run_id)
     airflow.fail_active(DAG)
-    airflow.trigger(DAG, run_id, form(given, storage.root))
+    airflow.trigger(DAG, run_id, form(arguments, storage.root))
     console.print(f"run {run_id}", highlight=False)
     try:
         with ExitStack() as stack:
@@ -112,47 +112,46 @@ def run(airflow: Airflow, given: argparse.Namespace, recipe: Recipe, storage: St
             tasks = follow.follow(airflow, storage, run_id, name, view)
     except BaseException:
         with suppress(httpx.TransportError):
-            airflow.fail(DAG, run_id)  # or the next start would go on with it
+            airflow.fail(DAG, run_id)  # or the next start of Airflow would continue it
         raise
     failed = [task for task in tasks if task.state == "failed"]
     if failed:
         end = "\n".join(f"  | {line}" for line in airflow.log(DAG, run_id, failed[0])[-LOG_LINES:])
         raise TaskFailed(
             f"task {failed[0].name} failed; the end of its log:\n{end}",
-            "correct the cause and run again: what was made is kept",
+            "correct the cause and run again: finished stages are kept",
         )
     console.print()
     summary.show(RunArtifacts(storage, name), console)
 
 
 def stay(console: Console, url: str) -> NoReturn:
-    """Until Ctrl-C."""
+    """Print where Airflow is, and wait for Ctrl-C."""
     console.print(f"{url}/dags/{DAG}  (Ctrl-C stops Airflow)", highlight=False)
     while True:
         signal.pause()
 
 
 def main() -> None:
-    """Entry point."""
-    given = options()
+    arguments = options()
     os.chdir(HOME)
     console = Console()
     checks.java()
-    storage = Storage(given.root)
-    recipe = None if given.ui else resolved(given)
+    storage = Storage(arguments.root)
+    recipe = None if arguments.ui else resolved(arguments)
     storage.check_writable()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    installation = Installation(HOME, storage.root, given.port)
+    installation = Installation(HOME, storage.root, arguments.port)
     try:
-        dags = DAGS if given.ui else (DAG,)
+        dags = DAGS if arguments.ui else (DAG,)
         with served(installation), standalone(installation, lambda line: print(line, flush=True), dags) as airflow:
-            print(f"the pages of all runs: {installation.web_url}", flush=True)
+            print(f"pages of all runs: {installation.web_url}", flush=True)
             if recipe is None:
                 stay(console, installation.url)
-            run(airflow, given, recipe, storage, console)
+            run(airflow, arguments, recipe, storage, console)
     except KeyboardInterrupt:
-        print("stopped; a next run goes on where this one was", file=sys.stderr, flush=True)
+        print("stopped; the next run continues where this one stopped", file=sys.stderr, flush=True)
         sys.exit(130)
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Set up .venv with what requirements.lock pins, and build DeepSpeed's CPU op. Called by make.
+# Install the packages of requirements.lock into .venv, and build DeepSpeed's CPU op. Called by make.
 #   local/setup.sh        install
-#   local/setup.sh lock   make requirements.lock anew from pyproject.toml
+#   local/setup.sh lock   update requirements.lock and docker/cluster.lock from pyproject.toml
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# What the system must bring. Where we may install it (root on Debian), we do; else we name the command.
+# System packages. They are installed if we may (root on Debian); else the error names the command.
 missing=()
 python=
 for candidate in python3.11 python3.12 python3; do
@@ -37,8 +37,8 @@ began=$SECONDS
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 [ -x .venv/bin/uv ] || .venv/bin/python -m pip install -q uv
 
-# Where torch comes from. A wheel that pip's configuration points to (find-links) is taken first; else uv chooses the
-# CPU or the CUDA build by what this machine has.
+# Where torch comes from: a wheel in a folder of pip's find-links if there is one and no GPU; else uv chooses the CPU or
+# the CUDA build for this machine.
 options=()
 links=$(.venv/bin/python -m pip config list 2>/dev/null | sed -n "s/^[^=]*find-links='\(.*\)'$/\1/p" | head -n 1)
 gpu=$(command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | head -n 1 || true)
@@ -51,33 +51,32 @@ done
 
 if [ "${1:-}" = lock ]; then
   overrides=$(mktemp)
-  # The provider asks for pyspark-client, which writes over files of pyspark: only one of the two can be installed.
+  # Airflow's Spark provider requires pyspark-client, which overwrites files of pyspark: only one can be installed.
   echo 'pyspark-client; sys_platform == "never"' >"$overrides"
-  # What is pinned stays so, unless pyproject.toml asks for something else: to take newer versions, empty the lock first.
-  made=$(mktemp)
-  sed "/^torch==/d" requirements.lock >"$made" # its build is chosen by the options
+  # Pins stay unless pyproject.toml contradicts them: to get newer versions, empty the lock first.
+  lock=$(mktemp)
+  sed "/^torch==/d" requirements.lock >"$lock" # the options choose its build
   .venv/bin/uv pip compile -q --python .venv/bin/python "${options[@]}" --override "$overrides" --no-annotate --no-header \
-    --no-emit-find-links --no-emit-index-url -o "$made" \
+    --no-emit-find-links --no-emit-index-url -o "$lock" \
     --extra airflow --extra jobs --extra training --extra web --extra dev pyproject.toml >/dev/null
   {
     echo "# All that crawl2chat runs on, pinned. Made by: make lock"
-    sed 's/^\(torch==[0-9.]*\)+[a-z0-9]*$/\1/' "$made"
+    sed 's/^\(torch==[0-9.]*\)+[a-z0-9]*$/\1/' "$lock"
   } >requirements.lock.new
   mv requirements.lock.new requirements.lock
-  # Airflow's image holds some packages more.
+  # Airflow's image has a few more packages.
   .venv/bin/uv pip compile -q --python .venv/bin/python "${options[@]}" --override "$overrides" --no-annotate --no-header \
-    --no-emit-find-links --no-emit-index-url -c requirements.lock -o "$made" \
+    --no-emit-find-links --no-emit-index-url -c requirements.lock -o "$lock" \
     --extra airflow --extra jobs --extra training --extra web --extra cluster pyproject.toml >/dev/null
   {
     echo "# What the extra cluster of pyproject.toml adds to requirements.lock, for Airflow's image. Made by: make lock"
-    grep -v '^torch==' "$made" | grep -vxFf requirements.lock
+    grep -v '^torch==' "$lock" | grep -vxFf requirements.lock
   } >docker/cluster.lock
-  rm -f "$made"
-  rm -f "$overrides"
+  rm -f "$lock" "$overrides"
   exit 0
 fi
 
-# Compiled once here: where nothing may write bytecode, a start of Airflow took 79 s instead of 57 (busy machine).
+# Bytecode is compiled here: where it could not be written, a start of Airflow took 79 s instead of 57 (busy machine).
 echo "installing into .venv"
 .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode "${options[@]}" --no-deps -r requirements.lock
 .venv/bin/uv pip install -q --python .venv/bin/python --no-deps -e .

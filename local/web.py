@@ -1,4 +1,4 @@
-"""The web application beside Airflow, for as long as it runs."""
+"""The web application beside Airflow: started and stopped with it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from local import checks
-from local.airflow import Installation, stop_session
+from local.airflow import Installation
+from local.processes import stop_session
 
 
 @contextmanager
 def served(installation: Installation) -> Iterator[None]:
-    """`python -m web.serve` on the root of this installation; ended with the block."""
+    """`python -m web.serve` on the root of this installation; stopped when the block ends."""
     checks.port(installation.web_port)
     installation.state.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "web.serve", "--root", installation.root, "--port", str(installation.web_port)]

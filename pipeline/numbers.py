@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -74,3 +75,13 @@ def asked_tasks(numbers: Any) -> list[str]:
     """The tasks that an evaluation asked, by its numbers: each is `<task>.<number>`."""
     accuracies = [name for name in numbers or {} if name.endswith("_accuracy") and "." in name]
     return list(dict.fromkeys(name.rpartition(".")[0] for name in accuracies))
+
+
+def named(numbers: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """The numbers of these names, those of tasks (`<task>.<name>`) too, in the order of `names`."""
+    return {
+        full: value
+        for name in names
+        for full, value in numbers.items()
+        if full.rpartition(".")[2] == name and isinstance(value, (int, float))
+    }

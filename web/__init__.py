@@ -1,1 +1,1 @@
-"""The pages people look at."""
+"""The web application: the pages of the runs, and the report of a run as one file."""

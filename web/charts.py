@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 440, 260  # user units; small enough for 12-unit letters to be read on a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 40
-_POINTS = 400  # more than these in a line cannot be told apart; neighbours are averaged
+_POINTS = 400  # a line 380 units wide cannot show more than these: neighbours are averaged
 
 Point = tuple[float, float]
 
@@ -32,82 +32,102 @@ class Level:
     y: float
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """Maps data to user units of the SVG; `left`…`right` and `low`…`high` are the ranges of the two axes."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+    def x(self, value: float) -> float:
+        return _LEFT + (value - self.left) / ((self.right - self.left) or 1) * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        return HEIGHT - _BOTTOM - (value - self.low) / ((self.high - self.low) or 1) * (HEIGHT - _TOP - _BOTTOM)
+
+
 def line_chart(
     title: str, x_label: str, y_label: str, series: Sequence[Series], levels: Sequence[Level] = (), unit: str = "number"
 ) -> Markup:
     """A chart with a text alternative, or nothing where no series has a point. `unit`: `number` or `share` (0…1)."""
-    drawn = [one for one in series if one.points]
+    drawn = [line for line in series if line.points]
     if not drawn:
         return Markup("")
-    xs = [x for one in drawn for x, _ in one.points]
-    ys = [y for one in drawn for _, y in one.points] + [level.y for level in levels]
-    left, right = min(xs), max(xs)
-    ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if unit == "share" else nice_ticks(min(ys), max(ys))
-    low, high = min(ticks[0], *ys), max(ticks[-1], *ys)
-
-    def at_x(x: float) -> float:
-        return _LEFT + (x - left) / ((right - left) or 1) * (WIDTH - _LEFT - _RIGHT)
-
-    def at_y(y: float) -> float:
-        return HEIGHT - _BOTTOM - (y - low) / ((high - low) or 1) * (HEIGHT - _TOP - _BOTTOM)
-
-    parts: list[Markup] = []
-    for tick in ticks:
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                _LEFT, WIDTH - _RIGHT, at_y(tick), at_y(tick)
-            )
-        )
-        shown = f"{tick:.0%}" if unit == "share" else _number(tick)
-        parts.append(
-            Markup('<text class="tick" text-anchor="end" x="{}" y="{:.1f}">{}</text>').format(
-                _LEFT - 7, at_y(tick) + 4, shown
-            )
-        )
-    for tick in nice_ticks(left, right, 6):
-        if left <= tick <= right:
-            parts.append(
-                Markup('<text class="tick" text-anchor="middle" x="{:.1f}" y="{}">{}</text>').format(
-                    at_x(tick), HEIGHT - _BOTTOM + 17, _number(tick)
-                )
-            )
-    parts.append(
-        Markup('<text class="axis" text-anchor="middle" x="{:.1f}" y="{}">{}</text>').format(
-            (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 5, x_label
-        )
-    )
-    taken: list[float] = []
-    for level in levels:
-        y = at_y(level.y)
-        parts.append(
-            Markup('<line class="level" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(_LEFT, WIDTH - _RIGHT, y, y)
-        )
-        label = y - 5 if all(abs(y - 5 - other) > 13 for other in taken) else y + 14
-        taken.append(label)
-        parts.append(
-            Markup('<text class="note" text-anchor="end" x="{}" y="{:.1f}">{} {}</text>').format(
-                WIDTH - _RIGHT, label, level.name, f"{level.y:.2f}"
-            )
-        )
-    number = 0
-    for one in sorted(drawn, key=lambda one: not one.faint):
-        style = "faint" if one.faint else f"line line-{number}"
-        number += not one.faint
-        points = [(at_x(x), at_y(y)) for x, y in thinned(one.points)]
-        if len(points) == 1:
-            parts.append(
-                Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(f"dot {style}", *points[0])
-            )
-        else:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            parts.append(Markup('<polyline class="{}" points="{}"/>').format(style, path))
-    told = "; ".join(
-        f"{one.name} from {_number(one.points[0][1])} to {_number(one.points[-1][1])}" for one in drawn
+    xs = [x for line in drawn for x, _ in line.points]
+    ys = [y for line in drawn for _, y in line.points] + [level.y for level in levels]
+    y_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if unit == "share" else nice_ticks(min(ys), max(ys))
+    scale = _Scale(min(xs), max(xs), min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
+    # SVG paints in order: lines come last, over the grid and the levels.
+    parts = [*_axes(scale, y_ticks, x_label, unit), *_levels(scale, levels), *_lines(scale, drawn)]
+    description = "; ".join(
+        f"{line.name} from {_number(line.points[0][1])} to {_number(line.points[-1][1])}" for line in drawn
     ) + "".join(f"; {level.name} {_number(level.y)}" for level in levels)
     return Markup(
         '<figure class="chart"><figcaption>{}<span class="unit">{}</span>{}</figcaption>'
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>'
-    ).format(title, y_label, _legend(drawn), WIDTH, HEIGHT, f"{title}: {told}", Markup("").join(parts))
+    ).format(title, y_label, _legend(drawn), WIDTH, HEIGHT, f"{title}: {description}", Markup("").join(parts))
+
+
+def _axes(scale: _Scale, y_ticks: Sequence[float], x_label: str, unit: str) -> Iterator[Markup]:
+    """Grid lines and numbers of the y axis, then numbers and label of the x axis."""
+    grid = Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
+    beside = Markup('<text class="tick" text-anchor="end" x="{}" y="{:.1f}">{}</text>')
+    below = Markup('<text class="tick" text-anchor="middle" x="{:.1f}" y="{}">{}</text>')
+    axis = Markup('<text class="axis" text-anchor="middle" x="{:.1f}" y="{}">{}</text>')
+    for tick in y_ticks:
+        y = scale.y(tick)
+        yield grid.format(_LEFT, WIDTH - _RIGHT, y, y)
+        yield beside.format(_LEFT - 7, y + 4, f"{tick:.0%}" if unit == "share" else _number(tick))
+    for tick in nice_ticks(scale.left, scale.right, 6):
+        if scale.left <= tick <= scale.right:
+            yield below.format(scale.x(tick), HEIGHT - _BOTTOM + 17, _number(tick))
+    yield axis.format((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 5, x_label)
+
+
+def _levels(scale: _Scale, levels: Sequence[Level]) -> Iterator[Markup]:
+    """Dashed lines with their names: above the line, or below it where another name is less than a line away."""
+    dashed = Markup('<line class="level" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
+    note = Markup('<text class="note" text-anchor="end" x="{}" y="{:.1f}">{} {}</text>')
+    taken: list[float] = []
+    for level in levels:
+        y = scale.y(level.y)
+        yield dashed.format(_LEFT, WIDTH - _RIGHT, y, y)
+        baseline = y - 5 if all(abs(y - 5 - other) > 13 for other in taken) else y + 14
+        taken.append(baseline)
+        yield note.format(WIDTH - _RIGHT, baseline, level.name, f"{level.y:.2f}")
+
+
+def _lines(scale: _Scale, drawn: Sequence[Series]) -> Iterator[Markup]:
+    """A polyline per series, or a dot where it has a single point."""
+    dot = Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
+    for line, number in _numbered(drawn):
+        style = "faint" if number is None else f"line line-{number}"
+        points = [(scale.x(x), scale.y(y)) for x, y in thinned(line.points)]
+        if len(points) == 1:
+            yield dot.format(f"dot {style}", *points[0])
+        else:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            yield Markup('<polyline class="{}" points="{}"/>').format(style, path)
+
+
+def _legend(drawn: Sequence[Series]) -> Markup:
+    """The names of the lines in their colours; nothing for a single line, which the title names."""
+    if len(drawn) < 2:
+        return Markup("")
+    key = Markup('<span class="key {}">{}</span>')
+    keys = [key.format("faint" if number is None else f"key-{number}", line.name) for line, number in _numbered(drawn)]
+    return Markup('<span class="legend">{}</span>').format(Markup("").join(keys))
+
+
+def _numbered(drawn: Sequence[Series]) -> Iterator[tuple[Series, int | None]]:
+    """Each series with the number of its colour: faint ones first, behind the others, and without a number."""
+    for line in drawn:
+        if line.faint:
+            yield line, None
+    for number, line in enumerate(line for line in drawn if not line.faint):
+        yield line, number
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
@@ -129,17 +149,6 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * n, 12) for n in range(first, last + 1)]
-
-
-def _legend(drawn: Sequence[Series]) -> Markup:
-    if len(drawn) < 2:
-        return Markup("")
-    number, items = 0, []
-    for one in sorted(drawn, key=lambda one: not one.faint):
-        style = "faint" if one.faint else f"key-{number}"
-        number += not one.faint
-        items.append(Markup('<span class="key {}">{}</span>').format(style, one.name))
-    return Markup('<span class="legend">{}</span>').format(Markup("").join(items))
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The templates, with the filters that all pages share."""
+"""The templates of all pages, with the filters that they share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent
 
 
 def template(name: str) -> Template:
-    """A template of `web/templates`, with the filters that all share."""
+    """A template of `web/templates`. Values are escaped, and an unknown name is an error."""
     environment = Environment(
         loader=FileSystemLoader([FOLDER / "templates", FOLDER / "static"]),
         autoescape=True,

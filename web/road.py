@@ -1,4 +1,4 @@
-"""The picture of the road, drawn from the list of stages.
+"""The picture of all stages in the README, drawn from their list.
 
 python -m web.road > docs/road.svg
 """
@@ -11,9 +11,9 @@ from html import escape
 from pipeline.stages import CANARY, CORPUS, MODEL, Step
 
 WIDTH, HEIGHT = 1120, 330
-BOX, GAP, TALL = 104, 16, 58  # of a stage: width, distance to the next, height
+BOX, GAP, TALL = 104, 16, 58  # width of a stage's box, distance to the next one, height
 LEFT = 28
-SPARK, DEEPSPEED = 86, 214  # top of each row
+SPARK, DEEPSPEED = 86, 214  # y of each row's top
 STYLE = """text{font-family:system-ui,sans-serif;text-anchor:middle}.name{font-size:13px;font-weight:600;fill:#111827}
 .note{font-size:10.5px;fill:#4b5563}.row{font-size:13px;font-weight:600;text-anchor:start;fill:#6b7280}
 .foot{font-size:13px;fill:#4b5563}rect{stroke-width:1.2}.spark rect{fill:#fff3e6;stroke:#d9822b}
@@ -22,14 +22,14 @@ STYLE = """text{font-family:system-ui,sans-serif;text-anchor:middle}.name{font-s
 
 
 def svg() -> str:
-    """The picture, as the file holds it."""
+    """The content of the file."""
     corpus, model = [CANARY, *CORPUS], list(MODEL)
     places = [LEFT + n * (BOX + GAP) for n in range(len(corpus) + 1)]
     turn = SPARK + TALL + 34
     last = places[len(corpus)]
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{described()}">',
+        f'aria-label="{description()}">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 L8 4 L0 8 z" fill="#6b7280"/></marker></defs>',
         f"<style>{STYLE}</style>",
@@ -53,8 +53,8 @@ def svg() -> str:
     return "\n".join(lines) + "\n"
 
 
-def described() -> str:
-    """The picture in words."""
+def description() -> str:
+    """The text alternative of the picture."""
     return (
         f"The road: WARC files become token shards by Spark ({named((CANARY, *CORPUS))}); token shards become a chat "
         f"model by DeepSpeed ({named(MODEL)}); Airflow runs both, and a report shows what happened"
@@ -62,12 +62,12 @@ def described() -> str:
 
 
 def named(steps: Iterable[Step]) -> str:
-    """The stages' names, in order."""
+    """The names of the stages, separated by commas."""
     return ", ".join(step.stage for step in steps)
 
 
 def row(kind: str, places: Sequence[float], top: float, steps: Sequence[Step], joined: bool = True) -> Iterator[str]:
-    """Boxes of the stages with arrows between them; `joined`: one before the first too."""
+    """A box per stage with arrows between them; `joined`: with an arrow to the first box, too."""
     for place, step in zip(places, steps, strict=False):
         if joined:
             yield arrow(place - GAP, top)

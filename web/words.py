@@ -7,12 +7,12 @@ import re
 import time
 from typing import Any
 
-# HTML forbids some control characters, and those of direction show a reader another order.
+# Control characters that HTML forbids, and those of text direction, which reorder what a reader sees.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def shown(value: Any) -> str:
-    """A number as people read it: 1,234,567 or 1.235; anything else as it is."""
+    """A number as people read it: 1,234,567 or 1.235; strings as they are; anything else as JSON."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, int) or (abs(value) >= 1000 and value == round(value)):
@@ -21,12 +21,12 @@ def shown(value: Any) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1 as a percentage, with a digit behind the point where it is small."""
+    """A share (0…1) as a percentage, with one decimal below 10%."""
     return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
 
 
 def short(count: float) -> str:
-    """A large number with its unit: 1.2 M."""
+    """A large number with a unit: 1.2 M."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}\N{NO-BREAK SPACE}{unit}"
@@ -34,7 +34,7 @@ def short(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds as `4.5 s`, `3 min 2 s` or `2 h 5 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -48,17 +48,17 @@ def when(seconds: float) -> str:
 
 
 def rate(name: str, value: Any) -> str:
-    """A measured number as text: shares as percentages."""
+    """A measured number as text; shares, which the end of their name identifies, as percentages; a dash for None."""
     if value is None:
         return "–"
     return percent(value) if name.endswith(("_accuracy", "_rate", "_said")) else shown(value)
 
 
 def facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:
-    """The pairs that are known, values as text."""
+    """Label and value as text, of the values that are not None."""
     return [(label, shown(value)) for label, value in pairs.items() if value is not None]
 
 
 def plain(text: Any) -> str:
-    """Text without control characters: HTML forbids some, and those of direction show a reader another order."""
+    """Text whose control characters (see `_CONTROL`) are replaced by U+FFFD."""
     return _CONTROL.sub("\ufffd", str(text))

@@ -1,1 +1,1 @@
-"""What the DAGs are made of: tasks, operators, form, questions."""
+"""What the DAGs are made of: tasks, operators, trigger form, approvals."""

@@ -1,4 +1,4 @@
-"""A child process of a task: its lines go to the log, and it never outlives the task."""
+"""A child process of a task: its output goes to the log, and it never outlives the task."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 class Child:
     """Runs `command` in a process group of its own, in the session of its parent.
 
-    Airflow kills a task that does not end within 5 s of SIGTERM; then the kernel passes SIGTERM on to the child
-    (Linux), which takes its own processes down with it.
+    Airflow kills a task that does not end within 5 s of SIGTERM. Then the kernel sends SIGTERM to the child (Linux),
+    which ends its own processes.
     """
 
     def __init__(self, command: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:
@@ -35,20 +35,20 @@ class Child:
         )
 
     def wait(self, log: Callable[[str], None]) -> int:
-        """Pass every line to `log` until the child ends; its exit code (negative: the signal that ended it)."""
+        """Pass every line to `log` until the child ends; returns its exit code (negative: the signal that ended it)."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             log(line.decode(errors="replace").rstrip())
         return self._process.wait()
 
-    def ask_to_stop(self) -> None:
-        """SIGTERM to the child alone; a launcher passes it on to its ranks, which save what they have."""
+    def request_stop(self) -> None:
+        """Send SIGTERM to the child alone: a launcher passes it on to its ranks, which save a checkpoint."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def stop(self, seconds: float) -> None:
-        """Ask, wait so long, then kill the whole group."""
-        self.ask_to_stop()
+        """Send SIGTERM, wait at most `seconds`, then kill the whole process group."""
+        self.request_stop()
         until = time.monotonic() + seconds
         while self._process.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
@@ -60,6 +60,6 @@ class Child:
 
 
 def die_with_parent() -> None:
-    """Let the kernel send SIGTERM to this process when the one that started it is gone (Linux; nothing elsewhere)."""
+    """Let the kernel send SIGTERM to this process when its parent ends (on Linux; does nothing elsewhere)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

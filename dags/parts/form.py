@@ -1,7 +1,7 @@
-"""The trigger form: every value of a recipe as one `Param`, so that Airflow checks it before anything runs.
+"""The trigger form: every value of a recipe as one `Param`, so that Airflow validates it before anything runs.
 
-A field is named as on the command line (`pretrain.optimizer.lr`); empty means "as the recipe says", and below it stands
-what that is. Yes and no are words to choose from: Airflow draws a switch, which cannot be empty.
+A field is named as on the command line (`pretrain.optimizer.lr`). Empty means "as in the recipe", whose value is in the
+help text. Booleans are a choice of yes and no, because Airflow's switch cannot be empty.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pipeline.recipe import CRAWL_ID, Recipe, load
 
 DAG_SECTION = "Run"
 _FILES = ("warcs", "crawl", "max_warcs")
-_RUN = ("recipe", "root", *_FILES, "force", "corpus_run")  # fields that are no recipe's
-_WORDS = {True: "yes", False: "no"}
-_NOT_HERE = ("name", "input")  # the run is named by Airflow; the input has fields of its own
+_RUN_FIELDS = ("recipe", "root", *_FILES, "force", "corpus_run")  # they are not keys of the recipe
+_YES_NO = {True: "yes", False: "no"}
+_NO_FIELDS = ("name", "input")  # Airflow names the run; the input has the fields `_FILES`
 
 
 def leaves(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """(dotted key, schema) of every value below an object schema, `$ref`s inlined.
 
-    Airflow resolves no `$defs` of a `Param` (PointerToNowhere), so none may be left.
+    Airflow does not resolve `$defs` in a `Param` (PointerToNowhere), so none may remain.
     """
     definitions = schema.get("$defs", {})
     for name, field in schema["properties"].items():
-        found = _of_kinds(_inline(field, definitions))
+        inlined = _of_kinds(_inline(field, definitions))
         key = f"{prefix}{name}"
-        if "properties" in found:
-            yield from leaves({**found, "$defs": definitions}, f"{key}.")
+        if "properties" in inlined:
+            yield from leaves({**inlined, "$defs": definitions}, f"{key}.")
         else:
-            yield key, found
+            yield key, inlined
 
 
 def _of_kinds(schema: dict[str, Any]) -> dict[str, Any]:
@@ -74,26 +74,26 @@ def _inline(schema: Any, definitions: dict[str, Any]) -> Any:
         return schema
     if "$ref" in schema:
         target = definitions[schema["$ref"].rsplit("/", 1)[1]]
-        # What stands beside a $ref says more of this field than what it points to.
+        # Keys beside a $ref describe this field, those of its target the type.
         schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
-    # `properties` are inlined when they are walked.
+    # `leaves` inlines `properties` when it visits them.
     return {key: value if key == "properties" else _inline(value, definitions) for key, value in schema.items()}
 
 
 def optional(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with null allowed, in the words that Airflow's form understands (`type` a list, `enum` with null)."""
-    found = {key: value for key, value in schema.items() if key not in ("title", "default", "anyOf")}
-    found |= next((kind for kind in schema.get("anyOf", []) if kind["type"] != "null"), {})  # was optional already
-    if "const" in found:
-        found["enum"] = [found.pop("const")]
-    if found["type"] == "boolean":
-        found |= {"type": "string", "enum": [*_WORDS.values()]}
-    if "enum" in found:
-        found |= {"enum": [*found["enum"], None], "values_display": {"null": "as the recipe says"}}
-    if "prefixItems" in found:  # the form draws lists of one kind only; the recipe checks the rest
-        found["items"] = found.pop("prefixItems")[0]
-    found["type"] = [found["type"], "null"]
-    return found
+    """The schema with null allowed, as Airflow's form supports it (`type` is a list, `enum` contains null)."""
+    nullable = {key: value for key, value in schema.items() if key not in ("title", "default", "anyOf")}
+    nullable |= next((kind for kind in schema.get("anyOf", []) if kind["type"] != "null"), {})  # null was allowed
+    if "const" in nullable:
+        nullable["enum"] = [nullable.pop("const")]
+    if nullable["type"] == "boolean":
+        nullable |= {"type": "string", "enum": [*_YES_NO.values()]}
+    if "enum" in nullable:
+        nullable |= {"enum": [*nullable["enum"], None], "values_display": {"null": "as in the recipe"}}
+    if "prefixItems" in nullable:  # the form supports lists of one type only; the recipe validates the rest
+        nullable["items"] = nullable.pop("prefixItems")[0]
+    nullable["type"] = [nullable["type"], "null"]
+    return nullable
 
 
 def title(key: str) -> str:
@@ -102,15 +102,15 @@ def title(key: str) -> str:
 
 
 def recipe_params(sections: Sequence[str] | None = None, shown: str | None = None) -> dict[str, Param]:
-    """A `Param` for every value of a recipe, or of these sections, but its name and input; null: as the recipe says.
+    """A `Param` for every value of a recipe, or of these sections, except name and input; null: as in the recipe.
 
-    `shown`: the recipe whose values stand in the help, where it can be read.
+    `shown`: the recipe whose values the help texts give, if it can be read.
     """
     data = _values(shown) if shown else {}
     return {
         key: Param(None, description=_help(key, schema, shown, data), title=key, section=title(key), **_kept(schema))
         for key, schema in leaves(Recipe.model_json_schema())
-        if key.split(".")[0] not in _NOT_HERE and (sections is None or key.split(".")[0] in sections)
+        if key.split(".")[0] not in _NO_FIELDS and (sections is None or key.split(".")[0] in sections)
     }
 
 
@@ -119,27 +119,28 @@ def _kept(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _range(schema: dict[str, Any]) -> str:
-    found = optional(schema)
-    least = f"above {found['exclusiveMinimum']:g}" if "exclusiveMinimum" in found else None
-    least = f"from {found['minimum']:g}" if "minimum" in found else least
-    said = " ".join(filter(None, (least, f"to {found['maximum']:g}" if "maximum" in found else None)))
-    return f"{said[:1].upper()}{said[1:]}." if said else ""
+    limits = optional(schema)
+    lower = f"above {limits['exclusiveMinimum']:g}" if "exclusiveMinimum" in limits else None
+    lower = f"from {limits['minimum']:g}" if "minimum" in limits else lower
+    upper = f"to {limits['maximum']:g}" if "maximum" in limits else None
+    text = " ".join(filter(None, (lower, upper)))
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _help(key: str, schema: dict[str, Any], recipe: str | None, data: dict[str, Any]) -> str | None:
-    said = [schema.get("description"), _range(schema)]
+    parts = [schema.get("description"), _range(schema)]
     *sections, last = key.split(".")
     section: dict[str, Any] = functools.reduce(lambda inner, part: inner.get(part, {}), sections, data)
     if last in section:  # a key of another kind of the section is not
         value = section[last]
-        value = _WORDS[value] if isinstance(value, bool) else value
-        said.append(f"{recipe}: {value if isinstance(value, str) else json.dumps(value)}")
-    return " ".join(filter(None, said)) or None
+        value = _YES_NO[value] if isinstance(value, bool) else value
+        parts.append(f"{recipe}: {value if isinstance(value, str) else json.dumps(value)}")
+    return " ".join(filter(None, parts)) or None
 
 
 def _values(recipe: str) -> dict[str, Any]:
-    """What a recipe says; nothing where it cannot be read: the run will say why."""
-    if "://" in recipe:  # nothing is fetched to draw a form
+    """The values of a recipe; empty if it cannot be read, since the run will report why."""
+    if "://" in recipe:  # parsing a DAG must not download anything
         return {}
     try:
         return load(Path(__file__).parents[2] / recipe).model_dump(mode="json")
@@ -150,16 +151,16 @@ def _values(recipe: str) -> dict[str, Any]:
 def params(
     root: str, recipe: str, sections: Sequence[str] | None = None, files: Sequence[str] = _FILES
 ) -> dict[str, Param]:
-    """The form over these sections, or all. `root`, `recipe`: what is taken unless the form says otherwise.
+    """The form for these sections, or for all. `root`, `recipe`: defaults of their fields.
 
-    `files`: the fields of the input that it asks for, where extract is among the sections.
+    `files`: the fields of the input, shown if extract is among the sections.
     """
-    given = {
+    input_fields = {
         "warcs": Param(
             None,
             type=["array", "null"],
             items={"type": "string"},
-            description="WARC files, globs, URLs or lists of them, one a line, instead of the recipe's.",
+            description="WARC files, globs, URLs or lists of them, one per line, instead of the recipe's.",
         ),
         "crawl": Param(
             None,
@@ -168,38 +169,42 @@ def params(
             examples=["CC-MAIN-2025-05"],
             description="A Common Crawl id instead of files.",
         ),
-        "max_warcs": Param(None, type=["integer", "null"], minimum=1, description="Read the first so many files only."),
+        "max_warcs": Param(None, type=["integer", "null"], minimum=1, description="Read only the first so many files."),
     }
     return {
         "recipe": Param(
-            recipe, type="string", minLength=1, examples=recipes(recipe), description="Recipe file, or another's path."
+            recipe,
+            type="string",
+            minLength=1,
+            examples=recipes(recipe),
+            description="Recipe file, from the list or any path.",
         ),
         "root": Param(root, type="string", minLength=1, description="Folder or URI below which artifacts lie."),
-        **({name: given[name] for name in files} if sections is None or "extract" in sections else {}),
-        "force": Param(False, type="boolean", description="Make again what was made already."),
+        **({name: input_fields[name] for name in files} if sections is None or "extract" in sections else {}),
+        "force": Param(False, type="boolean", description="Make artifacts again that exist already."),
         **recipe_params(sections, recipe),
     }
 
 
 def recipes(first: str) -> list[str]:
-    """The recipes that come with the project, to choose from; `first` before them."""
-    found = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
-    return list(dict.fromkeys([first, *(f"recipes/{file.name}" for file in found)]))
+    """The choices for the recipe: `first`, then those that come with the project."""
+    files = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
+    return list(dict.fromkeys([first, *(f"recipes/{file.name}" for file in files)]))
 
 
 def overrides(form: dict[str, Any]) -> dict[str, Any]:
-    """What a filled form changes in the recipe, by dotted key: for `pipeline.recipe.load`."""
-    given = {key: value for key, value in form.items() if value is not None}
-    known = dict(leaves(Recipe.model_json_schema()))
-    meant = {word: value for value, word in _WORDS.items()}
+    """The overrides for `pipeline.recipe.load` of a filled form: values by dotted key."""
+    filled = {key: value for key, value in form.items() if value is not None}
+    schemas = dict(leaves(Recipe.model_json_schema()))
+    booleans = {word: value for value, word in _YES_NO.items()}
     changed = {
-        key: meant.get(str(value), value) if known.get(key, {}).get("type") == "boolean" else value
-        for key, value in given.items()
-        if key not in _RUN
+        key: booleans.get(str(value), value) if schemas.get(key, {}).get("type") == "boolean" else value
+        for key, value in filled.items()
+        if key not in _RUN_FIELDS
     }
-    if "warcs" in given or "crawl" in given:
-        changed["input.warcs"] = given.get("warcs", [])
-        changed["input.crawl"] = given.get("crawl")
-    if "max_warcs" in given:
-        changed["input.max_warcs"] = given["max_warcs"]
+    if "warcs" in filled or "crawl" in filled:
+        changed["input.warcs"] = filled.get("warcs", [])
+        changed["input.crawl"] = filled.get("crawl")
+    if "max_warcs" in filled:
+        changed["input.max_warcs"] = filled["max_warcs"]
     return changed

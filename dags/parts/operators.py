@@ -1,6 +1,7 @@
-"""The operators: a stage by spark-submit, a stage by DeepSpeed's launcher, a stage by a plain process.
+"""The operators: a stage run by spark-submit, by DeepSpeed's launcher, or as a plain process.
 
-All take the same place (recipe, root, run) from the task `resolve`, and believe the manifest, not an exit code.
+All get recipe, root and run from the task `resolve`. A stage has succeeded when its manifest exists: an exit code alone
+is not believed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from dags.parts import links
+from dags.parts import links, spark_submit
 from dags.parts.child import Child, die_with_parent
 from dags.parts.jobset import JobSet
 from dags.parts.place import Place, place
@@ -33,58 +33,58 @@ from pipeline.stages import CANARY, STEPS, Step
 
 HOME = os.environ.get("CRAWL2CHAT_HOME") or str(Path(__file__).resolve().parents[2])
 TRAINING_CONNECTION = "deepspeed_default"
-MOST_BATCHES = 20
-FILES_A_BATCH = int(os.environ.get("CRAWL2CHAT_BATCH_FILES", "100"))  # WARC files: some 14 core hours (docs/scale.md)
-MAX_STARTS = 100  # of one attempt of a training stage; each start goes on where the last one saved
-STOP_SECONDS = 60.0  # a rank that was asked to stop may take so long to save
+MAX_BATCHES = 20  # mapped tasks that Airflow's pages still show well
+FILES_PER_BATCH = int(os.environ.get("CRAWL2CHAT_BATCH_FILES", "100"))  # some 14 core hours (docs/scale.md)
+MAX_STARTS = 100  # of one attempt of a training stage; each continues from the checkpoint of the one before
+STOP_SECONDS = 60.0  # for a rank to save a checkpoint after SIGTERM
 
 
 class Launch(Protocol):
-    """A stage that was started, here or elsewhere."""
+    """A stage that was started, as a process here or as a JobSet."""
 
     def wait(self, log: Callable[[str], None]) -> int:
-        """Pass every line on until it ends; its exit code."""
+        """Pass every line of its output to `log` until it ends; returns its exit code."""
 
-    def ask_to_stop(self) -> None:
-        """Let it save what it has, and end."""
+    def request_stop(self) -> None:
+        """Let it save a checkpoint and end; does not wait for that."""
 
     def stop(self, seconds: float) -> None:
-        """Ask, wait so long, then end it; nothing where it has ended."""
+        """Request a stop, wait at most `seconds`, then kill it; does nothing if it has ended."""
 
 
 PLACE = place("recipe", "root", "run")
-# Once only: a task that is tried again is to use what its first try made.
+# On the first try only: a retry continues from what the first try made.
 FORCE = "{{ '--force' if params.force and ti.try_number == 1 else '' }}"
 
 
-def given(arguments: Sequence[str]) -> list[str]:
-    """Rendered arguments without the empty ones."""
+def non_empty(arguments: Sequence[str]) -> list[str]:
+    """Rendered arguments without those that are empty, as `FORCE` may be."""
     return [argument for argument in arguments if argument]
 
 
 def published(arguments: Sequence[str], stage: str) -> Published:
-    """What a stage published. Raises `AirflowException` where its run points to nothing published.
+    """The artifact that a stage published. Raises `AirflowException` if there is none.
 
-    A driver that vanished ends like one that finished, so only the manifest counts as success.
+    spark-submit may exit with 0 after its driver has vanished, so only the manifest counts as success.
     """
     at = Place.of(arguments)
     try:
         return artifact.of_run(at.storage, at.run, stage)
     except ArtifactError as error:
-        raise AirflowException(f"{stage} ended without an error, and published nothing: {error}") from error
+        raise AirflowException(f"{stage} ended without an error, but published nothing: {error}") from error
 
 
-def told(stage: str, made: Published) -> str:
-    """One line on what a stage published."""
-    line = f"{stage}: {made.folder}, {len(made.content.files)} files"
-    if counts := made.content.counts:
+def summary(stage: str, output: Published) -> str:
+    """One line for the log about the artifact of a stage: folder, files, counts."""
+    line = f"{stage}: {output.folder}, {len(output.content.files)} files"
+    if counts := output.content.counts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items())) or "none"
         line += f"; {counts.in_} in = {counts.kept} kept + {sum(counts.dropped.values())} dropped ({reasons})"
     return line
 
 
 class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
-    """`spark-submit` of the step's script on the connection `spark_default`, then the check that it published."""
+    """Runs the step's script by `spark-submit` on the connection `spark_default`, then checks that it published."""
 
     operator_extra_links = links.SPARK
 
@@ -95,63 +95,59 @@ class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
         self.stage = step.name
 
     def execute(self, context: Any) -> Any:
-        """Submit, wait, check. Where Airflow's worker is killed, all of it ends, or a retry would meet what is left."""
+        """Submit, wait, check. If Airflow's worker is killed, the driver ends too: a retry must not run beside it."""
         die_with_parent()
-        links.show(self, context)
-        arguments = self.application_args = given(self.application_args)
-        hook = self._hook = self._get_hook()
-        hook.submit = partial(hook.submit, cwd=HOME, preexec_fn=die_with_parent)  # paths in a recipe are relative to it
-        try:
-            super().execute(context)
-        except AirflowException as error:
-            process = hook._submit_sp
-            raise StageFailed(self.stage, process.returncode if process else None) from error
+        links.push(self, context)
+        arguments = self.application_args = non_empty(self.application_args)
+        # Paths in a recipe are relative to HOME.
+        spark_submit.submit(self, context, self.stage, cwd=HOME, preexec_fn=die_with_parent)
         return self.check(arguments)
 
     def check(self, arguments: Sequence[str]) -> Any:
-        """Believe the manifest."""
-        self.log.info("%s", told(self.stage, published(arguments, self.stage)))
+        """Check that the manifest exists; subclasses check and return more."""
+        self.log.info("%s", summary(self.stage, published(arguments, self.stage)))
 
 
 class Canary(SparkStage):
-    """The canary; returns the batches in which the other files are to be extracted."""
+    """The canary; returns the batches in which the other files will be extracted."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(step=CANARY, **kwargs)
 
     def check(self, arguments: Sequence[str]) -> list[list[str]]:
-        """The batches: none where one application does it all, or has done."""
-        made = published(arguments, self.stage)
-        numbers = CanaryNumbers.of(made)
-        done = artifact.is_published(made.storage, numbers.extract)
-        found = [] if done else batches(numbers.files)
-        self.log.info("%s files, %s in the canary; %s batches", numbers.files, numbers.canary_files, len(found))
-        return found
+        """The batches: none if the input is small, or if extract has published already."""
+        canary = published(arguments, self.stage)
+        numbers = CanaryNumbers.of(canary)
+        done = artifact.is_published(canary.storage, numbers.extract)
+        of_extract = [] if done else batches(numbers.files)
+        self.log.info("%s files, %s in the canary; %s batches", numbers.files, numbers.canary_files, len(of_extract))
+        return of_extract
 
 
 class ExtractBatch(SparkStage):
-    """A batch of the files of extract; `arguments` say which."""
+    """Extract of one batch of the files; `arguments` are `--batch I/N`."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(step=STEPS["extract"], **kwargs)
 
     def check(self, arguments: Sequence[str]) -> None:
-        """Believe the commit of the batch."""
+        """Check that the batch was committed, or all of extract published."""
         at, batch = Place.of(arguments), arguments[arguments.index("--batch") + 1]
         name = f"batch-{batch.replace('/', '-of-')}"
-        found = artifact.pointer(at.storage, at.run, self.stage)
-        if found is None or (found.state == "running" and not artifact.is_committed(at.storage, found.work, name)):
-            raise AirflowException(f"batch {batch} of extract ended without an error, and is not done")
+        pointer = artifact.pointer(at.storage, at.run, self.stage)
+        stage_done = pointer is not None and pointer.state != "running"
+        if not stage_done and not (pointer and artifact.is_committed(at.storage, pointer.work, name)):
+            raise AirflowException(f"batch {batch} of extract ended without an error, but was not committed")
 
 
 def batches(files: int) -> list[list[str]]:
-    """Arguments of each batch: so many that each has enough to do, and that Airflow can show them."""
-    count = min(MOST_BATCHES, files // FILES_A_BATCH)
+    """Arguments of each batch: at least `FILES_PER_BATCH` files each, at most `MAX_BATCHES`, none for a single one."""
+    count = min(MAX_BATCHES, files // FILES_PER_BATCH)
     return [["--batch", f"{i}/{count}"] for i in range(1, count + 1)] if count > 1 else []
 
 
 class ProcessStage(BaseOperator):  # type: ignore[misc]
-    """`python -m <module>` as a child process, then the check that it published `stage`."""
+    """Runs `python` with these arguments as a child process, then checks that it published `stage`."""
 
     template_fields: Sequence[str] = ("arguments",)
     operator_extra_links = links.PAGE
@@ -164,48 +160,48 @@ class ProcessStage(BaseOperator):  # type: ignore[misc]
         self._killed = False
 
     def command(self) -> list[str]:
-        """The command line, once the arguments are rendered."""
-        return [sys.executable, "-u", *given(self.arguments)]
+        """The command line; to be called when the arguments are rendered."""
+        return [sys.executable, "-u", *non_empty(self.arguments)]
 
     def launch(self) -> Launch:
-        """Start it."""
+        """Start the child process."""
         command = self.command()
         self.log.info("%s", " ".join(command))
         return Child(command, HOME, {"PYTHONUNBUFFERED": "1"})
 
     def execute(self, context: Any) -> None:
-        """Run until it is finished: again where it asks for it, having saved what it had."""
+        """Run until the stage has finished; start it again each time it saved a checkpoint and asks to be resumed."""
         die_with_parent()
-        links.show(self, context)
+        links.push(self, context)
         for _ in range(MAX_STARTS):
             self._launch = self.launch()
             try:
                 code = self._launch.wait(lambda line: self.log.info("%s", line))
             finally:
-                self._launch.stop(STOP_SECONDS)  # a timeout of the task arrives as an exception
+                self._launch.stop(STOP_SECONDS)  # a timeout of the task is raised as an exception here
             if self._killed:
                 raise AirflowException(f"{self.stage} was stopped")
             if code != EXIT_RESUME:
                 break
-            self.log.info("%s saved what it had and stopped; starting it again", self.stage)
+            self.log.info("%s saved a checkpoint and stopped; starting it again", self.stage)
             self.arguments = [argument for argument in self.arguments if argument != "--force"]
         if code:
             raise StageFailed(self.stage, code)
-        self.log.info("%s", told(self.stage, published(given(self.arguments), self.stage)))
+        self.log.info("%s", summary(self.stage, published(non_empty(self.arguments), self.stage)))
 
     def on_kill(self) -> None:
-        """Airflow's SIGTERM: ask the child to save and stop; `execute` then ends."""
+        """Called on Airflow's SIGTERM: lets the stage save a checkpoint and stop, whereupon `execute` ends."""
         self._killed = True
         if self._launch:
-            self._launch.ask_to_stop()
+            self._launch.request_stop()
 
 
 class TrainingStage(ProcessStage):
-    """The step's script, where and with as many ranks as the extra of the connection `deepspeed_default` says.
+    """Runs the step's script where, and with as many ranks, as the extra of the connection `deepspeed_default` says.
 
-    `{"ranks": 2, "options": ["--zero-stage", "2"]}`: here, under DeepSpeed's launcher; without it, one process.
-    `{"backend": "jobset", "template": FILE, "namespace": NAME, "options": […]}`: a JobSet on Kubernetes.
-    Options shape the launch. A step that measures a model is one process by itself.
+    `{"ranks": 2, "options": ["--zero-stage", "2"]}`: here, by DeepSpeed's launcher; without an extra, as one process.
+    `{"backend": "jobset", "template": FILE, "namespace": NAME, "options": […]}`: as a JobSet on Kubernetes.
+    `options` are passed to the script. A step that measures a model always is one process, without options.
     """
 
     operator_extra_links = links.TRAINING
@@ -217,7 +213,7 @@ class TrainingStage(ProcessStage):
         self.ranks = not step.of
 
     def command(self) -> list[str]:
-        """The launcher is what `deepspeed` itself starts on a machine, without importing torch a second time.
+        """The launcher that `deepspeed` itself starts on each machine; `deepspeed` would import torch once more.
 
         Unlike torchrun it passes on the exit code of a rank, and kills ranks that do not end within 30 s.
         """
@@ -227,23 +223,23 @@ class TrainingStage(ProcessStage):
             return [*super().command(), *options(extra)]
         world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
         launcher = ["-m", "deepspeed.launcher.launch", f"--world_info={world}", "--master_port", str(_free_port())]
-        return [sys.executable, "-u", *launcher, *given(self.arguments), *options(extra)]
+        return [sys.executable, "-u", *launcher, *non_empty(self.arguments), *options(extra)]
 
     def launch(self) -> Launch:
-        """On the back-end of the connection."""
+        """Start it on the back-end of the connection."""
         extra = extra_of_connection()
         backend = extra.get("backend", "local")
         if backend == "local":
             return super().launch()
         if backend != "jobset":
-            raise AirflowFailException(f"connection {TRAINING_CONNECTION}: no back-end {backend!r}: local, jobset")
-        script, *arguments = given(self.arguments)
+            raise AirflowFailException(f"connection {TRAINING_CONNECTION}: back-end {backend!r} is not local or jobset")
+        script, *arguments = non_empty(self.arguments)
         arguments = [os.path.relpath(script, HOME), *arguments, *(options(extra) if self.ranks else [])]
         return JobSet(Path(extra["template"]), extra["namespace"], self.stage, arguments, single=not self.ranks)
 
 
 def extra_of_connection() -> dict[str, Any]:
-    """Extra of the connection that says where training runs; nothing where there is none."""
+    """Extra of the connection `deepspeed_default`; empty if there is no such connection."""
     try:
         extra: dict[str, Any] = BaseHook.get_connection(TRAINING_CONNECTION).extra_dejson
     except AirflowNotFoundException:
@@ -252,7 +248,7 @@ def extra_of_connection() -> dict[str, Any]:
 
 
 def options(extra: dict[str, Any]) -> list[str]:
-    """Options of a training stage's command line that shape the launch."""
+    """The extra's options for the command line of a training stage: `--zero-stage` and the like."""
     return [str(option) for option in extra.get("options", [])]
 
 

@@ -1,4 +1,4 @@
-"""Where a run lies: said by the task `resolve`, passed on as command line arguments."""
+"""Where a run is: the task `resolve` returns it, the other tasks pass it on as command line arguments."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pipeline.storage import Storage
 
 
 def place(*keys: str) -> list[str]:
-    """Templates of the command line arguments that say where a run lies: `--recipe`, `--root`, `--run`."""
+    """The command line arguments `--recipe`, `--root`, `--run`, with templates that read the result of `resolve`."""
     return [part for key in keys for part in (f"--{key}", f"{{{{ ti.xcom_pull(task_ids='resolve')['{key}'] }}}}")]
 
 
 @dataclass(frozen=True)
 class Place:
-    """The rendered arguments, read back. `recipe` is empty where they do not name one."""
+    """The rendered arguments, parsed. `recipe` is empty if they do not contain one."""
 
     root: str
     run: str
@@ -23,7 +23,7 @@ class Place:
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Place:
-        """From a command line."""
+        """Parse the arguments of a task."""
         keys = [key for key in ("root", "run", "recipe") if f"--{key}" in arguments]
         return cls(**{key: arguments[arguments.index(f"--{key}") + 1] for key in keys})
 

@@ -1,6 +1,6 @@
-"""What Airflow's interface shows of ours: the page of a run, as a tab of the DAG run.
+"""A tab in Airflow's interface that frames the page of a DAG run.
 
-The page is the web application's (`web/serve.py`, a process of its own); the tab only frames its address.
+The page belongs to the web application (`web/serve.py`), which is a process of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dags.parts.links import web_url
 
 
 class Pages(AirflowPlugin):  # type: ignore[misc]
-    """The tab."""
+    """Registers the tab; an entry point of the project (pyproject.toml)."""
 
     name = "crawl2chat"
     external_views: ClassVar[list[Any]] = [

@@ -1,4 +1,4 @@
-"""What is tried again after an error, how often and how soon: by its kind, which its exit code tells."""
+"""Which errors are retried, how often and how soon: this depends on their kind, which the exit code identifies."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from airflow.sdk.exceptions import AirflowException
 from pipeline import errors
 from pipeline.errors import CrawlToChatError
 
-# Exit codes of errors that trying again cannot mend: recipe, input, artifact, machine, stage.
+# Exit codes of errors that a retry cannot mend.
 FINAL = tuple(
     kind.exit_code
     for kind in (errors.RecipeError, errors.InputError, errors.ArtifactError, errors.MachineError, errors.StageError)
 )
-# A storage, a server or a node that comes back: with longer and longer waits.
+# A storage, a server or a node that may come back: retried with exponential back-off.
 LATER = (errors.StorageError.exit_code, errors.ServerError.exit_code, errors.NodeError.exit_code)
 TRIES = 5
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=1), timedelta(minutes=15)
@@ -25,7 +25,7 @@ SOON = timedelta(seconds=5)
 
 
 class StageFailed(AirflowException):  # type: ignore[misc]
-    """A stage ended with this exit code: of ours, negative for a signal, None where nobody knows."""
+    """A stage ended with this exit code: of `pipeline.errors`, negative for a signal, None if unknown."""
 
     def __init__(self, stage: str, code: int | None) -> None:
         super().__init__(f"{stage} ended with exit code {code}, see the lines above")
@@ -33,22 +33,22 @@ class StageFailed(AirflowException):  # type: ignore[misc]
 
 
 class ByKind(RetryPolicy):  # type: ignore[misc]
-    """Final: what is wrong. What throttles or was lost comes back; what was killed goes on; all else: one more try."""
+    """User errors are final; throttling and lost nodes are retried with back-off; killed tasks at once; others once."""
 
     def evaluate(self, exception: BaseException, try_number: int, max_tries: int, context: Any = None) -> RetryDecision:
         """See `RetryPolicy`."""
         code = exception.exit_code if isinstance(exception, (StageFailed, CrawlToChatError)) else 1
         if code in LATER:
             wait = min(FIRST_WAIT * 2 ** (try_number - 1), LONGEST_WAIT)
-            return RetryDecision.retry(wait, f"exit code {code}: tried again in {wait}")
+            return RetryDecision.retry(wait, f"exit code {code}: retry in {wait}")
         if code is not None and (code < 0 or code > 128):  # killed: preempted, out of memory, a node that went down
-            return RetryDecision.retry(SOON, f"exit code {code}: it was killed, and goes on")
+            return RetryDecision.retry(SOON, f"exit code {code}: killed, retry at once")
         if try_number == 1 and code not in FINAL and not isinstance(exception, HITLRejectException):
             return RetryDecision.retry(SOON)
-        return RetryDecision.fail("another try would not help")
+        return RetryDecision.fail("a retry would not help")
 
     def serialize(self) -> dict[str, Any]:
-        """Nothing to keep."""
+        """Nothing: it has no settings."""
         return {}
 
     @classmethod

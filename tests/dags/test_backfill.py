@@ -24,13 +24,13 @@ def test_each_crawl_is_a_run_with_the_form_of_all():
     }
 
 
-def test_what_it_asks_for_corpus_takes():
-    asked = set(backfill.dag.params)
-    assert asked - {"crawls"} == set(corpus.dag.params) - {"warcs", "crawl"}
+def test_corpus_has_all_fields_of_its_form():
+    fields = set(backfill.dag.params)
+    assert fields - {"crawls"} == set(corpus.dag.params) - {"warcs", "crawl"}
 
 
 @pytest.mark.parametrize("crawls", [[], ["CC-MAIN-2025-05"] * 2, ["../etc"], "CC-MAIN-2025-05", None])
-def test_crawls_that_are_none_are_refused(crawls):
+def test_wrong_lists_of_crawls_are_refused(crawls):
     with pytest.raises(ParamValidationError):
         backfill.dag.params.get_param("crawls").resolve(crawls)
 

@@ -1,4 +1,4 @@
-"""A corpus announces itself as a partition; a model takes the one its recipe names, and leaves the others alone."""
+"""A corpus emits an event for its partition; a model is trained on the corpus that its recipe names, and no other."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def test_the_whole_road_is_the_two_halves_one_after_the_other():
     assert isinstance(model.dag.timetable, PartitionedAssetTimetable)
 
 
-def test_each_form_asks_for_what_its_stages_read():
-    asked = {module: set(module.dag.params) for module in (crawl_to_chat, corpus, model)}
-    assert asked[corpus] | asked[model] == asked[crawl_to_chat] | {"corpus_run"}
-    both = {key.split(".")[0] for key in asked[corpus] & asked[model] if "." in key}
+def test_each_form_has_the_fields_that_its_stages_read():
+    fields = {module: set(module.dag.params) for module in (crawl_to_chat, corpus, model)}
+    assert fields[corpus] | fields[model] == fields[crawl_to_chat] | {"corpus_run"}
+    both = {key.split(".")[0] for key in fields[corpus] & fields[model] if "." in key}
     assert both == {"approval"}
-    assert "warcs" in asked[corpus] and "warcs" not in asked[model]
+    assert "warcs" in fields[corpus] and "warcs" not in fields[model]
     assert form.overrides({"corpus_run": "old", "seed": 4}) == {"seed": 4}
 
 
@@ -84,14 +84,14 @@ def test_a_model_takes_the_newest_corpus_or_the_one_that_is_named(storage):
         resolved(storage, corpus_run="nothing")
 
 
-def test_a_corpus_that_arrives_is_taken_where_the_recipe_names_it(storage):
+def test_a_new_corpus_is_used_if_the_recipe_names_it(storage):
     resolved(storage, [arrived(storage, "old", "demo")])
     assert folders(storage, "manual__1") == folders(storage, "old")
-    with pytest.raises(AirflowSkipException, match="CC-MAIN-2025-05 arrived"):
+    with pytest.raises(AirflowSkipException, match="the new corpus is CC-MAIN-2025-05"):
         resolved(storage, [arrived(storage, "old", "CC-MAIN-2025-05")])
 
 
-def test_trainings_of_all_runs_share_a_pool_and_who_got_furthest_goes_first():
+def test_trainings_of_all_runs_share_a_pool_and_the_run_that_is_furthest_goes_first():
     stages = [task for task in model.dag.tasks if isinstance(task, TrainingStage)]
     assert {task.pool for task in stages} == {tasks.TRAINING_POOL}
     read = DagSerialization.from_dict(DagSerialization.to_dict(model.dag))  # as the scheduler does
@@ -106,11 +106,12 @@ def test_trainings_of_all_runs_share_a_pool_and_who_got_furthest_goes_first():
 def test_each_installation_makes_the_pools_that_it_names():
     compose = yaml.safe_load((REPOSITORY / "docker/compose.yaml").read_text())["services"]["init"]
     chart = yaml.safe_load((REPOSITORY / "helm/airflow-values.yaml").read_text())
-    made = {
+    chart_environment = {variable["name"]: variable.get("value") for variable in chart["env"]}
+    installations = {
         "compose": (compose["environment"], compose["command"][-1]),
-        "helm": ({one["name"]: one.get("value") for one in chart["env"]}, chart["migrateDatabaseJob"]["args"][-1]),
+        "helm": (chart_environment, chart["migrateDatabaseJob"]["args"][-1]),
     }
-    for place, (environment, script) in made.items():
+    for place, (environment, script) in installations.items():
         for name, pool in airflow.POOLS.items():
             assert environment[name] == pool, place
             assert re.search(rf"^ *pool {pool} \d", script, re.M), place
@@ -121,7 +122,7 @@ def test_the_partition_is_the_crawl_or_the_name_of_the_recipe():
     assert tasks.partition(load(RECIPE, {"input.warcs": [], "input.crawl": "CC-MAIN-2025-05"})) == "CC-MAIN-2025-05"
 
 
-def test_an_event_tells_numbers_and_the_page(storage):
+def test_an_event_has_numbers_and_the_page(storage):
     where = {"root": storage.root, "run": "new", "partition": "demo", "recipe": RECIPE}
     event, keys = SimpleNamespace(extra=None), []
     event.add_partitions = keys.append
@@ -139,7 +140,7 @@ def test_an_event_tells_numbers_and_the_page(storage):
 
 
 def test_only_dags_are_parsed():
-    """All else in the folder is on the list that Airflow's parser leaves out."""
+    """Everything else in the folder is in .airflowignore."""
     folder = Path(corpus.__file__).parent
     listed = {line for line in (folder / ".airflowignore").read_text().splitlines() if not line.startswith("#")}
     assert {path.name for path in folder.glob("*.py")} - listed == {

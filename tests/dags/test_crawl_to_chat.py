@@ -1,4 +1,4 @@
-"""The DAG: its order, its weight, its command lines, and what it believes."""
+"""The DAG: its order, what parsing it costs, its command lines, and when a stage counts as done."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException
 
 from dags.crawl_to_chat import dag
-from dags.parts import operators
+from dags.parts import operators, spark_submit
 from dags.parts.child import Child
 from dags.parts.operators import ProcessStage, SparkStage, TrainingStage
 from dags.parts.retries import StageFailed
@@ -24,7 +24,9 @@ from dags.parts.tasks import resolve
 from pipeline import artifact
 from pipeline.artifact import Counts, Stage
 from pipeline.errors import InputError, RecipeError
+from pipeline.stages import STEPS
 from pipeline.storage import Storage
+from tests.local.runs import LONGEST, until
 
 ORDER = [
     "resolve",
@@ -38,7 +40,7 @@ ORDER = [
 def test_one_task_follows_the_other():
     assert [task.task_id for task in dag.topological_sort()] == ORDER
     for before, after in pairwise(ORDER):
-        of_batches = {"corpus.canary"} if after == "corpus.extract_batch" else set()  # it says which there are
+        of_batches = {"corpus.canary"} if after == "corpus.extract_batch" else set()  # it returns them
         assert dag.get_task(after).upstream_task_ids == {before} | of_batches
 
 
@@ -62,8 +64,8 @@ def test_parsing_is_light():
         "print(time.process_time() - began)\n"
         "print(*(m for m in ('pyspark', 'torch', 'deepspeed', 'transformers', 'tokenizers') if m in sys.modules))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    seconds, heavy = told.stdout.split("\n")[:2]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LONGEST)
+    seconds, heavy = result.stdout.split("\n")[:2]
     assert heavy == ""
     assert float(seconds) < 3
 
@@ -85,9 +87,9 @@ def arguments(root, run="one"):
     return ["--recipe", "r.yaml", "--root", str(root), "--run", run]
 
 
-def test_what_was_published_is_told_with_its_sum(run_folder):
-    told = operators.told("extract", operators.published(arguments(run_folder), "extract"))
-    assert "5 in = 3 kept + 2 dropped (2 not_200)" in told
+def test_the_log_has_a_summary_with_the_counts(run_folder):
+    line = operators.summary("extract", operators.published(arguments(run_folder), "extract"))
+    assert "5 in = 3 kept + 2 dropped (2 not_200)" in line
 
 
 @pytest.mark.parametrize("stage", ["filter", "shard"])
@@ -98,36 +100,36 @@ def test_a_driver_that_vanished_is_no_success(run_folder, stage):
 
 @pytest.mark.parametrize(("files", "count"), [(0, 0), (199, 0), (200, 2), (1999, 19), (90_000, 20)])
 def test_batches_are_as_many_as_have_enough_to_do(files, count):
-    found = operators.batches(files)
-    assert found == [["--batch", f"{number}/{count}"] for number in range(1, count + 1)]
+    assert operators.batches(files) == [["--batch", f"{number}/{count}"] for number in range(1, count + 1)]
 
 
 @pytest.fixture
 def canary_folder(run_folder):
     """`run_folder` with the canary of 300 files, and the extract of other files begun in run `two`."""
     storage = Storage(run_folder)
-    for run, found in (("one", artifact.of_run(storage, "one", "extract").folder), ("two", "extract/all/none")):
+    published = artifact.of_run(storage, "one", "extract").folder
+    for run, extract in (("one", published), ("two", "extract/all/none")):
         building = artifact.open_stage(storage, run, Stage("canary", 1), {"of": run}, 1, [])
-        building.publish([], None, {"files": 300, "canary_files": 2, "extract": found})
+        building.publish([], None, {"files": 300, "canary_files": 2, "extract": extract})
     return run_folder
 
 
-def test_a_canary_says_the_batches_unless_all_is_done(canary_folder):
+def test_a_canary_returns_the_batches_unless_extract_is_done(canary_folder):
     task = dag.get_task("corpus.canary")
     assert task.check(arguments(canary_folder, "two")) == [["--batch", f"{number}/3"] for number in (1, 2, 3)]
     assert task.check(arguments(canary_folder, "one")) == []
 
 
-def test_a_batch_is_done_once_it_says_so(run_folder):
+def test_a_batch_is_done_once_it_is_committed(run_folder):
     storage = Storage(run_folder)
     building = artifact.open_stage(storage, "two", Stage("extract", 1), {"two": 2}, 1, [])
     task = operators.ExtractBatch(task_id="batch", arguments=["--batch", "2/20"])
     assert task.application_args[-2:] == ["--batch", "2/20"]
-    asked = [*arguments(run_folder, "two"), "--batch", "2/20"]
+    of_batch = [*arguments(run_folder, "two"), "--batch", "2/20"]
     with pytest.raises(AirflowException, match="batch 2/20 of extract"):
-        task.check(asked)
+        task.check(of_batch)
     building.commit("batch-2-of-20", {"files": 3})
-    task.check(asked)
+    task.check(of_batch)
     task.check([*arguments(run_folder, "one"), "--batch", "2/20"])  # published
 
 
@@ -142,7 +144,7 @@ def rendered(task, force=False, tries=1):
 def test_spark_stages_get_one_recipe_a_root_and_a_run():
     task = rendered(dag.get_task("corpus.tokenizer"))
     assert task.application.endswith("/jobs/train_tokenizer.py")
-    assert operators.given(task.application_args) == ["--recipe", "r.yaml", "--root", "/data", "--run", "one"]
+    assert operators.non_empty(task.application_args) == ["--recipe", "r.yaml", "--root", "/data", "--run", "one"]
 
 
 def test_spark_submit_is_called_so(run_folder, monkeypatch):
@@ -155,6 +157,30 @@ def test_spark_submit_is_called_so(run_folder, monkeypatch):
     assert command[command.index("--name") + 1] == "crawl2chat filter"
     place = ["--recipe", "r.yaml", "--root", "/data", "--run", "one", "--force"]
     assert command[-8:] == [f"{operators.HOME}/jobs/filter.py", *place]
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_spark_stage_runs_in_the_project_folder_and_fails_with_the_exit_code(run_folder, monkeypatch, code):
+    program = run_folder / "bin" / "spark-submit"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\npwd > {run_folder}/cwd\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", json.dumps({"conn_type": "spark", "host": "local[2]"}))
+    task = SparkStage(task_id="t", step=STEPS["extract"])
+    task.application_args = [*arguments(run_folder), ""]
+    if code:
+        with pytest.raises(StageFailed) as raised:
+            task.execute(CONTEXT)
+        assert raised.value.exit_code == code
+    else:
+        task.execute(CONTEXT)
+    assert (run_folder / "cwd").read_text().strip() == operators.HOME
+
+
+def test_the_spark_provider_is_the_version_whose_private_members_are_used():
+    """For another version, read its operator and hook again, then raise `spark_submit.VERSION`."""
+    assert version(spark_submit.PROVIDER) == spark_submit.VERSION
 
 
 def test_training_runs_under_deepspeed_with_the_ranks_of_the_connection(monkeypatch):
@@ -210,14 +236,17 @@ def test_a_process_that_publishes_nothing_fails_the_task(run_folder):
         process_stage("pass", run_folder, stage="report").execute(CONTEXT)
 
 
-def gone(pid):
-    """True once the process is dead, waited for or not."""
-    for _ in range(100):
-        stat = Path(f"/proc/{pid}/stat")
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.05)
-    return False
+def dead(pid):
+    """Whether the process has ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def written_pid(file):
+    """The process id that another process writes into this file."""
+    return int(until(lambda: file.exists() and file.read_text(), 0.05))
 
 
 def test_a_killed_task_leaves_no_process(run_folder):
@@ -228,13 +257,9 @@ def test_a_killed_task_leaves_no_process(run_folder):
         "time.sleep(600)"
     )
     child = Child([sys.executable, "-c", code], str(run_folder), {})
-    file = run_folder / "pid"
-    until = time.monotonic() + 30
-    while not (file.exists() and file.read_text()) and time.monotonic() < until:
-        time.sleep(0.05)
-    grandchild = int(file.read_text())
-    child.stop(5)
-    assert gone(grandchild)
+    grandchild = written_pid(run_folder / "pid")
+    child.stop(LONGEST)
+    until(lambda: dead(grandchild), 0.05)
 
 
 def test_a_child_does_not_outlive_a_task_that_is_killed_hard(tmp_path):
@@ -246,13 +271,10 @@ def test_a_child_does_not_outlive_a_task_that_is_killed_hard(tmp_path):
         "c.wait(print)"
     )
     task = subprocess.Popen([sys.executable, "-c", code])
-    until = time.monotonic() + 30
-    while not (file.exists() and file.read_text()) and time.monotonic() < until:
-        time.sleep(0.05)
-    child = int(file.read_text())
+    child = written_pid(file)
     task.send_signal(signal.SIGKILL)
     task.wait()
-    assert gone(child)
+    until(lambda: dead(child), 0.05)
 
 
 def test_resolve_writes_one_final_recipe(tmp_path):

@@ -1,4 +1,4 @@
-"""Each DAG as `dag.test()` runs it, in one process without a scheduler: the whole road, then its two halves."""
+"""Each DAG, run by `dag.test()` in one process without a scheduler: the whole, then its two halves."""
 
 from __future__ import annotations
 

@@ -11,15 +11,16 @@ from dags.parts import form
 from pipeline.recipe import Recipe, load
 
 PARAMS = form.params("somewhere", "recipes/demo.yaml")
+DESCRIPTIONS = {key: schema.get("description", "") for key, schema in form.leaves(Recipe.model_json_schema())}
 
 
 def plain(data: dict, prefix: str = "") -> dict:
     """Dotted keys of nested data, as far as the recipe's sections go."""
-    found = {}
+    values = {}
     for key, value in data.items():
         section = isinstance(value, dict) and not key.startswith(("max_", "languages", "mix", "by_language", "tasks"))
-        found |= plain(value, f"{prefix}{key}.") if section else {f"{prefix}{key}": value}
-    return found
+        values |= plain(value, f"{prefix}{key}.") if section else {f"{prefix}{key}": value}
+    return values
 
 
 def test_every_value_of_the_recipe_has_a_field_and_no_field_is_invented():
@@ -29,9 +30,9 @@ def test_every_value_of_the_recipe_has_a_field_and_no_field_is_invented():
     assert set(form.recipe_params()) == expected | {"rl.optimizer.muon_lr"}
 
 
-def test_every_field_says_what_it_is():
-    mute = [key for key, schema in form.leaves(Recipe.model_json_schema()) if len(schema.get("description", "")) < 10]
-    assert not mute, "give these a description in pipeline/recipe/"
+def test_every_field_is_described():
+    undescribed = [key for key, description in DESCRIPTIONS.items() if len(description) < 10]
+    assert not undescribed, "give these a description in pipeline/recipe/"
 
 
 def test_no_reference_is_left_in_any_schema():
@@ -72,23 +73,24 @@ def test_what_the_recipe_would_refuse_the_form_refuses(key, value):
 
 def test_ranges_choices_and_words_come_from_the_recipe():
     assert PARAMS["extract.language_gate"].schema["maximum"] == 1
-    assert PARAMS["extract.language_gate"].description.startswith("Before extraction: a page is dropped when")
+    assert PARAMS["extract.language_gate"].description.startswith(DESCRIPTIONS["extract.language_gate"])
     assert PARAMS["extract.extractor"].schema["enum"] == ["precision", "default", "fast", "resiliparse", None]
-    assert PARAMS["extract.extractor"].schema["values_display"] == {"null": "as the recipe says"}
+    assert PARAMS["extract.extractor"].schema["values_display"] == {"null": "as in the recipe"}
     assert PARAMS["pretrain.optimizer.lr"].schema["section"] == "pretrain · optimizer"
 
 
-def test_the_help_says_what_may_stand_there_and_what_the_recipe_says():
-    assert PARAMS["deduplicate.rows"].description == "Hashes a band. From 1. recipes/demo.yaml: 8"
+def test_the_help_gives_description_range_and_the_value_of_the_recipe():
+    rows = DESCRIPTIONS["deduplicate.rows"]
+    assert PARAMS["deduplicate.rows"].description == f"{rows} From 1. recipes/demo.yaml: 8"
     assert PARAMS["extract.language_gate"].description.endswith("From 0 to 1. recipes/demo.yaml: 0.1")
     assert PARAMS["deduplicate.verify"].description.endswith("recipes/demo.yaml: yes")
-    assert PARAMS["pretrain.optimizer.lr"].description.startswith("Peak learning rate of AdamW")
+    assert PARAMS["pretrain.optimizer.lr"].description.startswith(DESCRIPTIONS["pretrain.optimizer.lr"])
 
 
 @pytest.mark.parametrize("recipe", ["recipes/none.yaml", "s3://bucket/recipe.yaml"])
 def test_a_recipe_that_cannot_be_read_here_leaves_the_form_without_its_values(recipe):
     params = form.params("somewhere", recipe)
-    assert params["deduplicate.rows"].description == "Hashes a band. From 1."
+    assert params["deduplicate.rows"].description == f"{DESCRIPTIONS['deduplicate.rows']} From 1."
     assert params["recipe"].value == recipe
 
 

@@ -1,4 +1,4 @@
-"""A training stage on Kubernetes, with Kubernetes' own client against a server that answers as its API does."""
+"""A training stage on Kubernetes: Kubernetes' own client, against a server that imitates its API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dags.parts import jobset, operators
 from dags.parts.jobset import JobSet
 from dags.parts.operators import TrainingStage
 from pipeline.stages import STEPS
-from tests.local.runs import until
+from tests.local.runs import LONGEST, until
 
 SETS = "/apis/jobset.x-k8s.io/v1alpha2/namespaces/train/jobsets"
 PODS = "/api/v1/namespaces/train/pods"
@@ -48,21 +48,23 @@ ARGUMENTS = ["training/pretrain.py", "--recipe", "r.yaml", "--root", "/data", "-
 
 
 class Cluster(ThreadingHTTPServer):
-    """Holds JobSets; each ends with `outcome` after it was looked at `looks` times. `calls`: what was asked.
+    """Holds JobSets; each ends with `outcome` after `polls` reads and once its log was read. `calls`: changes made.
 
-    `ill`: looks that get the `status` instead; `lingers`: looks at what is being removed, before it is gone.
+    `failing`: reads that get the error `status`; `lingers`: reads of a JobSet that is being removed, before it is gone;
+    `breaks`: reads of the log that end too early.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Api)
         self.sets: dict[str, dict] = {}
-        self.looks, self.outcome, self.breaks = 2, "Completed", 0
-        self.ill, self.status, self.lingers = 0, 500, 0
+        self.polls, self.outcome, self.breaks = 2, "Completed", 0
+        self.failing, self.status, self.lingers = 0, 500, 0
         self.calls: list[str] = []
+        self.log_read = False
         self.lock = threading.Lock()
 
     def leave(self, name: str) -> None:
-        """What is being removed is gone when it has lingered."""
+        """Remove a JobSet, once it has lingered."""
         if self.sets[name].setdefault("lingers", self.lingers) == 0:
             del self.sets[name]
         else:
@@ -92,18 +94,18 @@ class Api(BaseHTTPRequestHandler):
             if name in self.server.sets:
                 self.answer(409, {"reason": "AlreadyExists"})
                 return
-            self.server.sets[name] = body | {"status": {}, "looks": 0}
+            self.server.sets[name] = body | {"status": {}, "polls": 0}
         self.answer(201, body)
 
     def do_DELETE(self) -> None:
         with self.server.lock:
             self.server.calls.append("delete")
             name = self.path.split("?")[0].rsplit("/", 1)[1]
-            found = self.server.sets.get(name)
-            if found is not None:
-                found["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
+            jobset = self.server.sets.get(name)
+            if jobset is not None:
+                jobset["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
                 self.server.leave(name)
-        self.answer(200 if found else 404, {})
+        self.answer(200 if jobset else 404, {})
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -115,6 +117,7 @@ class Api(BaseHTTPRequestHandler):
             self.wfile.write(b"step 1/2: loss 7.1\n")
         elif url.path.endswith("/log"):
             self.answer(200, "step 1/2: loss 7.1\nstep 2/2: loss 6.9\n")
+            self.server.log_read = True
         elif url.path == PODS:
             assert parse_qs(url.query)["labelSelector"][0].endswith(f"{jobset.NODE}=0")
             metadata = {"name": "pod", "uid": "u", "creationTimestamp": "2026-11-24T12:00:00Z"}
@@ -123,19 +126,19 @@ class Api(BaseHTTPRequestHandler):
         else:
             name = url.path.rsplit("/", 1)[1]
             with self.server.lock:
-                found = self.server.sets.get(name)
-                if found is not None and self.server.ill:
-                    self.server.ill -= 1
+                current = self.server.sets.get(name)
+                if current is not None and self.server.failing:
+                    self.server.failing -= 1
                     self.answer(self.server.status, {"reason": "InternalError"})
                     return
-                if found is not None and "deletionTimestamp" in found["metadata"]:
+                if current is not None and "deletionTimestamp" in current["metadata"]:
                     self.server.leave(name)
-                elif found is not None:
-                    found["looks"] += 1
-                    if found["looks"] > self.server.looks:
+                elif current is not None:
+                    current["polls"] += 1
+                    if current["polls"] > self.server.polls and self.server.log_read:
                         ended = {"type": self.server.outcome, "status": "True", "message": "all jobs"}
-                        found["status"] = {"conditions": [ended]}
-            self.answer(404 if found is None else 200, found or {"reason": "NotFound"})
+                        current["status"] = {"conditions": [ended]}
+            self.answer(404 if current is None else 200, current or {"reason": "NotFound"})
 
 
 @pytest.fixture
@@ -152,7 +155,7 @@ def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
     }
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
     (tmp_path / "jobset.yaml").write_text(yaml.safe_dump(TEMPLATE))
-    # Where the client looks was read when it was imported.
+    # The client reads the environment when it is imported, which may be before this test.
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     yield server
     server.shutdown()
@@ -160,25 +163,25 @@ def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
 
 
 def launch(tmp_path, arguments=ARGUMENTS, **options) -> JobSet:
-    return JobSet(tmp_path / "jobset.yaml", "train", "pretrain", arguments, look_seconds=0.05, **options)
+    return JobSet(tmp_path / "jobset.yaml", "train", "pretrain", arguments, poll_seconds=0.05, **options)
 
 
-def test_a_stage_is_started_followed_and_left_as_it_ended(cluster, tmp_path):
+def test_a_stage_is_started_and_followed_and_not_removed_when_it_has_ended(cluster, tmp_path):
     lines: list[str] = []
     started = launch(tmp_path)
     assert started.wait(lines.append) == 0
     assert "step 2/2: loss 6.9" in lines and lines[-1] == f"JobSet {started.name}: Completed: all jobs"
-    made = cluster.sets[started.name]
-    (job,) = made["spec"]["replicatedJobs"]
+    created = cluster.sets[started.name]
+    (job,) = created["spec"]["replicatedJobs"]
     (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
     assert container["args"] == ARGUMENTS and job["template"]["spec"]["completions"] == 4
-    assert "generateName" not in made["metadata"]
+    assert "generateName" not in created["metadata"]
     started.stop(1)
-    assert started.name in cluster.sets  # what has ended is nobody's to stop
+    assert started.name in cluster.sets  # a JobSet that has ended is not removed
 
 
 def test_each_line_comes_once_though_the_connection_breaks(cluster, tmp_path):
-    cluster.breaks, cluster.looks = 2, 40
+    cluster.breaks = 2
     lines: list[str] = []
     launch(tmp_path).wait(lines.append)
     assert [line for line in lines if line.startswith("step")] == ["step 1/2: loss 7.1", "step 2/2: loss 6.9"]
@@ -194,55 +197,55 @@ def test_one_process_is_one_node(cluster, tmp_path):
     assert spec["template"]["spec"]["containers"][0]["command"] == ["run", "--nnodes=1", "--nproc-per-node=1", "--"]
 
 
-def test_a_worker_that_comes_back_finds_what_it_started(cluster, tmp_path):
-    cluster.looks = 10**9
+def test_a_restarted_worker_finds_the_jobset_that_it_created(cluster, tmp_path):
+    cluster.polls = 10**9
     first, lines = launch(tmp_path), list[str]()
     thread = threading.Thread(target=first.wait, args=(print,), daemon=True)
     thread.start()
-    until(lambda: cluster.sets, 0.01, 30)
-    first._stopped.set()  # its worker died
-    thread.join(30)
+    until(lambda: cluster.sets, 0.01)
+    first._stopped.set()  # as if its worker had died
+    thread.join(LONGEST)
     assert not thread.is_alive()
-    cluster.looks = cluster.sets[first.name]["looks"] + 3
-    again = launch(tmp_path, [*ARGUMENTS, "--force"])  # the first try alone makes anew
+    cluster.polls = cluster.sets[first.name]["polls"] + 3
+    again = launch(tmp_path, [*ARGUMENTS, "--force"])  # --force is not part of the name
     assert again.name == first.name
     assert again.wait(lines.append) == 0
     assert cluster.calls == ["create"] and "found running" in lines[0]
 
 
-def test_what_failed_is_removed_before_it_is_tried_again(cluster, tmp_path):
-    cluster.looks, cluster.outcome = 0, "Failed"
+def test_a_failed_jobset_is_removed_before_a_retry(cluster, tmp_path):
+    cluster.polls, cluster.outcome = 0, "Failed"
     assert launch(tmp_path).wait(print) == 1
-    cluster.outcome, cluster.looks = "Completed", 3
+    cluster.outcome, cluster.polls = "Completed", 3
     assert launch(tmp_path).wait(print) == 0
     assert cluster.calls == ["create", "delete", "create"]
 
 
-def test_what_is_being_removed_is_not_followed(cluster, tmp_path):
-    cluster.looks = 10**9
+def test_a_jobset_that_is_being_removed_is_not_followed(cluster, tmp_path):
+    cluster.polls = 10**9
     first = launch(tmp_path)
     first._create()
     cluster.lingers = 3
     first._remove(0)
     assert first._read() is not None
-    cluster.looks, lines = 3, list[str]()
+    cluster.polls, lines = 3, list[str]()
     assert launch(tmp_path).wait(lines.append) == 0
     assert cluster.calls == ["create", "delete", "delete", "create"] and lines[0].endswith(": started")
 
 
 @pytest.mark.parametrize("status", [500, 429])
 def test_a_training_outlasts_a_kubernetes_that_does_not_answer(cluster, tmp_path, status):
-    cluster.looks, cluster.ill, cluster.status = 2, jobset.MISSES - 1, status
+    cluster.failing, cluster.status = jobset.MAX_FAILED_POLLS - 1, status
     lines: list[str] = []
     assert launch(tmp_path).wait(lines.append) == 0
-    assert sum(f"no answer from Kubernetes: ({status})" in line for line in lines) == jobset.MISSES - 1
+    assert sum(f"no answer from Kubernetes: ({status})" in line for line in lines) == jobset.MAX_FAILED_POLLS - 1
 
 
-@pytest.mark.parametrize(("status", "ill"), [(500, jobset.MISSES), (403, 1)])
-def test_but_not_one_that_is_gone_or_refuses(cluster, tmp_path, status, ill):
+@pytest.mark.parametrize(("status", "failing"), [(500, jobset.MAX_FAILED_POLLS), (403, 1)])
+def test_but_not_one_that_is_gone_or_refuses(cluster, tmp_path, status, failing):
     from kubernetes.client import ApiException
 
-    cluster.looks, cluster.ill, cluster.status = 2, ill, status
+    cluster.failing, cluster.status = failing, status
     started = launch(tmp_path)
     with pytest.raises(ApiException, match=str(status)):
         started.wait(print)
@@ -250,13 +253,13 @@ def test_but_not_one_that_is_gone_or_refuses(cluster, tmp_path, status, ill):
 
 
 def test_a_killed_task_removes_it(cluster, tmp_path):
-    cluster.looks = 10**9
+    cluster.polls = 10**9
     started, codes = launch(tmp_path), list[int]()
     thread = threading.Thread(target=lambda: codes.append(started.wait(print)), daemon=True)
     thread.start()
-    until(lambda: cluster.sets, 0.01, 30)
-    started.ask_to_stop()
-    thread.join(10)
+    until(lambda: cluster.sets, 0.01)
+    started.request_stop()
+    thread.join(LONGEST)
     assert codes == [1] and not cluster.sets
 
 

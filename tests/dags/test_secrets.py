@@ -1,4 +1,4 @@
-"""Secrets of the environment and of connections stay there: planted ones, looked for in all that a run leaves."""
+"""Secrets of the environment and of connections stay there: planted ones are searched in all outputs of a run."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return events
 
 
-def found(data: bytes | str) -> list[str]:
-    """Which secrets stand in this."""
+def leaked(data: bytes | str) -> list[str]:
+    """The names of the secrets that are in this."""
     data = data.encode() if isinstance(data, str) else data
     return [name for name, value in PLANTED.items() if value.encode() in data]
 
 
 @contextmanager
 def watched() -> Iterator[dict[str, bytes]]:
-    """Command lines of all processes of this user meanwhile, to the environment of each."""
+    """Environments by command line, of all processes of this user while the block runs."""
     seen: dict[str, bytes] = {}
     over = threading.Event()
 
-    def look() -> None:
+    def watch() -> None:
         while not over.wait(0.05):
             for process in Path("/proc").glob("[0-9]*"):
                 try:
@@ -71,7 +71,7 @@ def watched() -> Iterator[dict[str, bytes]]:
                 except OSError:
                     continue
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=watch)
     thread.start()
     try:
         yield seen
@@ -82,8 +82,8 @@ def watched() -> Iterator[dict[str, bytes]]:
 
 def place(root: Path) -> dict[str, str]:
     params = {"recipe": "recipes/demo.yaml", "root": str(root), "warcs": [str(SAMPLE)], "force": False}
-    told: dict[str, str] = tasks.resolve.function(params, "manual__2026-01-01T00:00:00+00:00")
-    return told
+    where: dict[str, str] = tasks.resolve.function(params, "manual__2026-01-01T00:00:00+00:00")
+    return where
 
 
 def test_no_template_and_no_command_line_holds_a_secret(planted: Path) -> None:
@@ -93,17 +93,17 @@ def test_no_template_and_no_command_line_holds_a_secret(planted: Path) -> None:
                 continue
             ready = rendered(task)
             fields = {name: getattr(ready, name) for name in ready.template_fields}
-            assert found(json.dumps(fields, default=str)) == [], task.task_id
+            assert leaked(json.dumps(fields, default=str)) == [], task.task_id
             if isinstance(ready, operators.SparkStage):
                 command = ready._get_hook()._build_spark_submit_command(ready.application)
             elif isinstance(ready, operators.ProcessStage):
                 command = ready.command()
-            else:  # a question, which starts nothing
+            else:  # an approval, which starts nothing
                 continue
-            assert found(" ".join(command)) == [], task.task_id
+            assert leaked(" ".join(command)) == [], task.task_id
             assert len(command) > 5
     for dag in (corpus, model):
-        assert found(json.dumps({key: param.dump() for key, param in dag.params.items()}, default=str)) == []
+        assert leaked(json.dumps({key: param.dump() for key, param in dag.params.items()}, default=str)) == []
 
 
 @pytest.mark.slow
@@ -114,17 +114,17 @@ def test_a_run_leaves_no_secret_behind(
     caplog.set_level(logging.DEBUG)
     root = tmp_path / "root"
     where = place(root)
-    assert found(json.dumps(where)) == []
+    assert leaked(json.dumps(where)) == []
     pushed: list[str] = []
     instance = SimpleNamespace(run_id="one", xcom_push=lambda key, value: pushed.append(f"{key} {value}"))
     with watched() as seen:
         for task in (corpus.get_task("corpus.extract"), corpus.get_task("report")):
             ready = ready_for(task, where)
             ready.execute({"ti": instance})
-    assert len(pushed) >= 2 and found("\n".join(pushed)) == []
-    assert any("jobs/extract.py" in line and found(environment) for line, environment in seen.items())
+    assert len(pushed) >= 2 and leaked("\n".join(pushed)) == []
+    assert any("jobs/extract.py" in line and leaked(environment) for line, environment in seen.items())
     lines = [line for line in seen if "extract.py" in line or "web.report" in line]
-    assert len(lines) >= 3 and not [line for line in seen if found(line)]
+    assert len(lines) >= 3 and not [line for line in seen if leaked(line)]
 
     files = [path for path in (*root.rglob("*"), *planted.rglob("*")) if path.is_file()]
     kinds = {path.name for path in files}
@@ -134,13 +134,13 @@ def test_a_run_leaves_no_secret_behind(
     environment = json.loads(next(line for line in events.open() if "SparkListenerEnvironmentUpdate" in line))
     assert environment["Spark Properties"]["spark.app.name"] == "crawl2chat extract"
     for path in files:
-        assert found(path.read_bytes()) == [], path
-    said = capfd.readouterr()
-    told = caplog.text + said.out + said.err
+        assert leaked(path.read_bytes()) == [], path
+    output = capfd.readouterr()
+    log = caplog.text + output.out + output.err
     (manifest,) = root.glob("extract/*/*/manifest.json")
     kept = json.loads(manifest.read_text())["content"]["counts"]["kept"]
-    assert kept > 100 and f"{kept} kept" in told
-    assert found(told) == []
+    assert kept > 100 and f"{kept} kept" in log
+    assert leaked(log) == []
 
 
 def ready_for(task: Any, where: dict[str, str]) -> Any:

@@ -1,9 +1,9 @@
-"""The installation of docker/compose.yaml as it runs: started, the road of docker/smoke.py, every service killed.
+"""The installation of docker/compose.yaml, started: docker/smoke.py in it, and every service killed once.
 
     make images && make smoke    # needs a container engine
 
-For the kills it must be root beside the engine, or the engine allowed to run a privileged container. It has its own
-project, volumes, secrets and ports, and removes them: an installation beside it is left alone.
+The kills need root on the engine's machine, or an engine that may run a privileged container. The test has its own
+project, volumes, secrets and ports, and removes them: another installation on this machine is not touched.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
 
 
-def lacking() -> str:
+def reason_to_skip() -> str:
     """Why the installation cannot be started here; empty where it can."""
     if shutil.which("docker") is None or docker("version").returncode:
         return "no docker engine can be reached"
@@ -67,7 +67,7 @@ def compose_command() -> list[str]:
     return ["docker", "compose"] if docker("compose", "version").returncode == 0 else ["docker-compose"]
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why := lacking()), reason=why)]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why := reason_to_skip()), reason=why)]
 
 
 def smoke() -> ModuleType:
@@ -110,26 +110,26 @@ class Stack:
         """SIGKILL to its main process, as the kernel would: `docker kill` counts as a stop by hand, which lasts."""
         pid, whole = docker("inspect", "-f", "{{.State.Pid}} {{.Id}}", container).stdout.split()
         group = Path(f"/proc/{pid}/cgroup")
-        if os.geteuid() == 0 and group.exists() and whole in group.read_text():  # the engine's processes are ours too
+        if os.geteuid() == 0 and group.exists() and whole in group.read_text():  # the engine runs on this machine
             os.kill(int(pid), signal.SIGKILL)
             return
         kill = ("run", "--rm", "--privileged", "--pid", "host", "--user", "0", "--entrypoint", "bash", IMAGES[3], "-c")
-        told = docker(*kill, f"kill -9 {pid}")
-        assert told.returncode == 0, told.stderr
+        result = docker(*kill, f"kill -9 {pid}")
+        assert result.returncode == 0, result.stderr
 
     def healthy(self, container: str, since: str) -> bool:
-        """Whether it was started again after `since`, and is well."""
+        """Whether it was restarted after `since`, and is healthy."""
         state = json.loads(docker("inspect", "-f", "{{json .State}}", container).stdout)
         return bool(state["StartedAt"] > since and state["Health"]["Status"] == "healthy")
 
     def killed_and_back(self, service: str) -> float:
-        """Kill the service's first container; the seconds until it is well again."""
+        """Kill the service's first container; the seconds until it is healthy again."""
         container = self.containers(service)[0]
         before = docker("inspect", "-f", "{{.State.StartedAt}}", container).stdout.strip()
         began = time.monotonic()
         self.kill(container)
         while not self.healthy(container, before):
-            assert time.monotonic() - began < HEALTHY_SECONDS, f"{service} is not well again\n{self.logs(service)}"
+            assert time.monotonic() - began < HEALTHY_SECONDS, f"{service} is not healthy again\n{self.logs(service)}"
             time.sleep(0.5)
         return time.monotonic() - began
 
@@ -149,9 +149,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(tmp_path_factory.mktemp("compose"))
     began = time.monotonic()
     try:
-        told = stack.compose("up", "-d", "--wait", "--wait-timeout", "600", "--quiet-pull")
+        result = stack.compose("up", "-d", "--wait", "--wait-timeout", "600", "--quiet-pull")
         seconds = time.monotonic() - began
-        assert told.returncode == 0, stack.logs()[-5000:]
+        assert result.returncode == 0, stack.logs()[-5000:]
         say(f"all services are healthy after {seconds:.0f} s")
         assert seconds < START_SECONDS
         yield stack
@@ -171,22 +171,22 @@ def test_no_secret_is_in_a_containers_log(stack: Stack) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_killed_service_comes_back(stack: Stack, service: str) -> None:
-    say(f"{service}: well again {stack.killed_and_back(service):.0f} s after a kill")
+    say(f"{service}: healthy again {stack.killed_and_back(service):.0f} s after a kill")
 
 
 def test_a_run_outlives_its_scheduler(stack: Stack) -> None:
-    """Its tasks die with it. Airflow tries again what ran, and nothing else: all other stages have one attempt."""
+    """Its tasks die with it. Airflow retries the task that ran and no other: all other stages have one attempt."""
     road, run, stage = smoke(), "killed", "pretrain"
-    # The corpus of the first test is found again, its model is not.
+    # This run reuses the corpus of the first test, and trains a model of its own.
     stack.airflow.trigger(DAG, run, {**road.FORM, "pretrain.steps": road.FORM["pretrain.steps"] + 1})
     until = time.monotonic() + RUN_SECONDS
     killed = False
-    while (state := answer(stack, run)) in ("queued", "running", "unknown"):
+    while (state := state_of(stack, run)) in ("queued", "running", "unknown"):
         assert time.monotonic() < until, f"the run is still {state}"
         tasks = {} if state == "unknown" else {task.name: task.state for task in stack.airflow.tasks(DAG, run)}
         if not killed and tasks.get(f"model.{stage}") == "running":
             time.sleep(5)
-            say(f"scheduler: well again {stack.killed_and_back('airflow-scheduler'):.0f} s after a kill in {stage}")
+            say(f"scheduler: healthy again {stack.killed_and_back('airflow-scheduler'):.0f} s after a kill in {stage}")
             killed = True
         time.sleep(2)
     assert killed and state == "success"
@@ -196,8 +196,8 @@ def test_a_run_outlives_its_scheduler(stack: Stack) -> None:
     assert set(attempts.values()) == {1}
 
 
-def answer(stack: Stack, run: str) -> str:
-    """State of the run; unknown while nobody answers."""
+def state_of(stack: Stack, run: str) -> str:
+    """State of the run; unknown while Airflow does not answer."""
     try:
         return stack.airflow.state(DAG, run)
     except httpx.TransportError:
@@ -209,12 +209,13 @@ import json, sys
 from pipeline import artifact
 from pipeline.storage import Storage
 root, run, *stages = sys.argv[1:]
-print(json.dumps({one: artifact.of_run(Storage(root), run, one).manifest.run.attempts for one in stages}))
+print(json.dumps({stage: artifact.of_run(Storage(root), run, stage).manifest.run.attempts for stage in stages}))
 """
 
 
 def in_airflow(stack: Stack, script: str, *arguments: str) -> str:
     """What a script prints in the scheduler's container."""
-    told = stack.compose("exec", "-T", "airflow-scheduler", "python", "-c", script, *arguments, stdout=subprocess.PIPE)
-    assert told.returncode == 0
-    return told.stdout
+    command = ("exec", "-T", "airflow-scheduler", "python", "-c", script, *arguments)
+    result = stack.compose(*command, stdout=subprocess.PIPE)
+    assert result.returncode == 0
+    return result.stdout

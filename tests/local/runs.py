@@ -1,4 +1,4 @@
-"""Small runs of a running Airflow for tests: their recipe, and waiting for what they do."""
+"""For tests with a running Airflow: a small recipe, and waiting for events of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from local.client import Airflow, Task
+from local.processes import members
 from pipeline.recipe import load
 
 REPOSITORY = Path(__file__).parents[2]
@@ -29,7 +32,7 @@ SMALL = {
     "evaluation.samples": 1,
     "evaluation.max_new_tokens": 16,
 }
-LONGEST = 1800.0  # seconds: that nothing hangs, not how long it takes
+LONGEST = 1800.0  # seconds after which a test counts as hanging; a busy machine may take long
 
 
 def recipe(folder: Path, name: str, changes: dict[str, Any]) -> Path:
@@ -40,13 +43,31 @@ def recipe(folder: Path, name: str, changes: dict[str, Any]) -> Path:
     return file
 
 
-def until(found: Callable[[], Any], pause: float = 1.0, seconds: float = LONGEST) -> Any:
-    """What `found` returns once that is true."""
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, f"not within {seconds:.0f} s"
+def until(condition: Callable[[], Any], pause: float = 1.0) -> Any:
+    """The first true value that `condition` returns; called again after each `pause` (seconds)."""
+    end = time.monotonic() + LONGEST
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {LONGEST:.0f} s"
         time.sleep(pause)
     return value
+
+
+def processes(session: int, wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """The processes of a kernel session that are `wanted`, the oldest first."""
+    matching = []
+    for pid in members(session):
+        try:
+            process = psutil.Process(pid)
+            if wanted(process):
+                matching.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return sorted(matching, key=lambda process: process.create_time())
+
+
+def driver(process: psutil.Process) -> bool:
+    """Whether it is the JVM of a Spark driver; the launcher that precedes it has another class."""
+    return "org.apache.spark.deploy.SparkSubmit" in process.cmdline()
 
 
 def ended(airflow: Airflow, dag: str, run: str) -> str:
@@ -62,34 +83,34 @@ def ended(airflow: Airflow, dag: str, run: str) -> str:
 def in_state(airflow: Airflow, dag: str, run: str, task: str, state: str) -> Task:
     """A task of a run, once it is in this state."""
 
-    def look() -> list[Task]:
-        found = [one for one in airflow.tasks(dag, run) if (one.name, one.state) == (task, state)]
-        assert found or airflow.state(dag, run) not in ("success", "failed"), f"{run} ended, {task} never {state}"
-        return found
+    def matching() -> list[Task]:
+        tasks = [other for other in airflow.tasks(dag, run) if (other.name, other.state) == (task, state)]
+        assert tasks or airflow.state(dag, run) not in ("success", "failed"), f"{run} ended, {task} was never {state}"
+        return tasks
 
-    return until(look)[0]  # type: ignore[no-any-return]
+    return until(matching)[0]  # type: ignore[no-any-return]
 
 
 def answer(airflow: Airflow, dag: str, run: str, task: str, choice: str) -> dict[str, Any]:
-    """Answer as a person does on the page Required Actions; what it asked.
+    """Approve or reject as a person does on the page Required Actions; returns the request.
 
-    Airflow asks anew where an answer comes before its scheduler saw the task wait (apache/airflow#67287).
+    Airflow asks again if the answer comes before its scheduler has seen the task wait (apache/airflow#67287).
     """
     path = f"dags/{dag}/dagRuns/{run}/taskInstances/{task}/-1/hitlDetails"
 
-    def ask() -> dict[str, Any]:
+    def respond() -> dict[str, Any]:
         in_state(airflow, dag, run, task, "awaiting_input")
-        asked: dict[str, Any] = airflow.call("GET", path).json()
-        given = airflow.call("PATCH", path, json={"chosen_options": [choice], "params_input": {}})
-        assert given.status_code == 200, given.text
-        return asked
+        request: dict[str, Any] = airflow.call("GET", path).json()
+        response = airflow.call("PATCH", path, json={"chosen_options": [choice], "params_input": {}})
+        assert response.status_code == 200, response.text
+        return request
 
-    def taken() -> str:
-        (now,) = (one.state for one in airflow.tasks(dag, run) if one.name == task)
+    def ended() -> str:
+        (now,) = (other.state for other in airflow.tasks(dag, run) if other.name == task)
         if now == "awaiting_input":
-            ask()
+            respond()
         return now if now in ("success", "failed") else ""
 
-    asked = ask()
-    until(taken)
-    return asked
+    request = respond()
+    until(ended)
+    return request

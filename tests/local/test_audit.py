@@ -1,4 +1,4 @@
-"""What `make audit` makes of pip-audit's answers."""
+"""How `make audit` reads pip-audit's results."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_index_without_advisories_is_no_clean_bill() -> None:
         ("ERROR:pip_audit._cli:requirement file requirements.lock contains invalid requirement", MachineError),
     ],
 )
-def test_a_tool_that_fails_is_told_from_an_index_that_is_not_there(
+def test_a_tool_that_fails_is_not_an_index_that_cannot_be_reached(
     said: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr=said)

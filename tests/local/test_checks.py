@@ -19,7 +19,7 @@ def program(folder, text):
     return file.parent
 
 
-def test_a_machine_without_java_is_told_how_to_get_it(monkeypatch, tmp_path):
+def test_without_java_the_error_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(MachineError, match=r"Java is not installed\n  -> apt-get install openjdk-17"):
@@ -33,11 +33,11 @@ def test_a_wrong_java_home_is_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "version"), [('openjdk version "17.0.12" 2024-07-16', 17), ('openjdk version "21" 2023-09-19', 21)]
+    ("output", "version"), [('openjdk version "17.0.12" 2024-07-16', 17), ('openjdk version "21" 2023-09-19', 21)]
 )
-def test_java_that_spark_can_use(monkeypatch, tmp_path, told, version):
+def test_java_that_spark_can_use(monkeypatch, tmp_path, output, version):
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setenv("PATH", str(program(tmp_path, f"echo '{told}' >&2")))
+    monkeypatch.setenv("PATH", str(program(tmp_path, f"echo '{output}' >&2")))
     assert checks.java() == version
 
 

@@ -1,4 +1,4 @@
-"""The client's token: asked for without a name where all are admins, and with the login elsewhere."""
+"""The client's token: requested without a login where all users are admins, and with it elsewhere."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Server(BaseHTTPRequestHandler):
             self.answer(200, {"seen": self.headers["Authorization"], "wanted": self.headers["Accept"]})
 
     def do_POST(self) -> None:
-        given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.answer(201 if given == LOGIN else 401, {"access_token": "admin's"})
+        login = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.answer(201 if login == LOGIN else 401, {"access_token": "admin's"})
 
     def answer(self, code: int, body: dict[str, Any]) -> None:
         self.send_response(code)
@@ -52,13 +52,13 @@ def test_the_token_is_whose_login_it_is(url: str) -> None:
     assert Airflow(url, LOGIN).call("GET", "dags").json()["seen"] == "Bearer admin's"
 
 
-def test_a_wrong_password_says_so_and_is_not_told(url: str) -> None:
-    with pytest.raises(MachineError, match="answers 401 to /auth/token") as told:
+def test_a_wrong_password_is_an_error_that_does_not_show_it(url: str) -> None:
+    with pytest.raises(MachineError, match="answers 401 to /auth/token") as raised:
         Airflow(url, {**LOGIN, "password": "wrong-one"}).call("GET", "dags")
-    assert "wrong-one" not in str(told.value)
+    assert "wrong-one" not in str(raised.value)
 
 
-def test_a_token_that_ran_out_is_fetched_anew_for_the_same_call(url: str) -> None:
+def test_an_expired_token_is_renewed_for_the_same_call(url: str) -> None:
     client = Airflow(url)
     client._token = "stale"
     seen = client.call("GET", "dags", headers={"Accept": "application/json"}).json()

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,8 @@ from rich.console import Console
 
 from dags.parts.form import overrides
 from local import follow, summary
-from local.airflow import members
 from local.client import Task
+from local.processes import members
 from local.run import form, options, resolved, settings
 from pipeline import artifact
 from pipeline.artifact import Counts, RunArtifacts, Stage
@@ -26,7 +25,7 @@ from pipeline.errors import InputError, RecipeError
 from pipeline.progress import Progress
 from pipeline.recipe import load
 from pipeline.storage import Storage
-from tests.local.runs import SMALL
+from tests.local.runs import LONGEST, SMALL, driver, processes, until
 
 
 @pytest.mark.parametrize(
@@ -40,12 +39,12 @@ from tests.local.runs import SMALL
     ],
 )
 def test_the_form_builds_the_recipe_that_was_checked(line):
-    given = options(line.split())
-    filled = form(given, "/data")
-    assert load(filled["recipe"], overrides(filled)) == resolved(given)
+    arguments = options(line.split())
+    filled = form(arguments, "/data")
+    assert load(filled["recipe"], overrides(filled)) == resolved(arguments)
 
 
-def test_what_is_not_given_is_not_in_the_form():
+def test_options_that_were_not_set_are_not_in_the_form():
     assert form(options([]), "/data") == {"recipe": "recipes/demo.yaml", "root": "/data"}
     assert form(options(["--force"]), "/data")["force"] is True
 
@@ -70,26 +69,27 @@ def storage(tmp_path):
     return Storage(tmp_path)
 
 
-def sight(storage, name, state, tries=1):
-    return follow.look(storage, "one", Task(name, -1, state, tries, 100.0, 112.5 if state == "success" else None))
+def status(storage, name, state, tries=1):
+    ended = 112.5 if state == "success" else None
+    return follow.task_status(storage, "one", Task(name, -1, state, tries, 100.0, ended))
 
 
 def test_lines_say_begin_progress_and_outcome(storage, monkeypatch):
-    said = []
-    view = follow.Lines(storage, said.append)
-    view.show(sight(storage, "corpus.extract", "running"))
+    printed = []
+    view = follow.Lines(storage, printed.append)
+    view.show(status(storage, "corpus.extract", "running"))
     building = artifact.open_stage(storage, "one", Stage("extract", 1), {}, 1, [])
     progress = Progress(storage, building.progress_folder, "extract", "warc")
     progress(1, 5)
     progress(2, 5, loss=1.23456)
     progress.flush()
     monkeypatch.setattr(follow, "_LINE_SECONDS", -1.0)
-    view.show(sight(storage, "corpus.extract", "running"))
+    view.show(status(storage, "corpus.extract", "running"))
     building.publish([], Counts(in_=1500, kept=3, dropped={"not_200": 1497}))
-    view.show(sight(storage, "corpus.extract", "success"))
+    view.show(status(storage, "corpus.extract", "success"))
     artifact.open_stage(storage, "one", Stage("extract", 1), {}, 1, [])
-    view.show(sight(storage, "corpus.extract", "success"))
-    assert said == [
+    view.show(status(storage, "corpus.extract", "success"))
+    assert printed == [
         "extract: started",
         "extract: 2/5 warc, loss 1.235",
         "extract: 1,500 in, 3 kept (12.5 s)",
@@ -133,7 +133,7 @@ def test_the_summary_of_a_whole_run(storage):
     assert "q3" not in text
 
 
-def test_a_run_that_found_all_of_it_made_says_so(storage):
+def test_a_run_that_makes_nothing_new_says_so(storage):
     for stage in ("extract", "filter"):
         publish(storage, stage)
         artifact.open_stage(storage, "one", Stage(stage, 1), {"of": None}, 1, [])
@@ -146,30 +146,47 @@ def command(root, *more):
     return [sys.executable, "-m", "local.run", "--root", str(root), "--port", "8197", *more, "--set", *small]
 
 
+SESSION = Path(".crawl2chat/airflow/session")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A root on which a whole run went through Airflow, and what that run printed."""
+    root = tmp_path_factory.mktemp("whole") / "data"
+    return root, subprocess.run(command(root), capture_output=True, text=True, timeout=LONGEST)
+
+
 @pytest.mark.slow
-def test_a_whole_run_then_one_that_finds_it_made_then_one_that_is_interrupted(tmp_path):
-    root = tmp_path / "data"
-    first = subprocess.run(command(root), capture_output=True, text=True, timeout=1800)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert re.search(r"^report: .*report\.html$", first.stdout, re.MULTILINE)
-    assert re.search(r"^assistant ", first.stdout, re.MULTILINE)
-    assert "arithmetic, held-out questions, sampled" in first.stdout
-    session = Path(".crawl2chat/airflow/session")
-    assert not session.exists()
+@pytest.mark.gate
+def test_a_whole_run(whole):
+    """From the recipe to the report, as `make run`: the DAG is triggered and followed through the REST API."""
+    _, done = whole
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^report: .*report\.html$", done.stdout, re.MULTILINE)
+    assert re.search(r"^assistant ", done.stdout, re.MULTILINE)
+    assert "arithmetic, held-out questions, sampled" in done.stdout
+    assert not SESSION.exists()
 
-    second = subprocess.run(command(root), capture_output=True, text=True, timeout=1200)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert "every stage was already made; nothing was done again" in second.stdout
 
+@pytest.mark.slow
+def test_a_second_run_finds_all_of_it_made(whole):
+    root, _ = whole
+    done = subprocess.run(command(root), capture_output=True, text=True, timeout=LONGEST)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every stage was already made; nothing was done again" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_leaves_nothing_behind(whole):
+    root, _ = whole
     third = subprocess.Popen(command(root, "--force"), stdout=subprocess.PIPE, text=True)
     for line in third.stdout:
         if line.startswith("extract: started"):
             break
-    number = int(session.read_text())
-    assert members(number)
-    time.sleep(3)
+    number = int(SESSION.read_text())
+    until(lambda: processes(number, driver), 0.1)
     third.send_signal(signal.SIGTERM)
-    assert third.wait(60) == 130
+    assert third.wait(LONGEST) == 130
     assert members(number) == []
     third.stdout.close()
 
@@ -178,8 +195,10 @@ def test_a_whole_run_then_one_that_finds_it_made_then_one_that_is_interrupted(tm
 def test_a_task_that_fails_is_named_with_its_log(tmp_path):
     bad = tmp_path / "bad.warc.gz"
     bad.write_bytes(os.urandom(1000))
-    done = subprocess.run(command(tmp_path / "data", "--warcs", str(bad)), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command(tmp_path / "data", "--warcs", str(bad)), capture_output=True, text=True, timeout=LONGEST
+    )
     assert done.returncode == 1
     assert "task corpus.extract failed" in done.stderr
     assert "none of the files could be read as WARC" in done.stderr
-    assert done.stdout.count("extract: started") == 1  # our own errors are not tried again
+    assert done.stdout.count("extract: started") == 1  # our own errors are not retried

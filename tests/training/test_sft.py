@@ -177,6 +177,7 @@ def test_conversations_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
+@pytest.mark.gate
 def test_two_ranks_killed_and_asked_to_stop_make_the_same_bytes(tmp_path: Path) -> None:
     path = small(tmp_path, epochs=2)
     for name in ("whole", "killed"):

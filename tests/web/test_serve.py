@@ -1,4 +1,4 @@
-"""The pages of the runs: live while one goes, the report afterwards, and closed to those who bring no password."""
+"""The pages of the runs: live while a run is going, then the report; and closed without the password."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from pipeline.artifact import Building, Counts, Stage
 from pipeline.progress import Progress
 from pipeline.stages import ROAD
 from pipeline.storage import Storage
+from tests.local.runs import LONGEST, until
 from web import authentication, report, serve
 
 RUN = "manual__2026-11-24T12:00:00+00:00"  # Airflow's own form of an id
 NAME = artifact.run_name(RUN)
-TIME = re.compile(r"[0-9.]+ s\b")  # how long a stage runs by now
+TIME = re.compile(r"[0-9.]+ s\b")  # how long a stage has been running
 
 
 def begin(storage: Storage, name: str) -> Building:
@@ -37,7 +38,7 @@ def begin(storage: Storage, name: str) -> Building:
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    """A run whose extract is made, and whose pretraining goes."""
+    """A run whose extract is finished, and whose pretraining is running."""
     storage = Storage(tmp_path / "root")
     begin(storage, "extract").publish([], Counts(in_=20, kept=12, dropped={"not_200": 8}))
     progress = Progress(storage, begin(storage, "pretrain").progress_folder, "pretrain", "step")
@@ -51,8 +52,8 @@ def test_a_run_is_live_until_its_report_is_there(storage: Storage) -> None:
     client = TestClient(serve.application(storage.root))
     page = client.get(f"/runs/{RUN}")
     assert page.status_code == 200
-    for told in ("20 in, 12 kept", "10 of 40 steps, loss 0.7", 'value="0.250"', "Pretraining, loss", "waiting"):
-        assert told in page.text
+    for text in ("20 in, 12 kept", "10 of 40 steps, loss 0.7", 'value="0.250"', "Pretraining, loss", "waiting"):
+        assert text in page.text
     assert "not shown" not in page.text
     part, whole = (TIME.sub("", text) for text in (client.get(f"/runs/{RUN}/stages").text, page.text))
     assert part.strip().startswith("<table") and part.strip() in whole
@@ -61,12 +62,12 @@ def test_a_run_is_live_until_its_report_is_there(storage: Storage) -> None:
     assert client.get(f"/runs/{RUN}").text == report.render(report.opened(storage, NAME)) != page.text
 
 
-def test_what_another_run_makes_anew_is_shown_as_away(storage: Storage) -> None:
+def test_an_artifact_that_another_run_makes_again_is_shown_as_missing(storage: Storage) -> None:
     pointer = artifact.pointer(storage, NAME, "extract")
     assert pointer is not None
     storage.remove(f"{pointer.folder}/{artifact.MANIFEST}")
     page = TestClient(serve.application(storage.root)).get(f"/runs/{RUN}")
-    assert page.status_code == 200 and "not there at the moment" in page.text
+    assert page.status_code == 200 and "missing at the moment" in page.text
 
 
 def test_runs_are_listed_the_newest_first(storage: Storage) -> None:
@@ -79,13 +80,13 @@ def test_runs_are_listed_the_newest_first(storage: Storage) -> None:
 
 def test_a_run_that_nobody_began_waits(tmp_path: Path) -> None:
     client = TestClient(serve.application(str(tmp_path)))
-    assert "None yet" in client.get("/").text
+    assert "No runs yet" in client.get("/").text
     assert client.get("/runs/nothing").text.count('class="waiting"') == len(ROAD)
 
 
 @pytest.fixture
 def address(storage: Storage) -> Iterator[tuple[str, int]]:
-    """Of a server, beside whose root lies a run that is none of its own."""
+    """Address of a server; next to its root is a run that it must not show."""
     outside = Storage(Path(storage.root).parent / "outside")
     artifact.open_stage(outside, "secret", Stage("extract", 1), {}, 1, [])
     with socket.socket() as listening:
@@ -100,19 +101,19 @@ def address(storage: Storage) -> Iterator[tuple[str, int]]:
 
 
 def test_a_path_leads_nowhere_else(address: tuple[str, int], storage: Storage) -> None:
-    """Sent as they are: a client of higher level would take the dots away."""
+    """Paths are sent as they are: httpx would normalize the dots."""
     ways = ("..", "%2e%2e", "%252e%252e", "a/../../outside", "../../outside/runs/secret")
     ways += ("..%2f..%2foutside%2fruns%2fsecret", "..%252f..%252foutside%252fruns%252fsecret")
     ways += ("/etc/passwd", "%2fetc%2fpasswd", "..%5coutside", "a%00b", "%00", "..;/outside", ".", "%2e", "x" * 200)
     for path in [f"{start}{way}{end}" for way in ways for start in ("/", "/runs/") for end in ("", "/stages")]:
-        connection = http.client.HTTPConnection(*address, timeout=30)
+        connection = http.client.HTTPConnection(*address, timeout=LONGEST)
         connection.putrequest("GET", path, skip_accept_encoding=True)
         connection.endheaders()
-        answer = connection.getresponse()
-        text = answer.read().decode()
+        response = connection.getresponse()
+        text = response.read().decode()
         connection.close()
-        assert answer.status in (200, 400, 404), (path, answer.status)
-        assert answer.status != 200 or text.count('class="waiting"') == len(ROAD), path
+        assert response.status in (200, 400, 404), (path, response.status)
+        assert response.status != 200 or text.count('class="waiting"') == len(ROAD), path
 
 
 def test_pages_run_no_script_but_ours_and_are_framed_by_airflow_alone(storage: Storage) -> None:
@@ -131,20 +132,20 @@ def test_the_password_opens(storage: Storage) -> None:
         assert client.get(path, auth=("anybody", "open sesame")).status_code == 200
 
 
-def test_who_guesses_is_kept_out_for_a_while(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_guesses_is_refused_for_a_while(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(authentication.time, "monotonic", lambda: now)
     app = serve.application(storage.root, "open sesame")
     client, other = TestClient(app), TestClient(app, client=("10.0.0.9", 1))
     for _ in range(100):
-        assert client.get("/").status_code == 401  # without a password is no guess
-    for _ in range(authentication.MOST_WRONG):
+        assert client.get("/").status_code == 401  # a request without a password is no guess
+    for _ in range(authentication.MAX_FAILURES):
         assert client.get("/", auth=("anybody", "guess")).status_code == 401
-    told = client.get("/", auth=("anybody", "open sesame"))
-    assert told.status_code == 429 and told.headers["Retry-After"] == "60"
+    refused = client.get("/", auth=("anybody", "open sesame"))
+    assert refused.status_code == 429 and refused.headers["Retry-After"] == "60"
     assert other.get("/", auth=("anybody", "open sesame")).status_code == 200
     assert client.get("/healthz").status_code == 200
-    now += authentication.WRONG_SECONDS + 1
+    now += authentication.FAILURE_SECONDS + 1
     assert client.get("/", auth=("anybody", "open sesame")).status_code == 200
 
 
@@ -178,14 +179,18 @@ def test_the_command_serves_this_machine_and_refuses_others_without_password(sto
     assert refused.returncode and authentication.PASSWORD in refused.stderr
     process = subprocess.Popen(command)
     try:
-        for _ in range(300):
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LONGEST)
+
+        def healthy() -> bool:
+            assert process.poll() is None
             try:
-                if httpx.get(f"http://127.0.0.1:{port}/healthz").text == "ok":
-                    break
+                return client.get("/healthz").text == "ok"
             except httpx.TransportError:
-                time.sleep(0.1)
-        assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
-        assert httpx.get(f"http://127.0.0.1:{port}/", headers={"Host": "evil.example"}).status_code == 400
+                return False
+
+        until(healthy, 0.1)
+        assert client.get("/").status_code == 200
+        assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
     finally:
         process.terminate()
         process.wait()

@@ -1,1 +1,1 @@
-"""The pages of the web application, an `APIRouter` each. `request.app.state.storage` is the root they show."""
+"""The pages of the web application, one `APIRouter` each. `request.app.state.storage` is the root that they show."""

@@ -1,4 +1,4 @@
-"""A run while it goes: where each stage stands, asked for again every two seconds, and its report once it is there."""
+"""The page of a run: the state of each stage, reloaded every two seconds, and the report once it is published."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 
 from pipeline import artifact
 from pipeline.artifact import Counts, Pointer
+from pipeline.numbers import named
 from pipeline.progress import Event, events, last_event
 from pipeline.stages import REPORT, ROAD, STEPS
 from pipeline.storage import Storage
@@ -20,51 +21,58 @@ from web.charts import Series, line_chart
 from web.page import template
 from web.words import shown
 
-SHOWN = ("loss", "bits_per_byte", "reward", "sampled_accuracy", "tokens_per_second")  # of a stage's progress
+NUMBERS = (
+    "loss",
+    "bits_per_byte",
+    "reward",
+    "sampled_accuracy",
+    "tokens_per_second",
+)  # shown of an event
 router = APIRouter()
 
 
 @dataclass(frozen=True)
 class Row:
-    """A stage as the live page shows it. `state`: waiting, running, made or reused; `share` of 0…1, or None."""
+    """A stage on the live page. `state`: waiting, running, finished or reused; `share` done (0…1), None if unknown."""
 
     label: str
     state: str
     share: float | None
-    told: str
+    details: str
     seconds: float | None
 
 
 def row(storage: Storage, label: str, pointer: Pointer | None) -> Row:
-    """Where a stage stands."""
+    """The row of a stage, from its pointer and its progress events."""
     if pointer is None:
         return Row(label, "waiting", None, "", None)
     if pointer.state != "running":
-        if not artifact.is_published(storage, pointer.folder):  # somebody removed it, or another run forces it
-            return Row(label, "made", 1.0, "not there at the moment", pointer.seconds)
-        counts = counted(storage, pointer.folder, pointer.content_hash)
-        told = f"{counts.in_:,} in, {counts.kept:,} kept" if counts else ""
-        return Row(label, "reused" if pointer.state == "reused" else "made", 1.0, told, pointer.seconds)
+        if not artifact.is_published(storage, pointer.folder):  # removed, or another run makes it again with --force
+            return Row(label, "finished", 1.0, "its artifact is missing at the moment", pointer.seconds)
+        counts = artifact_counts(storage, pointer.folder, pointer.content_hash)
+        details = f"{counts.in_:,} in, {counts.kept:,} kept" if counts else ""
+        return Row(label, "reused" if pointer.state == "reused" else "finished", 1.0, details, pointer.seconds)
     event = last_event(storage, pointer.progress_folder)
-    if event is None or event.time < pointer.started:  # of an attempt before
+    if event is None or event.time < pointer.started:  # it is of an earlier attempt
         return Row(label, "running", None, "starting", time.time() - pointer.started)
-    return Row(label, "running", event.done / max(1, event.total), told_by(event), time.time() - pointer.started)
+    share = event.done / max(1, event.total)
+    return Row(label, "running", share, progress_text(event), time.time() - pointer.started)
 
 
 @functools.lru_cache(1000)
-def counted(storage: Storage, folder: str, content_hash: str) -> Counts | None:
-    """What came in and stayed; a manifest of 90,000 files is read once, not every two seconds."""
+def artifact_counts(storage: Storage, folder: str, content_hash: str) -> Counts | None:
+    """The counts of an artifact. Cached: a manifest may list 90,000 files, too many to read every two seconds."""
     return artifact.read(storage, folder).content.counts
 
 
-def told_by(event: Event) -> str:
-    """How far a stage is, with the numbers that say most."""
-    numbers = [f"{name.replace('_', ' ')} {shown(event.numbers[name])}" for name in SHOWN if name in event.numbers]
+def progress_text(event: Event) -> str:
+    """Units done, and the event's numbers that are in `NUMBERS`."""
+    numbers = [f"{name.replace('_', ' ')} {shown(value)}" for name, value in named(event.numbers, NUMBERS).items()]
     return ", ".join([f"{event.done:,} of {event.total:,} {event.unit}s", *numbers])
 
 
 def stages(storage: Storage, run: str) -> dict[str, Any]:
-    """All that the template of the live part shows: rows, and the losses of the training stage that runs."""
+    """The values of `stages.html.j2`: a row per stage, and the loss of each training stage that is running."""
     pointers = {step.name: artifact.pointer(storage, run, step.name) for step in ROAD}
     running = [pointer for pointer in pointers.values() if pointer and pointer.state == "running"]
     curves = []
@@ -72,8 +80,8 @@ def stages(storage: Storage, run: str) -> dict[str, Any]:
         step = STEPS[pointer.name]
         if not step.model:
             continue
-        seen = [event for event in events(storage, pointer.progress_folder) if "loss" in event.numbers]
-        points = [(float(event.done), float(event.numbers["loss"])) for event in seen]
+        with_loss = [event for event in events(storage, pointer.progress_folder) if "loss" in event.numbers]
+        points = [(float(event.done), float(event.numbers["loss"])) for event in with_loss]
         curves.append(line_chart(f"{step.label}, loss", "step", "nats per token", [Series(step.label, points)]))
     return {
         "rows": [row(storage, step.label, pointers[step.name]) for step in ROAD],
@@ -82,27 +90,27 @@ def stages(storage: Storage, run: str) -> dict[str, Any]:
     }
 
 
-def finished(storage: Storage, run: str) -> str | None:
-    """The report of a run, or None where it is not made."""
-    made = artifact.pointer(storage, run, REPORT.name)
-    if made is None or made.state == "running":
+def published_report(storage: Storage, run: str) -> str | None:
+    """The report of a run as HTML, None if it is not published yet."""
+    pointer = artifact.pointer(storage, run, REPORT.name)
+    if pointer is None or pointer.state == "running":
         return None
-    published = artifact.read(storage, made.folder)
+    published = artifact.read(storage, pointer.folder)
     return storage.read(published.file(report.FILE)).decode()
 
 
 @router.get("/runs/{run_id}")
 def page(run_id: str, request: Request) -> HTMLResponse:
-    """The report, or the live page."""
+    """The report if it is published, else the live page."""
     storage, run = request.app.state.storage, artifact.run_name(run_id)
-    html = finished(storage, run)
+    html = published_report(storage, run)
     return HTMLResponse(html or template("live.html.j2").render(run=run, **stages(storage, run)))
 
 
 @router.get("/runs/{run_id}/stages")
 def part(run_id: str, request: Request) -> Response:
-    """The part of the live page that changes; 205 asks the browser to load the page again."""
+    """The part of the live page that changes; status 205 makes live.js reload the page, for the report."""
     storage, run = request.app.state.storage, artifact.run_name(run_id)
-    if finished(storage, run) is not None:
+    if published_report(storage, run) is not None:
         return Response(status_code=205)
     return HTMLResponse(template("stages.html.j2").render(**stages(storage, run)))

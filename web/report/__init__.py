@@ -1,9 +1,9 @@
-"""The report of a run: one HTML file that says what came in, what stayed, what was learned, and from what.
+"""The report of a run: one HTML file on the pages that came in and stayed, the models, and all artifacts.
 
     python -m web.report --root .crawl2chat/data --run demo [--force]
 
-It needs no network and runs no script. What a run has not made is shown as not run. Page text is hostile input: it is
-escaped, isolated in its direction, and its addresses are shown, not linked.
+It needs no network and runs no script. Stages without an artifact are shown as not run. Page text is hostile input: it
+is escaped, its text direction is isolated, and URLs are shown but not linked.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ FILE = "report.html"
 
 
 def opened(storage: Storage, name: str) -> RunArtifacts:
-    """What a run has made but its report. Raises `ArtifactError` where that is nothing."""
+    """The artifacts of a run, without its report. Raises `ArtifactError` if there are none."""
     run = RunArtifacts(storage, name)
-    for made in (run.pointers, run.artifacts):
-        made.pop(REPORT.name, None)
+    for of_stage in (run.pointers, run.artifacts):
+        of_stage.pop(REPORT.name, None)
     if not run.artifacts:
         raise ArtifactError(
             f"run {name!r} below {storage.root} has published nothing", "name a run with --run; see runs/ there"
@@ -43,14 +43,14 @@ def opened(storage: Storage, name: str) -> RunArtifacts:
 
 
 def recipe_name(run: RunArtifacts) -> str:
-    """The recipe's name, from the run's `recipe.yaml` where it is there. Not checked: an old one is still a name."""
+    """The recipe's name from the run's `recipe.yaml`, which is not validated; without that file, the run's name."""
     file = f"runs/{run.name}/recipe.yaml"
-    found = yaml.safe_load(run.storage.read(file)) if run.storage.exists(file) else None
-    return str(found.get("name", run.name)) if isinstance(found, dict) else run.name
+    recipe = yaml.safe_load(run.storage.read(file)) if run.storage.exists(file) else None
+    return str(recipe.get("name", run.name)) if isinstance(recipe, dict) else run.name
 
 
 def view(run: RunArtifacts) -> dict[str, Any]:
-    """All that the template shows."""
+    """The values of `report.html.j2`."""
     finished = max(made.manifest.run.started + made.manifest.run.seconds for made in run.artifacts.values())
     redactions, masked = run.number("redact", "redactions") or {}, run.number("redact", "samples") or {}
     return {
@@ -85,18 +85,18 @@ def view(run: RunArtifacts) -> dict[str, Any]:
 
 
 def render(run: RunArtifacts) -> str:
-    """The page."""
+    """The report as HTML."""
     return template("report.html.j2").render(view(run))
 
 
 def publish(storage: Storage, run_name: str, force: bool = False) -> Published:
-    """Make the report of a run from all it has published, or find the one that was made of just that."""
+    """Publish the report of a run; reuse one that was made from the same artifacts."""
     run = opened(storage, artifact.run_name(run_name))
     building = artifact.open_stage(
         storage,
         run.name,
         STAGE,
-        # The page bears the run's name, and says what is not finished.
+        # The report shows the run's name, and which stages are not finished.
         {"run": run.name, "states": {name: pointer.state == "running" for name, pointer in run.pointers.items()}},
         0,
         [made.as_input() for made in run.artifacts.values()],

@@ -1,6 +1,6 @@
-"""Documents of a run to look at: for each reason a few that were dropped, and a few that stayed.
+"""Example documents of a run: for each reason a few that were dropped, and a few that stayed.
 
-Chosen by the smallest id; ids are hashes, so this is a fair draw, and the same at every look.
+Those with the smallest ids: ids are hashes, so this is a random sample, and always the same one.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from jobs.page.take_down import TAKEN_DOWN
 from pipeline.artifact import Published
 from pipeline.stages import PAGES
 
-EACH = 3  # documents a reason
-CHARS = 400  # of a text
-PARTS = 64  # of a stage that are looked at: a snapshot has 90,000, and the first are as good as any
+EACH = 3  # documents per reason
+CHARS = 400  # of a text that are shown
+PARTS = 64  # files of a stage that are sampled: a snapshot has 90,000
 
 _ADDRESS = re.compile(r"[^\s@<>]{1,64}@[^\s@<>]{1,255}")
 _NUMBER = re.compile(r"\+?\d(?:[\s().-]?\d){6,}")  # seven digits: the shortest telephone numbers
 
-# Columns of extract that say where a page lies, not how good it is.
+# Columns of extract that identify a page; the others are its scores.
 _PLACE = ("id", "url", "host", "warc", "offset", "date", "status", "mime", "charset", "title", "text", "language")
 _NOT_SCORES = (*_PLACE, "reason", "detail", "html_bytes")
 
 
 @dataclass
 class Document:
-    """One page to show. `scores`: name to value, as extract found them."""
+    """A page as it is shown. `scores`: by name, from extract."""
 
     id: str
     url: str
@@ -55,74 +55,73 @@ class Group:
 
 
 def groups(stages: Mapping[str, Published]) -> list[Group]:
-    """All reasons of all stages, the most frequent of a stage first; what stayed comes last.
+    """All reasons of all stages, a stage's most frequent first; documents that stayed come last.
 
-    What was taken down is counted, and shown nowhere: not as itself, not as the page that stays for its copies.
+    Pages that were taken down are only counted: they are shown neither as such nor as the page that replaces a copy.
     """
-    chosen: list[tuple[str, str, int, list[dict[str, Any]]]] = []
-    down = taken_down(stages.get("decontaminate"))
+    samples: list[tuple[str, str, int, list[dict[str, Any]]]] = []  # stage, reason, count, rows
+    is_taken_down = taken_down(stages.get("decontaminate"))
     counted = [stages[step.name] for step in PAGES if step.name in stages and stages[step.name].content.counts]
     for published in counted:
         counts = published.content.counts.dropped if published.content.counts else {}
         rows = _smallest(published) if counts else {}
         for reason in sorted(counts, key=lambda r: (-counts[r], r)):
             shown = [] if reason == TAKEN_DOWN else rows.get(reason, [])
-            chosen.append((published.content.stage, reason, counts[reason], shown))
+            samples.append((published.content.stage, reason, counts[reason], shown))
     if counted and (final := counted[-1].content).counts:
-        chosen.append((final.stage, "", final.counts.kept, stayed(stages)))
-    wanted = {row.get(key) or row["id"] for *_, rows in chosen for row in rows for key in ("id", "cluster")}
-    pages = {id_: page for id_, page in _rows(stages.get("extract"), wanted).items() if not down(page)}
+        samples.append((final.stage, "", final.counts.kept, stayed(stages)))
+    wanted = {row.get(key) or row["id"] for *_, rows in samples for row in rows for key in ("id", "cluster")}
+    pages = {id_: page for id_, page in _rows(stages.get("extract"), wanted).items() if not is_taken_down(page)}
     redacted = _rows(stages.get("redact"), wanted, ("id", "title", "text"))
     return [
         Group(stage, reason, count, [_document(row, pages, redacted) for row in rows if row["id"] in pages])
-        for stage, reason, count, rows in chosen
+        for stage, reason, count, rows in samples
     ]
 
 
 def stayed(stages: Mapping[str, Published]) -> list[dict[str, Any]]:
-    """A few documents that the shards hold; where they are not made yet, that the last stage so far kept."""
+    """A few documents that are in the shards; before there are shards, that the last published stage kept."""
     shard, redact = stages.get("shard"), stages.get("redact")
     if shard is None or redact is None:
         decided = ("decontaminate", "redact", "deduplicate", "filter", "extract")
         final = next((stages[name] for name in decided if name in stages), None)
         return _smallest(final).get("", []) if final else []
-    # Shards are cut by the hash of a document's id, parts by its archive: the first of both share some.
-    held = _ids(shard)
-    return [{"id": id_} for id_ in sorted(_ids(redact) & held)[:EACH]]
+    # Shards are split by the hash of the id, parts by archive, so the sampled files of both share some documents.
+    return [{"id": id_} for id_ in sorted(_ids(redact) & _ids(shard))[:EACH]]
 
 
-def taken_down(decided: Published | None) -> Callable[[dict[str, Any]], bool]:
-    """Whether a row of extract is on a take-down list of the recipe, or was decided to be taken down."""
-    if decided is None:
+def taken_down(decontaminate: Published | None) -> Callable[[dict[str, Any]], bool]:
+    """A predicate of extract's rows: taken down by decontaminate's decision, or on a take-down list of the recipe."""
+    if decontaminate is None:
         return lambda page: False
-    ids = {row["id"] for row in _decisions(decided) if row["reason"] == TAKEN_DOWN}
-    files = [file for file in decided.content.recipe.get("take_down", []) if Path(file).is_file()]
+    ids = {row["id"] for row in _decisions(decontaminate) if row["reason"] == TAKEN_DOWN}
+    files = [file for file in decontaminate.content.recipe.get("take_down", []) if Path(file).is_file()]
     entries = frozenset(entry for file in files for entry in take_down.entries(file))
     return lambda page: page["id"] in ids or take_down.listed(page, entries) is not None
 
 
-def _decisions(decided: Published) -> Iterator[dict[str, Any]]:
-    for name in _parts(decided):
-        with decided.storage.reading(name) as stream:
+def _decisions(published: Published) -> Iterator[dict[str, Any]]:
+    for name in _parts(published):
+        with published.storage.reading(name) as stream:
             yield from pq.read_table(stream, columns=["id", "reason"]).to_pylist()
 
 
 def _ids(published: Published) -> set[str]:
-    found: set[str] = set()
+    ids: set[str] = set()
     for name in _parts(published):
         with published.storage.reading(name) as stream:
-            found.update(pq.read_table(stream, columns=["id"])["id"].to_pylist())
-    return found
+            ids.update(pq.read_table(stream, columns=["id"])["id"].to_pylist())
+    return ids
 
 
 def _document(row: dict[str, Any], pages: dict[str, dict[str, Any]], redacted: dict[str, dict[str, Any]]) -> Document:
     page = pages[row["id"]]
     detail = page.get("detail") or row.get("detail") or ""
     if row.get("cluster") and row["cluster"] != row["id"]:
-        detail = f"in its place stays {pages.get(row['cluster'], {}).get('url') or 'a page that is not shown'}"
-    clean = redacted.get(row["id"], {})
+        detail = f"kept instead: {pages.get(row['cluster'], {}).get('url') or 'a page that is not shown'}"
+    as_redacted = redacted.get(row["id"], {})
     title, text = (
-        (clean[column] or "") if column in clean else masked((page.get(column) or "")[: 2 * CHARS])
+        (as_redacted[column] or "") if column in as_redacted else masked((page.get(column) or "")[: 2 * CHARS])
         for column in ("title", "text")
     )
     scores = {
@@ -141,7 +140,7 @@ def _document(row: dict[str, Any], pages: dict[str, dict[str, Any]], redacted: d
 
 
 def masked(text: str) -> str:
-    """Text that no stage has redacted, without what looks like an e-mail address or a long number."""
+    """Text that was not redacted, with placeholders for what looks like an e-mail address or a long number."""
     return _NUMBER.sub("<NUMBER>", _ADDRESS.sub("<EMAIL>", text))
 
 
@@ -150,8 +149,8 @@ def _parts(published: Published) -> list[str]:
 
 
 def _smallest(published: Published) -> dict[str, list[dict[str, Any]]]:
-    """Of each reason (empty: none) the rows with the smallest ids."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """The rows with the smallest ids, by reason; the empty reason has the rows that were kept."""
+    smallest: dict[str, list[dict[str, Any]]] = {}
     for name in _parts(published):
         with published.storage.reading(name) as stream:
             file = pq.ParquetFile(stream)
@@ -162,17 +161,17 @@ def _smallest(published: Published) -> dict[str, list[dict[str, Any]]]:
                 if len(rows) < EACH:
                     rows.append(row)
         for reason, rows in of_part.items():
-            found[reason] = sorted([*found.get(reason, []), *rows], key=lambda row: str(row["id"]))[:EACH]
-    return found
+            smallest[reason] = sorted([*smallest.get(reason, []), *rows], key=lambda row: str(row["id"]))[:EACH]
+    return smallest
 
 
 def _rows(
     published: Published | None, ids: set[str], columns: Sequence[str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Rows of these ids, by id; a group of rows that holds none of them is not read."""
-    found: dict[str, dict[str, Any]] = {}
+    """Rows of these ids, by id; a row group without any of them is not read."""
+    rows: dict[str, dict[str, Any]] = {}
     if published is None or not ids:
-        return found
+        return rows
     wanted = pa.array(sorted(ids))
     for name in _parts(published):
         with published.storage.reading(name) as stream:
@@ -180,5 +179,5 @@ def _rows(
             for group in range(file.num_row_groups):
                 here = pc.is_in(file.read_row_group(group, ["id"])["id"], wanted)
                 if pc.any(here).as_py():
-                    found |= {row["id"]: row for row in file.read_row_group(group, columns).filter(here).to_pylist()}
-    return found
+                    rows |= {row["id"]: row for row in file.read_row_group(group, columns).filter(here).to_pylist()}
+    return rows

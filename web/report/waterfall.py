@@ -1,4 +1,4 @@
-"""Pages kept and dropped: from the first response to the last shard."""
+"""Pages kept and dropped, stage by stage, from the first response to the last shard."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pipeline.stages import PAGES, label
 
 
 def waterfall(run: RunArtifacts) -> list[dict[str, Any]]:
-    """The bars from the first response to the last shard: what fell where, in counts and shares of the whole.
+    """A bar for each reason to drop pages, and for the pages that each stage kept. Shares are of all responses.
 
-    Each: stage, label, count, share, and `left`, `width` (shares of the whole) of its bar; `kind` is kept or dropped.
+    Each: stage, label, count, share, `kind` (kept or dropped), and `left` and `width` of its bar, as shares.
     """
     stages = counted(run)
     if not stages or not stages[0][1].in_:
@@ -41,12 +41,12 @@ def waterfall(run: RunArtifacts) -> list[dict[str, Any]]:
 
 
 def kept_of(run: RunArtifacts) -> tuple[int, int] | None:
-    """(documents that stayed to the end of what has run, responses that came in)."""
-    known = [counts for _, counts in counted(run)]
-    return (known[-1].kept, known[0].in_) if known else None
+    """(documents kept by the last stage that has run, responses read by the first); None if none has run."""
+    counts = [of_stage for _, of_stage in counted(run)]
+    return (counts[-1].kept, counts[0].in_) if counts else None
 
 
 def counted(run: RunArtifacts) -> list[tuple[str, Counts]]:
-    """The steps that keep and drop pages, of those that are made, each with its counts."""
-    found = [(step.name, run.artifacts[step.name].content.counts) for step in PAGES if step.name in run.artifacts]
-    return [(name, counts) for name, counts in found if counts]
+    """The published steps that keep and drop pages, each with its counts."""
+    steps = [(step.name, run.artifacts[step.name].content.counts) for step in PAGES if step.name in run.artifacts]
+    return [(name, counts) for name, counts in steps if counts]

@@ -1,8 +1,8 @@
-"""What `helm test` looks at, as the service account that starts Spark and JobSets: its rights, the root, the pages.
+"""What `helm test` checks, as the service account that starts Spark and JobSets: its rights, the root, the pages.
 
     python check.py ROOT [URL …]
 
-The rights are asked of the API server itself (SelfSubjectAccessReview, as `kubectl auth can-i` does).
+The API server itself reviews the rights (SelfSubjectAccessReview, as `kubectl auth can-i` does).
 """
 
 import json
@@ -23,13 +23,13 @@ MAY_NOT = [("get", "", "secrets"), ("create", "rbac.authorization.k8s.io", "role
 def allowed(verb: str, group: str, resource: str) -> bool:
     """Whether this pod's service account may do this in its namespace."""
     name, _, part = resource.partition("/")
-    what = {"namespace": (ACCOUNT / "namespace").read_text(), "verb": verb, "group": group, "resource": name}
+    attributes = {"namespace": (ACCOUNT / "namespace").read_text(), "verb": verb, "group": group, "resource": name}
     if part:
-        what["subresource"] = part
+        attributes["subresource"] = part
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": what},
+        "spec": {"resourceAttributes": attributes},
     }
     request = urllib.request.Request(
         f"{API}/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
@@ -42,7 +42,7 @@ def allowed(verb: str, group: str, resource: str) -> bool:
 
 
 def main(root: str, *urls: str) -> int:
-    """Number of checks that failed; each says what it found."""
+    """Run the checks and print their outcome, one per line; returns how many failed."""
     checks = [
         *((f"may {verb} {what}", lambda v=verb, g=group, w=what: allowed(v, g, w))
           for group, what in MAY for verb in ("get", "list", "watch", "create", "delete")),
@@ -53,13 +53,13 @@ def main(root: str, *urls: str) -> int:
         *((f"{url} answers", lambda u=url: urllib.request.urlopen(u, timeout=10).status == 200) for url in urls),
     ]  # fmt: skip
     failed = 0
-    for told, check in checks:
+    for name, check in checks:
         try:
-            found = "ok" if check() else "FAILED"
+            outcome = "ok" if check() else "FAILED"
         except Exception as error:
-            found = f"FAILED: {error}"
-        failed += found != "ok"
-        print(f"{told}: {found}", flush=True)
+            outcome = f"FAILED: {error}"
+        failed += outcome != "ok"
+        print(f"{name}: {outcome}", flush=True)
     return failed
 
 

@@ -1,7 +1,7 @@
-"""torchrun that ends with the exit code of the rank that ended first; torchrun itself answers 1 to all of them.
+"""torchrun that exits with the exit code of the first rank that failed; torchrun itself exits with 1 for any of them.
 
-The Job's podFailurePolicy reads it: 85 means "resume me". Asked to stop (SIGTERM), torchrun passes it on to its ranks,
-which save what they have, so that is 85 too.
+The Job's podFailurePolicy reads the code: 85 means "resume me". torchrun passes SIGTERM on to its ranks, which save a
+checkpoint, so that is 85 too.
 """
 
 import sys

@@ -25,7 +25,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* 50000 is Airflow's user in its chart: all pods write on one volume. */}}
+{{/* 50000 is the user of Airflow's chart: all pods write to one volume. */}}
 {{- define "crawl2chat.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 50000
@@ -50,7 +50,7 @@ capabilities: {drop: [ALL]}
 {{ .Values.volume.existingClaim | default (printf "%s-data" .Release.Name) }}
 {{- end }}
 
-{{/* Environment of whoever reads or writes artifacts. */}}
+{{/* Environment of every container that reads or writes artifacts. */}}
 {{- define "crawl2chat.environment" -}}
 - name: HOME
   value: /tmp
@@ -84,4 +84,26 @@ capabilities: {drop: [ALL]}
 - name: data
   persistentVolumeClaim: {claimName: {{ include "crawl2chat.claim" . }}}
 {{- end }}
+{{- end }}
+
+{{/* A Service on a component's only port, and how many of its pods may be evicted at once. `name`: the port's. */}}
+{{- define "crawl2chat.service" }}
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ .top.Release.Name }}-{{ .component }}
+  labels: {{- include "crawl2chat.labels" (dict "top" .top "component" .component) | nindent 4 }}
+spec:
+  selector: {{- include "crawl2chat.selector" (dict "top" .top "component" .component) | nindent 4 }}
+  ports: [{name: {{ .name | default "http" }}, port: {{ .port }}, targetPort: {{ .name | default "http" }}}]
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {{ .top.Release.Name }}-{{ .component }}
+  labels: {{- include "crawl2chat.labels" (dict "top" .top "component" .component) | nindent 4 }}
+spec:
+  maxUnavailable: 1 # a single replica may be evicted, several one at a time
+  selector:
+    matchLabels: {{- include "crawl2chat.selector" (dict "top" .top "component" .component) | nindent 6 }}
 {{- end }}
