@@ -21,13 +21,8 @@ from web.charts import Series, line_chart
 from web.page import template
 from web.words import shown
 
-NUMBERS = (
-    "loss",
-    "bits_per_byte",
-    "reward",
-    "sampled_accuracy",
-    "tokens_per_second",
-)  # shown of an event
+# Numbers of a progress event that are shown.
+NUMBERS = ("loss", "bits_per_byte", "reward", "sampled_accuracy", "tokens_per_second")
 router = APIRouter()
 
 
