@@ -228,6 +228,15 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
     english = [c for c in crawl if c.truth["language"] == "en"]
     rng.shuffle(english)
     supply = iter(english)
+    yield from copies(supply, rng)
+    yield from blocked(supply)
+    plant_strings(supply)
+    yield from broken_pages(english[0].body)
+    yield from other_responses()
+
+
+def copies(supply: Iterator[Capture], rng: random.Random) -> Iterator[Capture]:
+    """Exact copies, and copies with so many edits."""
 
     def copy(kind: str, origin: Capture, body: bytes) -> Capture:
         host = origin.url.replace("https://", f"https://mirror{rng.randrange(9)}.", 1)
@@ -238,6 +247,10 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
         for _ in range(number):
             origin = next(c for c in supply if len(c.body) > 5000)
             yield copy(kind, origin, edited(origin.body, share, rng) if share else origin.body)
+
+
+def blocked(supply: Iterator[Capture]) -> Iterator[Capture]:
+    """Pages of blocked domains, in all spellings of a host."""
     hosts = [(category, host) for category, names in BLOCKED.items() for host in names]
     variants = {4: "www.{}", 5: "m.{}", 7: "{}:8443", 8: "a.b.{}", 9: "old.{}", 10: "www2.{}"}
     for i in range(15):
@@ -247,6 +260,10 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
         origin = next(supply)
         plant = {"kind": "blocked_domain", "category": category}
         yield Capture(f"https://{host}/page-{i}.html", origin.body, truth={**origin.truth, "planted": plant})
+
+
+def plant_strings(supply: Iterator[Capture]) -> None:
+    """Put personal data, and what looks like it, into pages."""
     for i in range(30):
         kind, sentence, forms = PII[i % len(PII)]
         string = forms[(i // len(PII)) % len(forms)].format(f"{20 + i}")
@@ -258,7 +275,10 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
         origin, body = next((c, b) for c in supply if (b := with_sentence(c.body, sentence)))
         origin.body = body
         origin.truth["planted"] = {"kind": "decoy", "string": sentence}
-    some = english[0].body
+
+
+def broken_pages(some: bytes) -> Iterator[Capture]:
+    """Pages that are hard to read."""
     broken = {
         "cut": some[: len(some) // 3],
         "wrong_charset": "<html><body><p>Größe und Änderung</p></body></html>".encode("iso-8859-1"),
@@ -273,6 +293,10 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
     }
     for name, body in broken.items():
         yield Capture(f"https://broken.example/{name}.html", body, truth={"planted": {"kind": "broken", "what": name}})
+
+
+def other_responses() -> Iterator[Capture]:
+    """Other types and other statuses."""
     others = (
         ("style.css", "text/css", b"body { color: black; margin: 0 }\n" * 20),
         ("app.js", "application/javascript", b"function f(a) { return a + 1; }\n" * 20),

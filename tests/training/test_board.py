@@ -13,7 +13,7 @@ from pipeline import progress
 from pipeline.errors import ArtifactError
 from pipeline.storage import Storage
 from tests.training import support
-from tests.training.test_pretrain import publish, small
+from tests.training.pretraining import publish, small
 from training import pretrain, samples
 from training.launch.board import Board
 

@@ -13,7 +13,7 @@ from pipeline.artifact import Published
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.storage import Storage
 from tests.training import support
-from tests.training.test_pretrain import publish, small
+from tests.training.pretraining import publish, small
 from training import pretrain
 
 QUICK = {"steps": 6, "evaluate_every": 6, "checkpoint_every": 6}

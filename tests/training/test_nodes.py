@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pipeline.errors import EXIT_RESUME, NodeError
+from tests.training.pretraining import hashes, made, publish, small
 from tests.training.support import REPOSITORY, finish, stage_ranks, wait_for_step
-from tests.training.test_pretrain import hashes, made, publish, small
 from training.launch import processes
 from training.launch.processes import World
 

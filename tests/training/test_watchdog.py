@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pipeline.errors import NodeError
+from tests.training.pretraining import publish, small
 from tests.training.support import finish, stage_ranks, wait_for_step
-from tests.training.test_pretrain import publish, small
 from training.launch.processes import World
 from training.launch.watchdog import Laps, Watchdog, stragglers
 
