@@ -16,7 +16,7 @@ from jobs.archive import sources
 from jobs.page import quality
 from jobs.stage.table import read_rows
 from pipeline import artifact, command, errors
-from pipeline.artifact import Published, Stage
+from pipeline.artifact import Identity, Published, Stage
 from pipeline.command import Job
 from pipeline.numbers import CanaryNumbers
 from pipeline.recipe import Filter
@@ -51,31 +51,30 @@ def summary(storage: Storage, files: list[str], recipe: Filter) -> dict[str, Any
 
 
 def run(job: Job) -> Published:
-    """The stage."""
-    found = sources.find(job.recipe.input)
-    given, wanted = extract.identity(job, found), job.recipe.approval.canary_warcs
-    made_by = artifact.fingerprint(extract.STAGE, **given)
-    recipe = {"canary_warcs": wanted, "extract": made_by, "filter": job.recipe.section("filter")}
-    inputs, seed = given["inputs"], job.recipe.seed
-    building = artifact.open_stage(job.storage, job.run, STAGE, recipe, seed, inputs, force=job.force)
+    """Open the stage, extract the chosen files with extract's own parts, publish what they hold."""
+    files = sources.find(job.recipe.input)
+    extracted, wanted = extract.identity(job, files), job.recipe.approval.canary_warcs
+    section = {"canary_warcs": wanted, "extract": extracted.fingerprint, "filter": job.recipe.section("filter")}
+    identity = Identity(STAGE, section, job.recipe.seed, extracted.inputs)
+    building = artifact.start(job.storage, job.run, identity, force=job.force)
     if isinstance(building, Published):
         return building
-    numbers = CanaryNumbers(files=len(found), canary_files=0, extract=artifact.folder_of(extract.STAGE, made_by))
+    numbers = CanaryNumbers(files=len(files), canary_files=0, extract=extracted.folder)
     seconds = 0.0
-    # With --force begun here, so that no later part of the stage needs it.
-    opened = extract.begin(job, found, given) if wanted or job.force else None
+    # With --force extract is opened in any case: its batches, which take no --force, then begin from nothing.
+    opened = extract.begin(job, files, extracted) if wanted or job.force else None
     if wanted and opened:
-        places = chosen(len(found), wanted)
+        places = chosen(len(files), wanted)
         if isinstance(opened, Published):
-            files = [opened.files(".parquet")[place] for place in places]
-            seconds = opened.manifest.run.cpu_seconds * len(files) / len(found)
+            parts = [opened.files(".parquet")[place] for place in places]
+            seconds = opened.manifest.run.cpu_seconds * len(parts) / len(files)
         else:
             records, seconds = opened.extract([opened.parts[place] for place in places], "canary")
-            files = [opened.building.file(record["file"]["path"]) for record in records.values()]
-        held = summary(job.storage, files, job.recipe.filter)
-        numbers = CanaryNumbers.model_validate(numbers.plain() | held | {"canary_files": len(files)})
-    spent = {"extract_cpu_seconds": round(seconds, 3), "crawl": sources.crawl(job.recipe.input)}
-    return building.publish([], None, numbers.plain(), spent)
+            parts = [opened.building.file(record["file"]["path"]) for record in records.values()]
+        contents = summary(job.storage, parts, job.recipe.filter)
+        numbers = CanaryNumbers.model_validate(numbers.plain() | contents | {"canary_files": len(parts)})
+    run_numbers = {"extract_cpu_seconds": round(seconds, 3), "crawl": sources.crawl(job.recipe.input)}
+    return building.publish([], None, numbers.plain(), run_numbers)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from jobs.stage import decisions, parts, session
 from jobs.stage.parts import Part, State
 from jobs.stage.table import writing
 from pipeline import artifact, command, errors
-from pipeline.artifact import Building, Published, Stage
+from pipeline.artifact import Building, Identity, Published, Stage
 from pipeline.command import Job
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
@@ -254,17 +254,16 @@ class Opened:
         return records, seconds
 
 
-def identity(job: Job, found: Sequence[sources.Source]) -> dict[str, Any]:
-    """All that decides what the stage makes of these files, as `artifact.fingerprint` takes it."""
+def identity(job: Job, files: Sequence[sources.Source]) -> Identity:
+    """All that decides what the stage makes of these files."""
     recipe = job.recipe.extract
     assets = {"block_list": urls.identity(recipe.block_list.source, recipe.block_list.categories)}
     assets["terms"] = artifact.digest(urls.terms(recipe.block_list))
     if recipe.quality_model:
-        classifier.load(recipe.quality_model)
+        classifier.load(recipe.quality_model)  # refuses a file that is no model, before anything is spent
         assets["quality_model"] = hashlib.sha256(Path(recipe.quality_model).read_bytes()).hexdigest()
-    inputs = [source.as_input() for source in found]
-    section = job.recipe.section("extract")
-    return {"recipe": section, "seed": job.recipe.seed, "inputs": inputs, "assets": assets}
+    inputs = [source.as_input() for source in files]
+    return Identity(STAGE, job.recipe.section("extract"), job.recipe.seed, inputs, assets=assets)
 
 
 def listed(job: Job) -> list[sources.Source]:
@@ -277,18 +276,18 @@ def listed(job: Job) -> list[sources.Source]:
     return sources.find(job.recipe.input)
 
 
-def begin(job: Job, found: Sequence[sources.Source], given: dict[str, Any]) -> Opened | Published:
-    """Open the stage on these files; `given`: their `identity`."""
+def begin(job: Job, files: Sequence[sources.Source], identity: Identity) -> Opened | Published:
+    """Open the stage on these files, whose `identity` this is."""
     recipe = job.recipe.extract
-    building = artifact.open_stage(job.storage, job.run, STAGE, **given, force=job.force)
+    building = artifact.start(job.storage, job.run, identity, force=job.force)
     if isinstance(building, Published):
         return building
-    blocked = block_list(job.storage, recipe, given["assets"]["block_list"])
+    blocked = block_list(job.storage, recipe, identity.assets["block_list"])
     model = f"{building.work}/quality.bin" if recipe.quality_model else None
     if recipe.quality_model and model:
         job.storage.write(model, Path(recipe.quality_model).read_bytes())
     extraction = Extraction(job.storage, building.pointer.folder, recipe, blocked, urls.terms(recipe.block_list), model)
-    return Opened(building, extraction, [Warc(f"{i:05d}", s.location, s.name) for i, s in enumerate(found)])
+    return Opened(building, extraction, [Warc(f"{i:05d}", s.location, s.name) for i, s in enumerate(files)])
 
 
 def run(job: Job, batch: tuple[int, int] | None = None) -> Published | None:
@@ -296,8 +295,8 @@ def run(job: Job, batch: tuple[int, int] | None = None) -> Published | None:
 
     `batch`: (2, 20) does the second of twenty parts of the files, and publishes nothing.
     """
-    found = listed(job)
-    opened = begin(job, found, identity(job, found))
+    files = listed(job)
+    opened = begin(job, files, identity(job, files))
     if isinstance(opened, Published):
         return opened
     if batch:
