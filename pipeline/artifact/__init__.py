@@ -11,7 +11,7 @@ The life of a stage:
             building.commit(part, {...})
     building.publish(files, counts, numbers)
 
-A *run* (`<root>/runs/<run>/`) ties the stages of one recipe together: `recipe.yaml` and a pointer a stage, by which
+A *run* (`<root>/runs/<run>/`) ties the stages of one recipe together: `recipe.yaml` and one pointer per stage, by which
 the next stage finds its input. Readers list files from the manifest, never from the folder.
 """
 

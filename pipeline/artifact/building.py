@@ -37,7 +37,10 @@ SCHEMA_VERSION = 1
 
 @dataclass
 class Building:
-    """An artifact in the making. Data files go to `file(...)` at once; they count only once the manifest lists them."""
+    """An artifact in the making.
+
+    Data files are written to `file(...)`, in the artifact's own folder: readers see them once the manifest lists them.
+    """
 
     storage: Storage
     run: str
@@ -60,19 +63,19 @@ class Building:
         return f"{self.pointer.folder}/{path}"
 
     def committed(self) -> list[str]:
-        """The parts that are finished, by name; their records are not read."""
+        """Names of the committed parts; their records are not read."""
         folder = f"{self.work}/commits"
         return [name[len(folder) + 1 : -5] for name in self.storage.names(folder) if name.endswith(".json")]
 
     def commits(self, parts: Container[str] | None = None) -> dict[str, dict[str, Any]]:
-        """The records of what is finished, by part; with `parts`, of those only."""
+        """The records of the committed parts, by name; with `parts`, of those only."""
         names = [name for name in self.committed() if parts is None or name in parts]
-        with ThreadPoolExecutor(DOWNLOADS) as pool:  # a crawl has 90,000, each a request where the root is remote
+        with ThreadPoolExecutor(DOWNLOADS) as pool:  # a crawl has 90,000 parts, each a request where the root is remote
             records = pool.map(lambda name: json.loads(self.storage.read(f"{self.work}/commits/{name}.json")), names)
             return dict(zip(names, records, strict=True))
 
     def commit(self, part: str, record: dict[str, Any]) -> None:
-        """Say that `part` is finished, after its files are written."""
+        """Record that `part` is finished; its files must be written before."""
         commit(self.storage, self.work, part, record)
 
     def publish(
@@ -83,10 +86,11 @@ class Building:
         run_numbers: dict[str, Any] | None = None,
         cpu_seconds: float | None = None,
     ) -> Published:
-        """Write the manifest, last. Loses a race quietly: the other made the same.
+        """Write the manifest, last. Where another process published the same meanwhile, its manifest stays.
 
         `numbers` are results that belong to the content; `run_numbers` (speeds, memory) vary from run to run.
-        `cpu_seconds`: of processes that are not children of this one, in addition to its own and its children's.
+        `cpu_seconds` of processes that are not children of this one are added to its own and its children's.
+        Raises `StageError` where `counts` do not add up, `ArtifactError` where the other published other files.
         """
         if counts is not None:
             counts.check(self.content.stage)
@@ -106,23 +110,23 @@ class Building:
         first = self.storage.create(name, manifest.model_dump_json(indent=1).encode())
         published = read(self.storage, self.pointer.folder)
         if not first and published.manifest.content_hash != manifest.content_hash:
-            published.verify()  # our files lie where the other's did; the two should have been the same
+            published.verify()  # our files have replaced the other's: they must be the same bytes
         write_pointer(self.storage, self.run, settled(self.pointer, published, "published"))
         return published
 
 
 def commit(storage: Storage, work: str, part: str, record: dict[str, Any]) -> None:
-    """As `Building.commit`, for a worker that holds the folder only."""
+    """As `Building.commit`, for a worker that has only the name of the work folder."""
     storage.write(f"{work}/commits/{part}.json", json.dumps(record, sort_keys=True).encode())
 
 
 def is_committed(storage: Storage, work: str, part: str) -> bool:
-    """Whether `part` is finished, for one who holds the folder only."""
+    """Whether `part` is committed, for code that has only the name of the work folder."""
     return storage.exists(f"{work}/commits/{part}.json")
 
 
 def describe(storage: Storage, folder: str, path: str, rows: int) -> File:
-    """The manifest entry of a file that was written to `folder`."""
+    """The manifest entry of a file in `folder`. Raises `StageError` where it was not written."""
     name = f"{folder}/{path}"
     size = storage.size(name)
     if size is None:

@@ -1,4 +1,4 @@
-"""Reading a recipe file: what is wrong in it is named with file, line and key."""
+"""Reading a recipe file: whatever is wrong in it is reported with file, line and key."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from pipeline.storage import Storage
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe file (a URI too); `overrides` maps dotted keys (`sft.epochs`) to values that replace the file's.
+    """Read a recipe from a file or a URI.
 
-    Relative paths in it are relative to the working folder, as on a command line.
+    `overrides` maps dotted keys (`sft.epochs`) to values that replace the file's. Relative paths in the recipe start
+    from the working folder, as on a command line.
+
     Raises `InputError` where there is no such file, `RecipeError` with file, line and key for anything wrong in it.
     """
     folder, _, file = str(path).rpartition("/")
@@ -31,7 +33,7 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
 
 
 def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Recipe:
-    """As `load`, from the text of a recipe; `name` stands for the file in errors."""
+    """As `load`, from the text of a recipe; errors name `name` as the file."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
@@ -39,7 +41,7 @@ def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Reci
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", error)
-        if isinstance(error, yaml.constructor.ConstructorError):  # a tag: safe_load builds no objects and calls nothing
+        if isinstance(error, yaml.constructor.ConstructorError):  # a tag: safe_load refuses to build Python objects
             raise RecipeError(f"{where}: {problem}", "write plain values: a recipe has no tags") from error
         raise RecipeError(f"{where}: not YAML: {problem}", "correct the line") from error
     _refuse_duplicates(node, name)
@@ -54,17 +56,17 @@ def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Reci
         raise RecipeError("\n".join(lines), "correct the keys above; recipes/demo.yaml is a complete example") from None
 
 
-def _refuse_duplicates(node: yaml.Node | None, name: str, looked: set[int] | None = None) -> None:
-    """YAML takes the last of two equal keys in silence. `looked`: nodes to which an alias may lead again."""
-    looked = set() if looked is None else looked
-    if isinstance(node, yaml.MappingNode) and id(node) not in looked:
-        looked.add(id(node))
+def _refuse_duplicates(node: yaml.Node | None, name: str, visited: set[int] | None = None) -> None:
+    """YAML silently takes the last of two equal keys. `visited`: nodes to which an alias may lead again."""
+    visited = set() if visited is None else visited
+    if isinstance(node, yaml.MappingNode) and id(node) not in visited:
+        visited.add(id(node))
         seen: set[str] = set()
         for key, value in node.value:
             if key.value in seen:
                 raise RecipeError(f"{name}:{key.start_mark.line + 1}: {key.value}: given twice", "remove one of them")
             seen.add(key.value)
-            _refuse_duplicates(value, name, looked)
+            _refuse_duplicates(value, name, visited)
 
 
 def _override(data: dict[str, Any], key: str, value: Any, name: str) -> None:
@@ -83,7 +85,7 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
-    """Line of the deepest part of `location` that stands in the file."""
+    """Line of the deepest part of `location` that the file contains."""
     line = 1
     for part in location:
         if isinstance(node, yaml.MappingNode):

@@ -75,7 +75,7 @@ def test_ranges_choices_and_words_come_from_the_recipe():
 
 
 def test_the_help_says_what_may_stand_there_and_what_the_recipe_says():
-    assert PARAMS["deduplicate.rows"].description == "Hashes a band. From 1. recipes/demo.yaml: 8"
+    assert PARAMS["deduplicate.rows"].description == "Hashes (rows) per band. From 1. recipes/demo.yaml: 8"
     assert PARAMS["extract.language_gate"].description.endswith("From 0 to 1. recipes/demo.yaml: 0.1")
     assert PARAMS["deduplicate.verify"].description.endswith("recipes/demo.yaml: yes")
     assert PARAMS["pretrain.optimizer.lr"].description.startswith("Peak learning rate of AdamW")
@@ -84,7 +84,7 @@ def test_the_help_says_what_may_stand_there_and_what_the_recipe_says():
 @pytest.mark.parametrize("recipe", ["recipes/none.yaml", "s3://bucket/recipe.yaml"])
 def test_a_recipe_that_cannot_be_read_here_leaves_the_form_without_its_values(recipe):
     params = form.params("somewhere", recipe)
-    assert params["deduplicate.rows"].description == "Hashes a band. From 1."
+    assert params["deduplicate.rows"].description == "Hashes (rows) per band. From 1."
     assert params["recipe"].value == recipe
 
 
