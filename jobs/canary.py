@@ -73,7 +73,7 @@ def run(job: Job) -> Published:
             parts = [opened.building.file(record["file"]["path"]) for record in records.values()]
         contents = summary(job.storage, parts, job.recipe.filter)
         numbers = CanaryNumbers.model_validate(numbers.plain() | contents | {"canary_files": len(parts)})
-    run_numbers = {"extract_cpu_seconds": round(seconds, 3), "crawl": sources.crawl(job.recipe.input)}
+    run_numbers = {"extract_cpu_seconds": round(seconds, 3), "crawl": sources.listing_key(job.recipe.input)}
     return building.publish([], None, numbers.plain(), run_numbers)
 
 

@@ -82,7 +82,7 @@ def steps(bench: Bench, extractors: Sequence[str]) -> str:
         recipe = load(RECIPE, {"extract.extractor": extractor}).extract
         lists = recipe.block_list
         name = extract.block_list(storage, recipe, urls.identity(lists.source, lists.categories))
-        blocked = extract.opened(storage, name, urls.terms(lists))
+        blocked = extract.open_block_list(storage, name, urls.terms(lists))
 
         def read(capture: Capture, recipe: Extract = recipe) -> dict[str, Any]:
             return guard.timed(lambda: extract.read_page(recipe, None, capture), recipe.page_seconds)

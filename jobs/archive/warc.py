@@ -107,9 +107,7 @@ class _Reading:
         self._search = Search(stream)
         self._gap: tuple[int, str] | None = None  # the open one: its offset, and why
         self._held: _Record | None = None
-        self._is_archive = (
-            False  # whether a record was recognized, and not only bytes that look like the beginning of one
-        )
+        self._is_archive = False  # whether a record was read, and not only bytes that look like the begin of one
 
     def records(self) -> Iterator[_Record]:
         """The records that are whole; `lost`, `NotWarc` and `Truncated` as in `captures`."""
@@ -120,14 +118,14 @@ class _Reading:
             if damage is None:
                 return
             # 2. Find the next record. The one that is held back may turn out to be part of the damage.
-            found = self._resume(damage, kind)
+            next_start = self._resume(damage, kind)
             if self._held is not None:
                 yield self._held
             # 3. Read on from there, or end.
-            if found is None:
+            if next_start is None:
                 yield from self._end(damage)
                 return
-            start = found
+            start = next_start
 
     def _first(self) -> tuple[int, Kind]:
         """Where the first record begins, and the kind of the archive."""

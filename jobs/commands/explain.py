@@ -51,7 +51,7 @@ def replayed(row: dict[str, Any], extracted: Published) -> dict[str, Any]:
     recipe = Extract.model_validate(extracted.content.recipe)
     lists = recipe.block_list
     name = extract.block_list(extracted.storage, recipe, urls.identity(lists.source, lists.categories))
-    blocked = extract.opened(extracted.storage, name, urls.terms(lists))
+    blocked = extract.open_block_list(extracted.storage, name, urls.terms(lists))
     model = classifier.load(recipe.quality_model) if recipe.quality_model else None
     with extract.reader(recipe, model) as read:
         return extract.page(capture_of(row, extracted, recipe), blocked, recipe, read)

@@ -127,7 +127,7 @@ def test_a_worker_maps_the_block_list_and_holds_no_copy(tmp_path: Path) -> None:
     np.save(tmp_path / "list.npy", np.sort(random.integers(0, 2**63, 5_000_000, dtype=np.uint64)))
     script = f"""
 import re, pathlib
-from jobs.extract import opened
+from jobs.extract import open_block_list
 from jobs.page import urls
 from pipeline.recipe import load
 from pipeline.storage import Storage
@@ -135,7 +135,7 @@ def own():
     return int(re.search(r"Anonymous: +(\\d+) kB", pathlib.Path("/proc/self/smaps_rollup").read_text())[1])
 terms = urls.terms(load({str(DEMO)!r}).extract.block_list)
 before = own()
-blocked = opened(Storage({str(tmp_path)!r}), "list.npy", terms)
+blocked = open_block_list(Storage({str(tmp_path)!r}), "list.npy", terms)
 for n in range(20_000):
     blocked.reason(f"http://a{{n}}.b{{n}}.test/x", f"a{{n}}.b{{n}}.test")
 print(own() - before)
@@ -146,6 +146,6 @@ print(own() - before)
     storage, terms, seconds = Storage(tmp_path), urls.terms(load(DEMO).extract.block_list), []
     for _ in range(5):
         before = perf_counter()
-        extract.opened(storage, "list.npy", terms)
+        extract.open_block_list(storage, "list.npy", terms)
         seconds.append(perf_counter() - before)
     assert min(seconds) < 0.05
