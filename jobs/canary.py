@@ -1,9 +1,10 @@
-"""A few files of a crawl before all others: what they hold, how much of it stays, what it costs.
+"""A few files of a crawl before all others: what they hold, how much of it would be kept, what extraction costs.
 
     spark-submit jobs/canary.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
 The files, `approval.canary_warcs` of them, are spread evenly over the input. Their parts are extract's own, so nothing
-is extracted twice. What a person may be asked about (the recipe's section `approval`) stands in the manifest's numbers.
+is extracted twice. The numbers of its manifest are those that the approval of a run compares with the bounds of the
+recipe's section `approval`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _COLUMNS = ("id", "reason", "detected", "language", "language_score", "quality",
 
 
 def chosen(files: int, canaries: int) -> list[int]:
-    """Which of so many files, in order: as many as wanted, evenly spread."""
+    """Indices of the canaries among so many files, evenly spread."""
     count = min(files, canaries)
     return [(2 * i + 1) * files // (2 * count) for i in range(count)]
 
 
 def summary(storage: Storage, files: list[str], recipe: Filter) -> dict[str, Any]:
-    """What these parts of extract hold, and what of it the filter would keep."""
+    """Counts of these parts of extract: pages, pages that the filter would keep, reasons of the others, languages."""
     reasons: Counter[str | None] = Counter()
     languages: Counter[str] = Counter()
     for file in files:
@@ -78,7 +79,6 @@ def run(job: Job) -> Published:
 
 
 def main() -> None:
-    """Entry point."""
     run(command.job(command.parser(__doc__, extract.WARCS).parse_args(), warcs=True))
 
 
