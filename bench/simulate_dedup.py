@@ -196,7 +196,7 @@ class Costs:
 
 
 def cost(sizes: Ints, recipe: Deduplicate, rng: np.random.Generator) -> Costs:
-    """Clusters of these sizes, hash by hash, through the search and as `clusters.restarred` goes on."""
+    """What clusters of these sizes cost, hash by hash, in the search and in `clusters.restarred`."""
     hashes, documents = recipe.bands * recipe.rows, int(sizes.sum())
     cluster = np.repeat(np.arange(len(sizes)), sizes)
     like = rng.uniform(recipe.min_jaccard, 1, documents)

@@ -1,9 +1,10 @@
-"""A few files of a crawl before all others: what they hold, how much of it stays, what it costs.
+"""A few files of a crawl before all others: what they hold, how much of it would be kept, what extraction costs.
 
     spark-submit jobs/canary.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
 The files, `approval.canary_warcs` of them, are spread evenly over the input. Their parts are extract's own, so nothing
-is extracted twice. What a person may be asked about (the recipe's section `approval`) stands in the manifest's numbers.
+is extracted twice. The numbers of its manifest are those that the approval of a run compares with the bounds of the
+recipe's section `approval`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jobs.archive import sources
 from jobs.page import quality
 from jobs.stage.table import read_rows
 from pipeline import artifact, command, errors
-from pipeline.artifact import Published, Stage
+from pipeline.artifact import Identity, Published, Stage
 from pipeline.command import Job
 from pipeline.numbers import CanaryNumbers
 from pipeline.recipe import Filter
@@ -27,13 +28,13 @@ _COLUMNS = ("id", "reason", "detected", "language", "language_score", "quality",
 
 
 def chosen(files: int, canaries: int) -> list[int]:
-    """Which of so many files, in order: as many as wanted, evenly spread."""
+    """Indices of the canaries among so many files, evenly spread."""
     count = min(files, canaries)
     return [(2 * i + 1) * files // (2 * count) for i in range(count)]
 
 
 def summary(storage: Storage, files: list[str], recipe: Filter) -> dict[str, Any]:
-    """What these parts of extract hold, and what of it the filter would keep."""
+    """Counts of these parts of extract: pages, pages that the filter would keep, reasons of the others, languages."""
     reasons: Counter[str | None] = Counter()
     languages: Counter[str] = Counter()
     for file in files:
@@ -51,35 +52,33 @@ def summary(storage: Storage, files: list[str], recipe: Filter) -> dict[str, Any
 
 
 def run(job: Job) -> Published:
-    """The stage."""
-    found = sources.find(job.recipe.input)
-    given, wanted = extract.identity(job, found), job.recipe.approval.canary_warcs
-    made_by = artifact.fingerprint(extract.STAGE, **given)
-    recipe = {"canary_warcs": wanted, "extract": made_by, "filter": job.recipe.section("filter")}
-    inputs, seed = given["inputs"], job.recipe.seed
-    building = artifact.open_stage(job.storage, job.run, STAGE, recipe, seed, inputs, force=job.force)
+    """Open the stage, extract the chosen files with extract's own parts, publish what they hold."""
+    files = sources.find(job.recipe.input)
+    extracted, wanted = extract.identity(job, files), job.recipe.approval.canary_warcs
+    section = {"canary_warcs": wanted, "extract": extracted.fingerprint, "filter": job.recipe.section("filter")}
+    identity = Identity(STAGE, section, job.recipe.seed, extracted.inputs)
+    building = artifact.start(job.storage, job.run, identity, force=job.force)
     if isinstance(building, Published):
         return building
-    numbers = CanaryNumbers(files=len(found), canary_files=0, extract=artifact.folder_of(extract.STAGE, made_by))
+    numbers = CanaryNumbers(files=len(files), canary_files=0, extract=extracted.folder)
     seconds = 0.0
-    # With --force begun here, so that no later part of the stage needs it.
-    opened = extract.begin(job, found, given) if wanted or job.force else None
+    # With --force extract is opened in any case: its batches, which take no --force, then begin from nothing.
+    opened = extract.begin(job, files, extracted) if wanted or job.force else None
     if wanted and opened:
-        places = chosen(len(found), wanted)
+        places = chosen(len(files), wanted)
         if isinstance(opened, Published):
-            files = [opened.files(".parquet")[place] for place in places]
-            seconds = opened.manifest.run.cpu_seconds * len(files) / len(found)
+            parts = [opened.files(".parquet")[place] for place in places]
+            seconds = opened.manifest.run.cpu_seconds * len(parts) / len(files)
         else:
             records, seconds = opened.extract([opened.parts[place] for place in places], "canary")
-            files = [opened.building.file(record["file"]["path"]) for record in records.values()]
-        held = summary(job.storage, files, job.recipe.filter)
-        numbers = CanaryNumbers.model_validate(numbers.plain() | held | {"canary_files": len(files)})
-    spent = {"extract_cpu_seconds": round(seconds, 3), "crawl": sources.crawl(job.recipe.input)}
-    return building.publish([], None, numbers.plain(), spent)
+            parts = [opened.building.file(record["file"]["path"]) for record in records.values()]
+        contents = summary(job.storage, parts, job.recipe.filter)
+        numbers = CanaryNumbers.model_validate(numbers.plain() | contents | {"canary_files": len(parts)})
+    run_numbers = {"extract_cpu_seconds": round(seconds, 3), "crawl": sources.listing_key(job.recipe.input)}
+    return building.publish([], None, numbers.plain(), run_numbers)
 
 
 def main() -> None:
-    """Entry point."""
     run(command.job(command.parser(__doc__, extract.WARCS).parse_args(), warcs=True))
 
 

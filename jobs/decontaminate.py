@@ -1,9 +1,9 @@
-"""Which redacted documents leave for good: those that hold an evaluation set's text, and those taken down.
+"""Drops redacted documents that hold text of an evaluation set, and those that were taken down.
 
     spark-submit jobs/decontaminate.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
-For each part of redact, rows (id, reason, detail) in the same order. `contaminated`: the document shares a run of
-`ngram_words` words with a set of the recipe, in small letters and without punctuation (GPT-3's 13-grams: Brown et al.
+For each part of redact, rows (id, reason, detail) in the same order. `contaminated`: the document shares an n-gram of
+`ngram_words` words with a set of the recipe, in lower case and without punctuation (GPT-3's 13-grams: Brown et al.
 2020, appendix C). `taken_down`: its URL, its host or a domain above it, or its id is listed.
 """
 
@@ -37,14 +37,17 @@ _GRAMS = pa.schema([("hash", pa.uint64()), ("set", pa.string())])
 
 
 def ngrams(text: str, n: int) -> list[int]:
-    """64-bit hashes of the text's word n-grams, in order; a shorter text has none."""
+    """64-bit hashes of the text's word n-grams, in order; a text of fewer than `n` words has none."""
     plain = [word for word in words(text.lower()) if word[0].isalnum()]
     return [xxhash.xxh3_64_intdigest(" ".join(plain[i : i + n]).encode()) for i in range(len(plain) - n + 1)]
 
 
 @dataclass(frozen=True)
 class Decontamination:
-    """Decides on the parts of redact. `grams`: file of the sets' n-grams; `down`: entries of the take-down lists."""
+    """Decides on the parts of redact.
+
+    `grams`: file of the sets' n-grams, as sorted hashes; `down`: entries of the take-down lists.
+    """
 
     storage: Storage
     folder: str
@@ -53,9 +56,9 @@ class Decontamination:
     down: frozenset[str]
 
     def work(self, part: decisions.Text) -> Iterator[State]:
-        """One part of redact: decide, write, count."""
-        known = list(read_rows(self.storage, self.grams))
-        hashes: npt.NDArray[np.uint64] = np.array([row["hash"] for row in known], dtype=np.uint64)
+        """Decide on each document of one part, and write the decisions."""
+        of_sets = list(read_rows(self.storage, self.grams))
+        hashes: npt.NDArray[np.uint64] = np.array([row["hash"] for row in of_sets], dtype=np.uint64)
         rows = []
         for number, row in enumerate(read_rows(self.storage, part.text, ("id", "url", "text"))):
             decided = {"id": row["id"]}
@@ -64,8 +67,8 @@ class Decontamination:
             elif len(hashes):
                 grams = np.array(ngrams(row["text"], self.ngram_words), dtype=np.uint64)
                 at = np.minimum(np.searchsorted(hashes, grams), len(hashes) - 1)
-                if (found := np.flatnonzero(hashes[at] == grams)).size:
-                    detail = f"{known[at[found[0]]]['set']}: {found.size} n-grams"
+                if (shared := np.flatnonzero(hashes[at] == grams)).size:
+                    detail = f"{of_sets[at[shared[0]]]['set']}: {shared.size} n-grams"
                     decided |= {"reason": "contaminated", "detail": detail}
             rows.append({"reason": None, "detail": None} | decided)
             if number % 1000 == 999:
@@ -78,33 +81,32 @@ def _checksums(files: Iterable[str]) -> dict[str, str]:
 
 
 def run(job: Job) -> Published:
-    """The stage."""
+    """Hash the n-grams of the evaluation sets, decide on every part of redact, publish."""
     recipe: Decontaminate = job.recipe.decontaminate
     redacted = command.upstream(job, "redact")
-    found: dict[int, str] = {}
+    set_of: dict[int, str] = {}  # by n-gram
     for file in recipe.sets:
         for texts in lines.texts(file, "check decontaminate.sets"):
             grams = (gram for text in texts for gram in ngrams(text, recipe.ngram_words))
-            found |= dict.fromkeys(grams, Path(file).name)
+            set_of |= dict.fromkeys(grams, Path(file).name)
     down = frozenset(entry for file in recipe.take_down for entry in entries(file))
     building = command.open_stage(job, STAGE, [redacted], _checksums([*recipe.sets, *recipe.take_down]))
     if isinstance(building, Published):
         return building
-    shared = f"{building.work}/grams.parquet"
-    write_table(job.storage, shared, [{"hash": key, "set": found[key]} for key in sorted(found)], _GRAMS)
+    grams_file = f"{building.work}/grams.parquet"
+    write_table(job.storage, grams_file, [{"hash": gram, "set": set_of[gram]} for gram in sorted(set_of)], _GRAMS)
     spark = session.spark("decontaminate")
-    made = Decontamination(job.storage, building.pointer.folder, shared, recipe.ngram_words, down)
-    records = parts.run_parts(spark, building, decisions.texts(redacted), made.work)
+    decontamination = Decontamination(job.storage, building.pointer.folder, grams_file, recipe.ngram_words, down)
+    records = parts.run_parts(spark, building, decisions.texts(redacted), decontamination.work)
     files, counts = decisions.totals(records)
     reasons = Counter(counts.dropped)
-    numbers = {"evaluation_ngrams": len(found), "take_down_entries": len(down), **reasons}
+    numbers = {"evaluation_ngrams": len(set_of), "take_down_entries": len(down), **reasons}
     published = building.publish(files, counts, numbers, cpu_seconds=parts.cpu_seconds(records, spark))
     spark.stop()
     return published
 
 
 def main() -> None:
-    """Entry point."""
     run(command.parse(__doc__))
 
 

@@ -2,15 +2,15 @@
 
     spark-submit jobs/deduplicate.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
-For each part, rows (id, cluster, reason, cluster_size) of the documents that filter kept, in order: `cluster` is the id
-of the document that stays for it, the first of its connected component in the order of WARC files and records. Beside
-them, in `.minhash`, the signatures of those that stay: what `deduplicate.against` of a later crawl reads, instead of
-text. A document of an earlier corpus always stays for its copies.
+For each part, rows (id, cluster, reason, cluster_size) of the documents that filter kept, in order. `cluster` is the id
+of the document that is kept for it: the first of its connected component in the order of WARC files and records.
+Beside them, in `.minhash`, are the signatures of the kept documents, which `deduplicate.against` of a later crawl reads
+instead of text. Of a cluster with a document of an earlier corpus, that document is kept, and none of this crawl.
 
-`cluster_size`, of a document that stays, counts it and all that left for it, exact copies and near ones; 1 where it is
-alone, null where a document left. No document of an earlier corpus is counted, since it would have stayed instead: how
-often a crawl holds one of those, the rows say that name it as their cluster. FineWeb2 keeps the same number
-(`minhash_cluster_size`, Penedo et al. 2025) to weigh a document by how often the web holds it.
+`cluster_size` of a kept document counts it and all that were dropped for it, exact and near copies; it is 1 for a
+document without copies, and null for a dropped one. Documents of earlier corpora are not counted. To count the copies
+of one, count the rows whose `cluster` is its id. FineWeb2 records the same number (`minhash_cluster_size`, Penedo et
+al. 2025) to weigh a document by how often it is on the web.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SCHEMA = pa.schema([*((name, pa.string()) for name in ("id", "cluster", "reason"
 
 
 def signed(text: str, recipe: Deduplicate, functions: minhash.Functions) -> dict[str, Any]:
-    """What is compared of a text, as in `clusters.SIGNATURES`: its words in small letters, one space between them."""
+    """The columns of `clusters.SIGNATURES` for a text, of its words in lower case with single spaces between them."""
     text = " ".join(words(text.lower()))
     values = minhash.signature(text.split(" "), recipe.ngram_words, functions)
     return {
@@ -51,7 +51,7 @@ def signed(text: str, recipe: Deduplicate, functions: minhash.Functions) -> dict
 
 @dataclass(frozen=True)
 class Clustered(Part):
-    """A part's signatures, and which of its documents belong to which cluster."""
+    """A part's file of signatures, and its file of clusters."""
 
     signatures: str
     clusters: str
@@ -59,7 +59,7 @@ class Clustered(Part):
 
 @dataclass(frozen=True)
 class Deduplication:
-    """Signs the parts, then decides on them; decisions go below `folder`, signatures of all below `work`."""
+    """Signs the parts, then decides on them. Decisions are written to `folder`, the signatures of all to `work`."""
 
     storage: Storage
     folder: str
@@ -72,7 +72,7 @@ class Deduplication:
         return f"{self.work}/signatures/part-{name}.parquet"
 
     def sign(self, part: decisions.Decided) -> Iterator[State]:
-        """One part: exact hash, band hashes and signature of each document that filter kept."""
+        """Write exact hash, band hashes and signature of each document of a part that filter kept."""
         functions = minhash.permutations(self.recipe.bands * self.recipe.rows, self.seed)
         count = 0
         with writing(self.storage, self.signatures(part.name), clusters.SIGNATURES) as write:
@@ -87,15 +87,15 @@ class Deduplication:
         """Decide for each document that filter kept whether it stays; write the signatures of those that do."""
         clustered = {row["row"]: row for row in read_rows(self.storage, part.clusters)}
         documents = list(read_rows(self.storage, part.signatures))
-        alone = {"reason": None, "cluster_size": 1}
+        alone = {"reason": None, "cluster_size": 1}  # for a document that is in no cluster
         rows = [
             {"cluster": row["id"]} | clustered.get(number, alone) | {"id": row["id"]}
             for number, row in enumerate(documents)
         ]
-        stays = [row for row, decided in zip(documents, rows, strict=True) if decided["reason"] is None]
+        kept = [row for row, decided in zip(documents, rows, strict=True) if decided["reason"] is None]
         file = f"part-{part.name}{MINHASH}"
-        write_table(self.storage, f"{self.folder}/{file}", stays, clusters.SIGNATURES)
-        described = artifact.describe(self.storage, self.folder, file, len(stays)).model_dump()
+        write_table(self.storage, f"{self.folder}/{file}", kept, clusters.SIGNATURES)
+        described = artifact.describe(self.storage, self.folder, file, len(kept)).model_dump()
         for state in decisions.write(self.storage, self.folder, part.name, rows, SCHEMA):
             yield {"commit": state["commit"] | {"minhash": described}}
 
@@ -114,7 +114,7 @@ def comparable(job: Job, other: Published) -> None:
 
 
 def run(job: Job) -> Published:
-    """The stage."""
+    """Sign every document, find the clusters, decide, publish."""
     extracted, filtered = command.upstream(job, "extract"), command.upstream(job, "filter")
     earlier = [artifact.read(job.storage, folder) for folder in job.recipe.deduplicate.against]
     for other in earlier:
@@ -122,37 +122,39 @@ def run(job: Job) -> Published:
     building = command.open_stage(job, STAGE, [extracted, filtered, *earlier])
     if isinstance(building, Published):
         return building
-    made = Deduplication(job.storage, building.pointer.folder, building.work, job.recipe.deduplicate, job.recipe.seed)
+    work = Deduplication(job.storage, building.pointer.folder, building.work, job.recipe.deduplicate, job.recipe.seed)
     texts = decisions.aligned(extracted, filtered)
-    signatures = [made.signatures(part.name) for part in texts]
+    signatures = [work.signatures(part.name) for part in texts]
     spark = session.spark("deduplicate")
-    compared = parts.run_parts(spark, building, texts, made.sign, "sign")
+    # 1. Signatures, a part each.
+    signed_parts = parts.run_parts(spark, building, texts, work.sign, "sign")
+    # 2. Clusters, of all parts together.
     numbers = building.commits(["clusters"]).get("clusters")
     if numbers is None:
         corpus = clusters.Corpus(
             job.storage.root,
             signatures,
             [file for other in earlier for file in other.files(MINHASH)],
-            sum(record["rows"] for record in compared.values())
+            sum(record["rows"] for record in signed_parts.values())
             + sum(other.content.counts.kept for other in earlier if other.content.counts),
         )
         numbers = clusters.find(spark, corpus, job.recipe.deduplicate, f"{building.work}/clusters")
         building.commit("clusters", numbers)
+    # 3. Decisions, a part each.
     clustered = [
         Clustered(part.name, file, f"{building.work}/clusters/{number}.parquet")
         for number, (part, file) in enumerate(zip(texts, signatures, strict=True))
     ]
-    decided_parts = parts.run_parts(spark, building, clustered, made.decide, "part")
-    manifest_files, counts = decisions.totals(decided_parts)
-    seconds = parts.cpu_seconds(compared, spark) + parts.cpu_seconds(decided_parts, None)
-    manifest_files += [artifact.File(**record["minhash"]) for record in decided_parts.values()]
-    published = building.publish(manifest_files, counts, numbers, cpu_seconds=seconds)
+    decided_parts = parts.run_parts(spark, building, clustered, work.decide, "part")
+    files, counts = decisions.totals(decided_parts)
+    seconds = parts.cpu_seconds(signed_parts, spark) + parts.cpu_seconds(decided_parts, None)
+    files += [artifact.File(**record["minhash"]) for record in decided_parts.values()]
+    published = building.publish(files, counts, numbers, cpu_seconds=seconds)
     spark.stop()
     return published
 
 
 def main() -> None:
-    """Entry point."""
     run(command.parse(__doc__))
 
 

@@ -1,10 +1,10 @@
-"""From WARC files to text with scores: one row a response, kept or dropped with a reason.
+"""From WARC files to text with scores: one row per response, kept or dropped with a reason.
 
     spark-submit jobs/extract.py --recipe recipes/demo.yaml --root .crawl2chat/data [--input 'crawl/*.warc.gz']
 
 One WARC is one part. It is opened in the Python worker; HTML never crosses into the JVM. Rows: `SCHEMA`. The cheapest
-test comes first; a row that was dropped has no text and no scores. `--batch 2/20` does the second twentieth of the
-files and publishes nothing; a run without it does what is left, and publishes.
+test comes first; a row that was dropped has no text and no scores. `--batch 2/20` extracts the second twentieth of the
+files and publishes nothing; a run without it extracts what is left, and publishes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from jobs.stage import decisions, parts, session
 from jobs.stage.parts import Part, State
 from jobs.stage.table import writing
 from pipeline import artifact, command, errors
-from pipeline.artifact import Building, Published, Stage
+from pipeline.artifact import Building, Identity, Published, Stage
 from pipeline.command import Job
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
@@ -59,7 +59,7 @@ SCHEMA = pa.schema(
     ]
 )
 _HTML = ("text/html", "application/xhtml+xml")
-_TICK_SECONDS = 2.0
+_TICK_SECONDS = 2.0  # between two signs of life: Spark kills a worker that is silent (see `jobs.stage.session`)
 _STEP = "warc"
 WARCS = "WARC files, globs, URLs or lists, not the recipe's"  # what --input names
 
@@ -72,9 +72,9 @@ def document_id(warc_name: str, offset: int) -> str:
 def page(
     capture: Capture, blocked: urls.BlockList, recipe: Extract, read: Callable[[Capture], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The columns of one capture but for those that say where it lies. Pure: no state from page to page.
+    """The row of one capture, without `warc` and `id`. Pure: no state is carried from page to page.
 
-    `read` is `read_page` of this recipe, under a guard.
+    `read`: `read_page` with this recipe, under a guard.
     """
     host = urls.host_of(capture.url)
     mime = capture.content_type.partition(";")[0].strip().lower()
@@ -92,6 +92,7 @@ def page(
     def dropped(reason: str, detail: str | None = None) -> dict[str, Any]:
         return row | {"reason": reason, "detail": detail}
 
+    # In order of cost: the body is decoded and parsed last.
     if capture.status != 200:
         return dropped("not_200")
     if mime not in _HTML and not (not mime and capture.payload and b"<html" in capture.payload[:1024].lower()):
@@ -106,53 +107,53 @@ def page(
 
 
 def read_page(recipe: Extract, model: Any, capture: Capture) -> dict[str, Any]:
-    """The columns that the body of a page decides. `model`: of `classifier.load`, or None."""
+    """The columns that follow from the body of a page. `model`: a quality model of `classifier.load`, or None."""
     html, name = charset.decode(capture.payload or b"", capture.content_type)
     row: dict[str, Any] = {"charset": name}
-    html = html.replace("\0", " ")
+    html = html.replace("\0", " ")  # C libraries take it for the end of the text
     if not html.strip():
         return row | {"reason": "empty"}
     share = language.gate(html, capture.languages, recipe.languages)
     if share < recipe.language_gate:
         return row | {"reason": "language_gate", "detail": f"share {share:.2f}"}
-    found = extraction.extract(html, capture.url, recipe.extractor)
-    if found.text is None:
+    main = extraction.extract(html, capture.url, recipe.extractor)
+    if main.text is None:
         return row | {"reason": "no_main_text"}
-    row["title"], row["text"] = found.title, found.text
-    row["detected"], row["language"], row["language_score"] = language.detect(found.text, recipe.languages)
+    row["title"], row["text"] = main.title, main.text
+    row["detected"], row["language"], row["language_score"] = language.detect(main.text, recipe.languages)
     if model is not None:
-        row["quality"] = classifier.score(found.text, model)
+        row["quality"] = classifier.score(main.text, model)
     stop_words = recipe.languages[row["language"]]
-    return row | quality.scores(found.text, words(found.text), stop_words, recipe.c4_lines)
+    return row | quality.scores(main.text, words(main.text), stop_words, recipe.c4_lines)
 
 
-def _here(storage: Storage, name: str) -> Path:
-    """A file of the work folder, to be mapped: in the root itself, or one copy a machine where the root is remote."""
+def _on_disk(storage: Storage, name: str) -> Path:
+    """A file below the root, to be mapped: the file itself, or one copy per machine where the root is remote."""
     if storage.local:
         return storage.local_path(name)
     path = Path(tempfile.gettempdir()) / f"crawl2chat-{hashlib.sha256(storage.path(name).encode()).hexdigest()}"
     if not path.exists():
-        own = path.with_suffix(f".{os.getpid()}")
+        own = path.with_suffix(f".{os.getpid()}")  # several workers may copy at the same time
         own.write_bytes(storage.read(name))
         own.replace(path)
     return path
 
 
-def opened(storage: Storage, name: str, terms: dict[str, Any]) -> urls.BlockList:
-    """The block list of `block_list`, mapped."""
-    table: npt.NDArray[np.uint64] = np.load(_here(storage, name), mmap_mode="r")
+def open_block_list(storage: Storage, name: str, terms: dict[str, Any]) -> urls.BlockList:
+    """The block list in a file of `block_list`, mapped."""
+    table: npt.NDArray[np.uint64] = np.load(_on_disk(storage, name), mmap_mode="r")
     return urls.BlockList(table, terms)
 
 
 def reader(recipe: Extract, model: Any) -> guard.Guard:
     """`read_page` in a child process under the recipe's limits."""
-    faster.install()  # before the child is forked: each gets it
+    faster.install()  # before the first child is forked, so that every child has it
     return guard.Guard(functools.partial(read_page, recipe, model), recipe.page_seconds)
 
 
 @dataclass(frozen=True)
 class Warc(Part):
-    """One WARC file: where it lies, and its name, which is part of its documents' ids."""
+    """One WARC file: its location, and its name, which is part of its documents' ids."""
 
     location: str
     file: str
@@ -160,9 +161,9 @@ class Warc(Part):
 
 @dataclass(frozen=True)
 class Extraction:
-    """Reads WARC files, and writes a part for each below `folder`.
+    """Reads WARC files, and writes a part for each to `folder`.
 
-    `blocked` and `model`: files of the work folder with the block list, and the quality model or None.
+    `blocked` and `model`: files below the root with the block list, and with the quality model or None.
     """
 
     storage: Storage
@@ -173,15 +174,15 @@ class Extraction:
     model: str | None
 
     def work(self, part: Warc) -> Iterator[State]:
-        """One WARC: read it, write its part, say what it holds."""
+        """Read one WARC, write its part, commit what it holds."""
         storage, recipe = self.storage, self.recipe
-        blocked = opened(storage, self.blocked, self.terms)
-        model = classifier.load(str(_here(storage, self.model))) if self.model else None
-        reasons: Counter[str | None] = Counter()
-        skipped: Counter[str] = Counter()
+        blocked = open_block_list(storage, self.blocked, self.terms)
+        model = classifier.load(str(_on_disk(storage, self.model))) if self.model else None
+        reasons: Counter[str | None] = Counter()  # of the rows written; None: kept
+        skipped: Counter[str] = Counter()  # records that are no responses, by type
         lost: list[warc.Lost] = []
-        unreadable: list[dict[str, Any]] = []
-        later = False
+        unreadable: list[dict[str, Any]] = []  # why the file, or a part of it, could not be read
+        later = False  # whether a server may deliver the file later
         tick = monotonic()
         file = f"part-{part.name}.parquet"
         table = writing(storage, f"{self.folder}/{file}", SCHEMA)
@@ -207,10 +208,10 @@ class Extraction:
                 unreadable.append({"offset": -1, "reason": "not_a_warc", "detail": str(error)})
             except warc.Truncated as error:
                 unreadable.append({"offset": -1, "reason": "truncated", "detail": str(error)})
-            damaged = [{"offset": one.offset, "reason": "damaged", "detail": str(one)} for one in lost]
-            for one in unreadable + damaged:
-                put({"url": part.location, **one})
-        if lost:
+            damaged = [{"offset": gap.offset, "reason": "damaged", "detail": str(gap)} for gap in lost]
+            for problem in unreadable + damaged:  # each is a row: whatever is missing has a reason
+                put({"url": part.location, **problem})
+        if lost:  # reported once per file, not per place
             more = f", and {len(lost) - 1} other places" if len(lost) > 1 else ""
             unreadable.append(damaged[0] | {"detail": f"{lost[0]}{more}"})
         yield {
@@ -219,14 +220,14 @@ class Extraction:
                 "warc": part.location,
                 **decisions.counted(reasons),
                 "skipped": dict(sorted(skipped.items())),
-                "unreadable": [{"warc": part.location, **one} for one in unreadable],
+                "unreadable": [{"warc": part.location, **problem} for problem in unreadable],
                 "later": later,
             }
         }
 
 
 def block_list(storage: Storage, recipe: Extract, identity: str) -> str:
-    """File of the hashed block list below the root, where executors on other machines reach it; made once."""
+    """File of the hashed block list, made once; below the root, where executors on other machines reach it."""
     name = f"_work/block_list/{STAGE.version}-{identity}.npy"
     if not storage.exists(name):
         table = urls.hashed(urls.listed(recipe.block_list.source, recipe.block_list.categories))
@@ -237,67 +238,65 @@ def block_list(storage: Storage, recipe: Extract, identity: str) -> str:
 
 @dataclass(frozen=True)
 class Opened:
-    """The stage, begun: where it is built, and its parts, a WARC each."""
+    """The stage in the making, and its parts, one per WARC."""
 
     building: Building
     extraction: Extraction
     parts: list[Warc]
 
     def extract(self, chosen: Sequence[Warc], stream: str = "") -> tuple[dict[str, dict[str, Any]], float]:
-        """The records of these parts, and CPU seconds; Spark is started where some of them are not yet done."""
-        left = parts.waiting(self.building, chosen, _STEP)
-        spark = session.spark("extract") if left else None
+        """The records of these parts by name, and CPU seconds. Spark is started only if one is not yet committed."""
+        spark = session.spark("extract") if parts.waiting(self.building, chosen, _STEP) else None
         records = parts.run_parts(spark, self.building, chosen, self.extraction.work, _STEP, stream)
-        seconds = parts.cpu_seconds(records, spark)  # without the JVMs of other batches: 0.5 % of a long one
+        seconds = parts.cpu_seconds(records, spark)  # without the JVMs of other batches: 0.5 % of a long batch
         if spark:
             spark.stop()
         return records, seconds
 
 
-def identity(job: Job, found: Sequence[sources.Source]) -> dict[str, Any]:
-    """All that decides what the stage makes of these files, as `artifact.fingerprint` takes it."""
+def identity(job: Job, files: Sequence[sources.Source]) -> Identity:
+    """All that decides what the stage makes of these files."""
     recipe = job.recipe.extract
     assets = {"block_list": urls.identity(recipe.block_list.source, recipe.block_list.categories)}
     assets["terms"] = artifact.digest(urls.terms(recipe.block_list))
     if recipe.quality_model:
-        classifier.load(recipe.quality_model)
+        classifier.load(recipe.quality_model)  # refuses a file that is no model, before anything is spent
         assets["quality_model"] = hashlib.sha256(Path(recipe.quality_model).read_bytes()).hexdigest()
-    inputs = [source.as_input() for source in found]
-    section = job.recipe.section("extract")
-    return {"recipe": section, "seed": job.recipe.seed, "inputs": inputs, "assets": assets}
+    inputs = [source.as_input() for source in files]
+    return Identity(STAGE, job.recipe.section("extract"), job.recipe.seed, inputs, assets=assets)
 
 
 def listed(job: Job) -> list[sources.Source]:
-    """The files; those of a crawl as the run's canary found them, so that a server is asked of 90,000 only once."""
-    found = artifact.pointer(job.storage, job.run, "canary")
-    if found and artifact.is_published(job.storage, found.folder) and (wanted := sources.crawl(job.recipe.input)):
-        made = artifact.read(job.storage, found.folder)
-        if made.manifest.run.numbers.get("crawl") == wanted:
-            return [sources.Source.of_input(source) for source in made.content.inputs]
+    """The input files. A crawl's are read from the run's canary, so that 90,000 requests are made only once."""
+    to, key = artifact.pointer(job.storage, job.run, "canary"), sources.listing_key(job.recipe.input)
+    if to and key and artifact.is_published(job.storage, to.folder):
+        canary = artifact.read(job.storage, to.folder)
+        if canary.manifest.run.numbers.get("crawl") == key:
+            return [sources.Source.of_input(source) for source in canary.content.inputs]
     return sources.find(job.recipe.input)
 
 
-def begin(job: Job, found: Sequence[sources.Source], given: dict[str, Any]) -> Opened | Published:
-    """Open the stage on these files; `given`: their `identity`."""
+def begin(job: Job, files: Sequence[sources.Source], identity: Identity) -> Opened | Published:
+    """Open the stage on these files, whose `identity` this is."""
     recipe = job.recipe.extract
-    building = artifact.open_stage(job.storage, job.run, STAGE, **given, force=job.force)
+    building = artifact.start(job.storage, job.run, identity, force=job.force)
     if isinstance(building, Published):
         return building
-    blocked = block_list(job.storage, recipe, given["assets"]["block_list"])
+    blocked = block_list(job.storage, recipe, identity.assets["block_list"])
     model = f"{building.work}/quality.bin" if recipe.quality_model else None
     if recipe.quality_model and model:
         job.storage.write(model, Path(recipe.quality_model).read_bytes())
     extraction = Extraction(job.storage, building.pointer.folder, recipe, blocked, urls.terms(recipe.block_list), model)
-    return Opened(building, extraction, [Warc(f"{i:05d}", s.location, s.name) for i, s in enumerate(found)])
+    return Opened(building, extraction, [Warc(f"{i:05d}", s.location, s.name) for i, s in enumerate(files)])
 
 
 def run(job: Job, batch: tuple[int, int] | None = None) -> Published | None:
-    """The stage: open, extract what is not yet committed, publish.
+    """Open the stage, extract what is not yet committed, publish.
 
-    `batch`: (2, 20) does the second of twenty parts of the files, and publishes nothing.
+    `batch`: (2, 20) extracts the second twentieth of the files, and publishes nothing.
     """
-    found = listed(job)
-    opened = begin(job, found, identity(job, found))
+    files = listed(job)
+    opened = begin(job, files, identity(job, files))
     if isinstance(opened, Published):
         return opened
     if batch:
@@ -313,24 +312,33 @@ def run(job: Job, batch: tuple[int, int] | None = None) -> Published | None:
 
 
 def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds: float) -> Published:
-    """Publish what the parts hold; refused where more WARCs than the recipe allows, or all, could not be read."""
-    unreadable = [one for record in records.values() for one in record["unreadable"]]
-    for one in unreadable:
-        print(f"warning: {one['warc']}: {one['reason']}: {one['detail']}", flush=True)
+    """Publish what the parts hold.
+
+    Raises `InputError` (`ServerError`, where trying later may help) if more WARCs could not be read than
+    `extract.max_failed_warcs` allows, or none could.
+    """
+    unreadable = [problem for record in records.values() for problem in record["unreadable"]]
+    for problem in unreadable:
+        print(f"warning: {problem['warc']}: {problem['reason']}: {problem['detail']}", flush=True)
     partly = ("truncated", "damaged")
-    lost = {name: one for name, r in records.items() for one in r["unreadable"] if one["reason"] not in partly}
-    most = Extract.model_validate(building.content.recipe).max_failed_warcs
-    if lost and (len(lost) == len(records) or len(lost) > most * len(records)):
-        for name in lost:  # or a rerun would believe these failures
+    unread = {
+        name: problem
+        for name, record in records.items()
+        for problem in record["unreadable"]
+        if problem["reason"] not in partly
+    }
+    limit = Extract.model_validate(building.content.recipe).max_failed_warcs
+    if unread and (len(unread) == len(records) or len(unread) > limit * len(records)):
+        for name in unread:  # else a rerun would take them for done
             building.storage.remove(f"{building.work}/commits/warc-{name}.json")
-        named = "\n".join(f"{one['warc']}: {one['reason']}: {one['detail']}" for one in lost.values())
-        many = "none" if len(lost) == len(records) else f"{len(lost)} of {len(records)}"
-        kind = errors.ServerError if any(records[name]["later"] for name in lost) else errors.InputError
+        named = "\n".join(f"{one['warc']}: {one['reason']}: {one['detail']}" for one in unread.values())
+        kind = errors.ServerError if any(records[name]["later"] for name in unread) else errors.InputError
+        what = f"{len(unread)} of {len(records)} files could not be read, and extract.max_failed_warcs is {limit:g}"
+        if len(unread) == len(records):
+            what = "none of the files could be read as WARC"
         raise kind(
-            f"{many} of the files could be read as WARC:\n{named}"
-            if many == "none"
-            else f"{many} files could not be read, and extract.max_failed_warcs is {most:g}:\n{named}",
-            "name WARC files that can be had, or allow more to fail; run again: what was read is kept",
+            f"{what}:\n{named}",
+            "name WARC files that can be fetched, or allow more to fail; run again: what was read is kept",
         )
     skipped: Counter[str] = Counter()
     for record in records.values():
@@ -348,9 +356,8 @@ def _batch(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Entry point."""
     parser = command.parser(__doc__, WARCS)
-    help_ = "do the I-th of N parts of the input; publish nothing"
+    help_ = "extract the I-th of N parts of the input; publish nothing"
     parser.add_argument("--batch", type=_batch, metavar="I/N", help=help_)
     options = parser.parse_args()
     if options.batch and options.force:

@@ -1,9 +1,9 @@
-"""Which extracted documents stay: decided from score columns alone, in seconds.
+"""Which extracted documents are kept: decided from columns of scores alone, in seconds.
 
     spark-submit jobs/filter.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
 For each part of extract, a part with rows (id, reason) of the documents that have text, in the same order; a null
-reason means the document stays. A changed threshold never reads a page again.
+reason means that the document is kept. A changed threshold never reads a page again.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ _COLUMNS = ("id", "reason", "language", "language_score", "quality", *quality.CO
 
 @dataclass(frozen=True)
 class Filtering:
-    """Decides on the parts of extract, and writes below `folder`."""
+    """Decides on the parts of extract, and writes the decisions to `folder`."""
 
     storage: Storage
     folder: str
     recipe: Filter
 
     def work(self, part: decisions.Text) -> Iterator[State]:
-        """One part: decide, write, count."""
+        """Decide on each document of one part, and write the decisions."""
         extracted = (row for row in read_rows(self.storage, part.text, _COLUMNS) if row["reason"] is None)
         rows = [{"id": row["id"], "reason": quality.decide(row, self.recipe)} for row in extracted]
         yield from decisions.write(self.storage, self.folder, part.name, rows, SCHEMA)
 
 
 def run(job: Job) -> Published:
-    """The stage."""
+    """Refuse thresholds for which there is no column, decide on every part of extract, publish."""
     for key, rules in [("", job.recipe.filter), *job.recipe.filter.for_language.items()]:
         if (limit := rules.fineweb.short_line_chars) not in quality.SHORT_LINE_CHARS:
             raise errors.RecipeError(
@@ -66,7 +66,6 @@ def run(job: Job) -> Published:
 
 
 def main() -> None:
-    """Entry point."""
     run(command.parse(__doc__))
 
 

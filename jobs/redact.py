@@ -1,4 +1,4 @@
-"""Text and title of the documents that stay, personal data replaced by placeholders.
+"""Text and title of the documents that deduplicate kept, with placeholders for personal data.
 
     spark-submit jobs/redact.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
@@ -52,21 +52,21 @@ class Redaction:
     recipe: Redact
 
     def work(self, part: decisions.Decided) -> Iterator[State]:
-        """One part."""
+        """Redact the documents of one part, and write them."""
         total: Counter[str] = Counter()
         samples: dict[str, list[str]] = {}
         file, count = f"part-{part.name}.parquet", 0
         with writing(self.storage, f"{self.folder}/{file}", SCHEMA) as write:
             for row in decisions.kept(self.storage, part, _COLUMNS):
-                found: list[tuple[str, str]] = []
+                replaced: list[tuple[str, str]] = []  # (kind, masked string)
                 for column in ("title", "text"):
                     if row[column] is not None:
-                        row[column], replaced = pii.redact(row[column], self.recipe.kinds, self.recipe.person_model)
-                        found += replaced
-                counts = Counter(kind for kind, _ in found)
+                        row[column], spans = pii.redact(row[column], self.recipe.kinds, self.recipe.person_model)
+                        replaced += spans
+                counts = Counter(kind for kind, _ in replaced)
                 write(row | {"redactions": json.dumps(counts, sort_keys=True)})
                 total.update(counts)
-                add_samples(samples, found)
+                add_samples(samples, replaced)
                 count += 1
                 if count % 200 == 0:
                     yield {"done": count}
@@ -74,23 +74,23 @@ class Redaction:
         yield {"commit": {"file": described, "documents": count, "redactions": total, "samples": samples}}
 
 
-def add_samples(samples: dict[str, list[str]], found: Iterable[tuple[str, str]]) -> None:
-    """Add masked strings of a kind to those known, up to `SAMPLES` different ones."""
-    for kind, masked in found:
-        known = samples.setdefault(kind, [])
-        if len(known) < SAMPLES and masked not in known:
-            known.append(masked)
+def add_samples(samples: dict[str, list[str]], replaced: Iterable[tuple[str, str]]) -> None:
+    """Add masked strings to those of their kind, up to `SAMPLES` different ones."""
+    for kind, masked in replaced:
+        of_kind = samples.setdefault(kind, [])
+        if len(of_kind) < SAMPLES and masked not in of_kind:
+            of_kind.append(masked)
 
 
 def digest(folder: Path) -> str:
-    """Hash of a spaCy pipeline's files. Raises `RecipeError` where it is none."""
-    pii.people("", str(folder))
+    """Hash of a spaCy pipeline's files. Raises `RecipeError` where `folder` holds none."""
+    pii.people("", str(folder))  # loads it
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return artifact.digest({str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files})
 
 
 def run(job: Job) -> Published:
-    """The stage."""
+    """Redact every part of extract, publish."""
     extracted, unique = command.upstream(job, "extract"), command.upstream(job, "deduplicate")
     section = job.recipe.redact
     assets = {"person_model": digest(Path(section.person_model))} if section.person_model else {}
@@ -104,7 +104,7 @@ def run(job: Job) -> Published:
     samples: dict[str, list[str]] = {}
     for record in records.values():
         total.update(record["redactions"])
-        add_samples(samples, ((kind, one) for kind, known in record["samples"].items() for one in known))
+        add_samples(samples, ((kind, masked) for kind, some in record["samples"].items() for masked in some))
     documents = sum(record["documents"] for record in records.values())
     published = building.publish(
         [artifact.File(**record["file"]) for record in records.values()],
@@ -117,7 +117,6 @@ def run(job: Job) -> Published:
 
 
 def main() -> None:
-    """Entry point."""
     run(command.parse(__doc__))
 
 

@@ -1,11 +1,11 @@
-"""Token shards: documents tokenized, spread over shards by hash, sorted by hash within.
+"""Token shards: documents are tokenized, distributed over shards by hash, and sorted by hash within each.
 
     spark-submit jobs/shard.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
-A document's shard is the leading bits of a hash of (seed, id), so the shuffle is exact, and the same whatever the order
-and number of parts. Spark moves the ids to their shards and sorts them there; each is written as it arrives.
-Files: `<split>-<shard>.bin/.idx` (Megatron) and `<split>-<shard>.documents.parquet`, which says which tokens came from
-which document and URL.
+The number of a document's shard is the leading bits of a hash of (seed, id), so the shuffle is exact, and the same for
+any order and number of parts. Spark moves the token ids to their shards and sorts them there; each is written as it
+arrives. Files: `<split>-<shard>.bin/.idx` (Megatron) and `<split>-<shard>.documents.parquet`, which records which
+tokens came from which document and URL.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ from tokenizer import bpe, shards
 
 STAGE = Stage("shard", 3, ("fastokens", "tokenizers"))
 SPLITS = ("train", "validation")
-# More of the same is worth little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models").
+# Beyond four epochs repeated tokens add little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models").
 MOST_EPOCHS = 4
 _TOKENIZED = pa.schema(
     [
@@ -47,8 +47,6 @@ _TOKENIZED = pa.schema(
         ("ids", pa.binary()),
     ]
 )
-
-
 _MOVED = pa.schema(
     [
         ("target", pa.int32()),
@@ -58,23 +56,22 @@ _MOVED = pa.schema(
         ("ids", pa.binary()),
     ]
 )
-_BATCH = 1000  # documents of a batch on its way to the JVM: some megabytes
+_BATCH = 1000  # documents per Arrow batch for the JVM: some megabytes
 
 
 def place(seed: int, document: str, validation: float, copy: int = 0) -> tuple[str, str]:
-    """(key, split) of a document: 128-bit hash in hex, whose leading bits are its shard, and the split by another.
-
-    Another `copy` of it has another key.
+    """(key, split) of a document. The key, a 128-bit hash in hex, decides its shard and its place there; another hash
+    decides the split. Each further `copy` of a document has a key of its own.
     """
-    again = f":{copy}" if copy else ""
-    key = xxhash.xxh3_128_hexdigest(f"{seed}:shard:{document}{again}".encode())
+    suffix = f":{copy}" if copy else ""
+    key = xxhash.xxh3_128_hexdigest(f"{seed}:shard:{document}{suffix}".encode())
     draw = xxhash.xxh3_64_intdigest(f"{seed}:split:{document}".encode()) / 2**64
     return key, "validation" if draw < validation else "train"
 
 
 @dataclass(frozen=True)
 class Tokens(Part):
-    """A part's file of tokens, of which another `copy` is to be made."""
+    """A part's file of tokens, of which copy number `copy` is to be made."""
 
     tokens: str
     copy: int
@@ -82,7 +79,7 @@ class Tokens(Part):
 
 @dataclass(frozen=True)
 class Tokenization:
-    """Writes ids of documents, with the keys that place them. `tokenizer`: file of the one to use."""
+    """Writes the token ids of documents, with the keys that place them. `tokenizer`: file of the tokenizer."""
 
     storage: Storage
     work_folder: str
@@ -95,7 +92,7 @@ class Tokenization:
         return f"{self.work_folder}/tokens/part-{name}.parquet"
 
     def work(self, part: decisions.Decided) -> Iterator[State]:
-        """One part: ids of each document, `<|endoftext|>` last, with the key that places it."""
+        """Write the token ids of each document of a part, `<|endoftext|>` last, with the key that places it."""
         encoder = bpe.Tokenizer.from_bytes(self.storage.read(self.tokenizer))
         dtype = shards.dtype_for(encoder.vocabulary)
         rows: list[dict[str, Any]] = []
@@ -115,7 +112,7 @@ class Tokenization:
         yield {"commit": {"documents": len(rows), "train_documents": train, "tokens": tokens}}
 
     def copy(self, part: Tokens) -> Iterator[State]:
-        """Another copy of a part's training documents, each in another place."""
+        """Write another copy of a part's training documents, with other keys."""
         rows = list(read_rows(self.storage, part.tokens, where=[("split", "=", "train")]))
         for row in rows:
             row["key"], _ = place(self.seed, row["id"], 0.0, part.copy)
@@ -125,9 +122,9 @@ class Tokenization:
 
 
 def cut(storage: Storage, files: list[str], budget: int) -> tuple[str, int, int]:
-    """Where the training documents of these files, in the order of their keys, make up `budget` tokens.
+    """Where the training documents of these files, in the order of their keys, reach `budget` tokens.
 
-    Returns the key of the last document, how many of its tokens still count, and how many documents come before it.
+    Returns the key of the last document, how many of its tokens are taken, and how many documents precede it.
     """
     train = [("split", "=", "train")]
     table = pa.concat_tables(read_table(storage, file, ["key", "size"], train) for file in files).sort_by("key")
@@ -138,13 +135,13 @@ def cut(storage: Storage, files: list[str], budget: int) -> tuple[str, int, int]
 
 
 def shard_of(key: str, count: int) -> int:
-    """Number of the shard, of a power of two of them: the leading bits of the key."""
+    """Number of a key's shard among `count`, a power of two: the leading bits of the key."""
     return int(key[:8], 16) * count >> 32
 
 
 @dataclass(frozen=True)
 class Shards:
-    """What `assemble` makes: how many shards each split has, of tokens of this type, below `folder`."""
+    """What `assemble` makes: how many shards each split has, the dtype of token ids, and their folder."""
 
     counts: dict[str, int]
     dtype: str
@@ -159,25 +156,38 @@ class Shards:
         return f"{split}-{shard_of(key, self.counts[split]):05d}"
 
 
-def assemble(
-    spark: SparkSession, building: Building, pieces: list[tuple[str, str | None, int]], wanted: Shards
-) -> dict[str, dict[str, Any]]:
-    """Bring the documents of all pieces (see `select`) into their shards; the shards' records, by name."""
-    storage, work, names, itemsize = building.storage, building.work, wanted.names(), np.dtype(wanted.dtype).itemsize
-    done = set(building.committed())
-    targets = {name: i for i, name in enumerate(name for name in names if f"shard-{name}" not in done)}
-    waiting = list(targets)
+class Piece(NamedTuple):
+    """A file of tokens that shards are made of; of its training documents those up to a key, if there is one."""
 
-    def spread(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for file, until, last in (row.values() for batch in batches for row in batch.to_pylist()):
+    file: str
+    until: str | None  # key of the last training document
+    last: int  # how many tokens of that document are taken
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Brings documents into their shards: `spread` reads and addresses them, `write` receives one shard's, in order."""
+
+    storage: Storage
+    work: str
+    shards: Shards
+    missing: list[str]  # names of the shards that are not yet committed
+
+    def spread(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The documents of the pieces in `batches`, with `target`: the index of their shard in `missing`."""
+        targets = {name: number for number, name in enumerate(self.missing)}
+        columns = [field.name for field in _MOVED if field.name != "target"]
+        itemsize = np.dtype(self.shards.dtype).itemsize
+        for piece in (Piece(**row) for batch in batches for row in batch.to_pylist()):
             for split in SPLITS:
-                where = [("split", "=", split), *([("key", "<=", until)] if until and split == "train" else [])]
-                moved = []
-                for row in read_rows(storage, file, [field.name for field in _MOVED if field.name != "target"], where):
-                    row["target"] = targets.get(wanted.name_of(split, row["key"]))
-                    if row["key"] == until and split == "train":  # cut, and its bytes in proportion
-                        row["bytes"] = row["bytes"] * last * itemsize // len(row["ids"])
-                        row["ids"] = row["ids"][: last * itemsize]
+                until = piece.until if split == "train" else None
+                where = [("split", "=", split), *([("key", "<=", until)] if until else [])]
+                moved: list[dict[str, Any]] = []
+                for row in read_rows(self.storage, piece.file, columns, where):
+                    row["target"] = targets.get(self.shards.name_of(split, row["key"]))
+                    if row["key"] == until:  # cut, and its bytes of text in proportion
+                        row["bytes"] = row["bytes"] * piece.last * itemsize // len(row["ids"])
+                        row["ids"] = row["ids"][: piece.last * itemsize]
                     if row["target"] is not None:
                         moved.append(row)
                     if len(moved) == _BATCH:
@@ -185,42 +195,51 @@ def assemble(
                         moved = []
                 yield pa.RecordBatch.from_pylist(moved, schema=_MOVED)
 
-    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        before, name = parts.cpu(), waiting[TaskContext.get().partitionId()]
+    def write(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Write and commit one shard: its documents as they arrive, then its index and its sidecar."""
+        before, name = parts.cpu(), self.missing[TaskContext.get().partitionId()]
+        dtype, folder = np.dtype(self.shards.dtype), self.shards.folder
         rows: list[dict[str, Any]] = []
         start = 0
-        with storage.writing(f"{wanted.folder}/{name}.bin") as stream:
+        with self.storage.writing(f"{folder}/{name}.bin") as stream:
             for row in (row for batch in batches for row in batch.to_pylist()):
                 ids = row.pop("ids")
                 stream.write(ids)
-                size = len(ids) // itemsize
+                size = len(ids) // dtype.itemsize
                 rows.append(row | {"document": len(rows), "start": start, "tokens": size})
                 start += size
-        index = shards.index([row["tokens"] for row in rows], np.dtype(wanted.dtype))
-        storage.write(f"{wanted.folder}/{name}.idx", index)
-        write_table(storage, f"{wanted.folder}/{shards.sidecar(name)}", rows, shards.SIDECAR)
-        held = {".bin": start, ".idx": len(rows), ".documents.parquet": len(rows)}
-        files = [artifact.describe(storage, wanted.folder, name + end, n).model_dump() for end, n in held.items()]
+        self.storage.write(f"{folder}/{name}.idx", shards.index([row["tokens"] for row in rows], dtype))
+        write_table(self.storage, f"{folder}/{shards.sidecar(name)}", rows, shards.SIDECAR)
+        counts = {".bin": start, ".idx": len(rows), ".documents.parquet": len(rows)}
+        files = [artifact.describe(self.storage, folder, name + end, n).model_dump() for end, n in counts.items()]
         record = {"files": files, "bytes": sum(row["bytes"] for row in rows), "documents": len(rows)}
-        artifact.commit(storage, work, f"shard-{name}", record | {"cpu_seconds": round(parts.cpu() - before, 3)})
+        record |= {"cpu_seconds": round(parts.cpu() - before, 3)}
+        artifact.commit(self.storage, self.work, f"shard-{name}", record)
         yield pa.RecordBatch.from_pydict({"part": [name]})
 
+
+def assemble(spark: SparkSession, building: Building, pieces: list[Piece], wanted: Shards) -> dict[str, dict[str, Any]]:
+    """Bring the documents of all pieces into their shards. Returns the shards' records, by name."""
+    names, committed = wanted.names(), set(building.committed())
+    missing = [name for name in names if f"shard-{name}" not in committed]
+    assembly = Assembly(building.storage, building.work, wanted, missing)
     with parts.followed(building, names, "shard"):
-        if waiting:
-            listed = spark.sparkContext.parallelize(pieces, len(pieces))
-            found = spark.createDataFrame(listed, "file string, until string, last bigint")
-            moved = found.mapInArrow(spread, from_arrow_schema(_MOVED))
-            shuffled = moved.repartitionById(len(waiting), F.col("target"))
+        if missing:
+            # Plain tuples: workers cannot unpickle a class of the script that spark-submit runs.
+            rows = spark.sparkContext.parallelize([tuple(piece) for piece in pieces], len(pieces))
+            listed = spark.createDataFrame(rows, "file string, until string, last bigint")
+            moved = listed.mapInArrow(assembly.spread, from_arrow_schema(_MOVED))
+            shuffled = moved.repartitionById(len(missing), F.col("target"))
             # Corpora that are mixed may hold the same document, which has the same key in both.
-            sorted_ = shuffled.sortWithinPartitions("key", "warc", "offset", "ids")
-            sorted_.mapInArrow(write, "part string").collect()
+            in_order = shuffled.sortWithinPartitions("key", "warc", "offset", "ids")
+            in_order.mapInArrow(assembly.write, "part string").collect()
     records = building.commits({f"shard-{name}" for name in names})
     return {name: records[f"shard-{name}"] for name in sorted(names)}
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that are to be sharded: the artifacts, and their share of the training tokens."""
+    """A corpus to be sharded: the artifacts of redact and decontaminate, and its share of the training tokens."""
 
     name: str
     redacted: Published
@@ -232,125 +251,146 @@ def corpora(job: Job) -> list[Corpus]:
     """This run's corpus, and those that the recipe mixes in."""
     mix = job.recipe.shard.mix
     redacted, decided = command.upstream(job, "redact"), command.upstream(job, "decontaminate")
-    found = [Corpus("own", redacted, decided, 1 - sum(mix.values()))]
+    all_corpora = [Corpus("own", redacted, decided, 1 - sum(mix.values()))]
     for folder, share in mix.items():
         decided = artifact.read(job.storage, folder)
         if decided.content.stage != "decontaminate":
             raise errors.RecipeError(
                 f"shard.mix: {folder} was made by {decided.content.stage}", "name artifacts of decontaminate"
             )
-        found.append(Corpus(folder, artifact.read(job.storage, decided.content.inputs[0].location), decided, share))
-    return found
+        redacted = artifact.read(job.storage, decided.content.inputs[0].location)
+        all_corpora.append(Corpus(folder, redacted, decided, share))
+    return all_corpora
 
 
-def budgets(given: list[Corpus], tokens: list[int], total: int) -> list[int]:
-    """Training tokens of each corpus: its share of `total`, and together exactly that.
+def budgets(mixed: list[Corpus], tokens: list[int], total: int) -> list[int]:
+    """Training tokens to take from each corpus: its share of `total`, and together exactly that.
 
-    Raises `RecipeError` for a corpus that would have to be repeated more than `MOST_EPOCHS` times.
+    `tokens`: how many each has. Raises `RecipeError` for one that would be repeated more than `MOST_EPOCHS` times.
     """
-    others = [round(corpus.share * total) for corpus in given[1:]]
-    found = [total - sum(others), *others]
-    for corpus, held, budget in zip(given, tokens, found, strict=True):
-        if budget > MOST_EPOCHS * held:
+    others = [round(corpus.share * total) for corpus in mixed[1:]]
+    wanted = [total - sum(others), *others]
+    for corpus, available, budget in zip(mixed, tokens, wanted, strict=True):
+        if budget > MOST_EPOCHS * available:
             raise errors.RecipeError(
-                f"shard.train_tokens: {budget:,} tokens of {corpus.name} are asked for, and it holds {held:,}",
-                f"ask for at most {MOST_EPOCHS} times what is there, or add WARCs",
+                f"shard.train_tokens: {budget:,} tokens of {corpus.name} are asked for, and it holds {available:,}",
+                f"ask for at most {MOST_EPOCHS} times what it holds, or add WARCs",
             )
-    return found
+    return wanted
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the shards are made of."""
+
+    pieces: list[Piece]
+    mix: dict[str, dict[str, Any]]  # training tokens and epochs of each corpus, by name
+    beyond: int  # documents for which the budget has no room
 
 
 def select(
     spark: SparkSession,
     building: Building,
-    given: list[Corpus],
+    mixed: list[Corpus],
     tokenized: dict[str, dict[str, Any]],
     tokenization: Tokenization,
     total: int | None,
-) -> tuple[list[tuple[str, str | None, int]], dict[str, dict[str, Any]], int]:
-    """Which files of tokens the shards are made of, and up to where.
+) -> Selection:
+    """Choose the files of tokens that make up `total` training tokens, or all; `tokenized`: records of their parts.
 
-    Returns pieces (file, key of the last document that counts or None for all, how many of its tokens count), tokens
-    and epochs of each corpus, and how many documents the budget leaves out. Of a corpus that is repeated, each further
-    copy is written with other keys.
+    Of a corpus that is repeated, each further copy is written with other keys.
     """
-    of_corpus = [[name for name in tokenized if name.startswith(f"{number:03d}-")] for number in range(len(given))]
-    held = [sum(tokenized[name]["tokens"]["train"] for name in names) for names in of_corpus]
-    wanted = budgets(given, held, total) if total else held
-    pieces: list[tuple[str, str | None, int]] = []
-    mixed: dict[str, dict[str, Any]] = {}
+    names_of = [[name for name in tokenized if name.startswith(f"{number:03d}-")] for number in range(len(mixed))]
+    available = [sum(tokenized[name]["tokens"]["train"] for name in names) for names in names_of]
+    pieces: list[Piece] = []
+    mix: dict[str, dict[str, Any]] = {}
     beyond = 0
-    for names, corpus, has, budget in zip(of_corpus, given, held, wanted, strict=True):
-        whole, rest = divmod(budget, has) if has else (0, 0)
-        for copy in range(max(1, whole + (rest > 0))):
+    wanted = budgets(mixed, available, total) if total else available
+    for names, corpus, tokens, budget in zip(names_of, mixed, available, wanted, strict=True):
+        epochs, rest = divmod(budget, tokens) if tokens else (0, 0)
+        for copy in range(max(1, epochs + (rest > 0))):
             files = [tokenization.file(f"{name}-{copy}" if copy else name) for name in names]
             if copy:
                 again = [Tokens(f"{name}-{copy}", tokenization.file(name), copy) for name in names]
                 parts.run_parts(spark, building, again, tokenization.copy, "copy")
-            until, last, before = cut(building.storage, files, rest) if rest and copy == whole else (None, 0, 0)
+            until, last, before = cut(building.storage, files, rest) if rest and copy == epochs else (None, 0, 0)
             if until and not copy:
                 beyond += sum(tokenized[name]["train_documents"] for name in names) - before - 1
-            pieces += [(file, until, last) for file in files]
-        mixed[corpus.name] = {"tokens": budget, "epochs": round(budget / has, 4) if has else 0.0}
-    return pieces, mixed, beyond
+            pieces += [Piece(file, until, last) for file in files]
+        mix[corpus.name] = {"tokens": budget, "epochs": round(budget / tokens, 4) if tokens else 0.0}
+    return Selection(pieces, mix, beyond)
 
 
 def run(job: Job) -> Published:
-    """The stage."""
+    """Tokenize every document, select the training tokens, assemble the shards, publish."""
     recipe, storage = job.recipe.shard, job.storage
-    tokenizer, given = command.upstream(job, "tokenizer"), corpora(job)
-    sources = [source for corpus in given for source in (corpus.redacted, corpus.decided)]
+    tokenizer, mixed = command.upstream(job, "tokenizer"), corpora(job)
+    sources = [source for corpus in mixed for source in (corpus.redacted, corpus.decided)]
     building = command.open_stage(job, STAGE, [*sources, tokenizer])
     if isinstance(building, Published):
         return building
-    known = TokenizerNumbers.of(tokenizer)
+    # 1. Token ids of every document, part by part.
+    of_tokenizer = TokenizerNumbers.of(tokenizer)
     tokenization = Tokenization(storage, building.work, tokenizer.file(bpe.FILE), job.recipe.seed, recipe.validation)
-    todo = [
+    texts = [
         part
-        for number, corpus in enumerate(given)
+        for number, corpus in enumerate(mixed)
         for part in decisions.aligned(corpus.redacted, corpus.decided, f"{number:03d}-")
     ]
     spark = session.spark("shard")
-    tokenized = parts.run_parts(spark, building, todo, tokenization.work, "tokenize")
+    tokenized = parts.run_parts(spark, building, texts, tokenization.work, "tokenize")
     seconds = parts.cpu_seconds(tokenized, spark)
-    pieces, mixed, beyond = select(spark, building, given, tokenized, tokenization, recipe.train_tokens)
+    # 2. Which of them the shards hold.
+    selection = select(spark, building, mixed, tokenized, tokenization, recipe.train_tokens)
     tokens = {
-        "train": sum(corpus["tokens"] for corpus in mixed.values()),
+        "train": sum(corpus["tokens"] for corpus in selection.mix.values()),
         "validation": sum(record["tokens"]["validation"] for record in tokenized.values()),
     }
     if not tokens["train"] or not tokens["validation"]:
-        raise errors.InputError(
-            f"too little is left for both splits: {tokens}", "loosen the filters, add WARCs, or raise shard.validation"
-        )
-    dtype = shards.dtype_for(known.vocabulary)
+        remedy = "loosen the filters, add WARCs, or raise shard.validation"
+        raise errors.InputError(f"too little is left for both splits: {tokens}", remedy)
+    # 3. The shards.
+    dtype = shards.dtype_for(of_tokenizer.vocabulary)
     counts = {split: 1 << max(0, math.ceil(math.log2(tokens[split] / recipe.shard_tokens))) for split in SPLITS}
-    assembled = assemble(spark, building, pieces, Shards(counts, dtype.name, building.pointer.folder))
-    of_split = {split: [one for name, one in assembled.items() if name.startswith(split)] for split in SPLITS}
-    numbers = ShardNumbers(
-        dtype=dtype.name,
-        vocabulary=known.vocabulary,
-        tokenizer=known.sha256,
-        train_tokens=tokens["train"],
-        train_bytes=sum(record["bytes"] for record in of_split["train"]),
-        validation_tokens=tokens["validation"],
-        validation_bytes=sum(record["bytes"] for record in of_split["validation"]),
-    )
-    for_people = {"shards": len(assembled), "corpora": mixed} | {
-        f"{split}_documents": sum(record["documents"] for record in records) for split, records in of_split.items()
-    }
-    came = sum(corpus.decided.content.counts.kept for corpus in given if corpus.decided.content.counts)
+    records = assemble(spark, building, selection.pieces, Shards(counts, dtype.name, building.pointer.folder))
+    seconds += parts.cpu_seconds(records, None)
     documents = sum(record["documents"] for record in tokenized.values())
     published = building.publish(
-        [artifact.File(**file) for record in assembled.values() for file in record["files"]],
-        Counts(in_=came, kept=documents - beyond, dropped={"beyond_budget": beyond} if beyond else {}),
-        numbers.plain() | for_people,
-        cpu_seconds=seconds + parts.cpu_seconds(assembled, None),
+        [artifact.File(**file) for record in records.values() for file in record["files"]],
+        Counts(
+            in_=sum(corpus.decided.content.counts.kept for corpus in mixed if corpus.decided.content.counts),
+            kept=documents - selection.beyond,
+            dropped={"beyond_budget": selection.beyond} if selection.beyond else {},
+        ),
+        numbers(of_tokenizer, tokens, selection.mix, records),
+        cpu_seconds=seconds,
     )
     spark.stop()
     return published
 
 
+def numbers(
+    tokenizer: TokenizerNumbers,
+    tokens: dict[str, int],
+    mix: dict[str, dict[str, Any]],
+    records: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Numbers of the manifest. `tokens`: of each split; `mix`: see `Selection`; `records`: of the shards."""
+    of_split = {split: [record for name, record in records.items() if name.startswith(split)] for split in SPLITS}
+    typed = ShardNumbers(
+        dtype=shards.dtype_for(tokenizer.vocabulary).name,
+        vocabulary=tokenizer.vocabulary,
+        tokenizer=tokenizer.sha256,
+        train_tokens=tokens["train"],
+        train_bytes=sum(record["bytes"] for record in of_split["train"]),
+        validation_tokens=tokens["validation"],
+        validation_bytes=sum(record["bytes"] for record in of_split["validation"]),
+    )
+    documents = {f"{split}_documents": sum(record["documents"] for record in some) for split, some in of_split.items()}
+    return typed.plain() | {"shards": len(records), "corpora": mix} | documents
+
+
 def main() -> None:
-    """Entry point."""
     run(command.parse(__doc__))
 
 

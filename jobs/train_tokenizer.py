@@ -1,9 +1,9 @@
-"""A byte-level BPE tokenizer learned from a sample of the corpus, or a given one.
+"""A byte-level BPE tokenizer, trained on a sample of the corpus, or an existing one.
 
     spark-submit jobs/train_tokenizer.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
-Which documents are in the sample depends on hashes of their ids alone. A tenth of them is kept out of training and
-tells how well the tokenizer compresses, beside GPT-2's and GPT-4's where `TIKTOKEN_CACHE_DIR` holds those.
+Which documents are in the sample depends on hashes of their ids alone. A tenth of them is held out from training; on
+these the tokenizer's compression is measured, beside GPT-2's and GPT-4's where `TIKTOKEN_CACHE_DIR` holds those.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tokenizer import bpe
 
 STAGE = Stage("tokenizer", 5, ("tokenizers", "tiktoken"))
 HELD_OUT = 10  # one document in so many is not trained on
-SHORT_BYTES = 1000.0  # of a document: a corpus of shorter ones is looked through again
+SHORT_BYTES = 1000.0  # assumed least mean size of a document; where it is smaller, the corpus is sampled again
 _SCHEMA = pa.schema([("order", pa.string()), ("bytes", pa.int64()), ("text", pa.string())])
 
 
 def held_out(order: str) -> bool:
-    """Whether the document with this hash is not trained on."""
+    """Whether the document with this hash is held out from training."""
     return int(order[-8:], 16) % HELD_OUT == 0
 
 
@@ -45,7 +45,7 @@ def held_out(order: str) -> bool:
 class Sampling:
     """Samples the parts of a corpus: of each the documents with the smallest hashes, `share` of all.
 
-    No part writes more than `size` bytes of text to train on, which is the whole sample.
+    `size`: bytes of training text in the whole sample, and so a limit for each part too.
     """
 
     storage: Storage
@@ -55,20 +55,20 @@ class Sampling:
     share: float
 
     def work(self, part: decisions.Decided) -> Iterator[State]:
-        """One part."""
+        """Write the sampled documents of one part, in the order of their hashes."""
         rows = []
         for row in decisions.kept(self.storage, part, ("text",)):
             order = xxhash.xxh3_128_hexdigest(f"{self.seed}:tokenizer:{row['id']}".encode())
             if int(order, 16) < self.share * 2**128:
                 rows.append({"order": order, "text": row["text"], "bytes": len(row["text"].encode())})
-        taken = first(sorted(rows, key=lambda row: row["order"]), self.size)
-        write_table(self.storage, f"{self.folder}/part-{part.name}.parquet", taken, _SCHEMA)
-        trained = sum(row["bytes"] for row in taken if not held_out(row["order"]))
-        yield {"commit": {"documents": len(taken), "trained": trained}}
+        sample = first(sorted(rows, key=lambda row: row["order"]), self.size)
+        write_table(self.storage, f"{self.folder}/part-{part.name}.parquet", sample, _SCHEMA)
+        trained = sum(row["bytes"] for row in sample if not held_out(row["order"]))
+        yield {"commit": {"documents": len(sample), "trained": trained}}
 
 
 def first(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
-    """The first of these rows (in order) that hold `size` bytes to train on."""
+    """The first of these rows, which are in order, that together hold `size` bytes of training text."""
     trained = 0
     for count, row in enumerate(rows):
         if trained >= size:
@@ -78,7 +78,10 @@ def first(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
 
 
 def texts(storage: Storage, files: list[str], size: int) -> tuple[list[str], list[str]]:
-    """Texts to train on and texts held out, from the parts' samples: keys first, so that memory holds one part more."""
+    """Training texts and held-out texts of the whole sample, in order.
+
+    Reads keys before texts, so that memory holds the sample and one part, not all that the parts sampled.
+    """
     keys = [row for file in files for row in read_rows(storage, file, ("order", "bytes"))]
     chosen = {row["order"] for row in first(sorted(keys, key=lambda row: row["order"]), size)}
     rows = []
@@ -94,9 +97,10 @@ def texts(storage: Storage, files: list[str], size: int) -> tuple[list[str], lis
 def sampled(
     spark: SparkSession, building: Building, seed: int, redacted: Published, decided: Published, size: int
 ) -> tuple[list[str], float]:
-    """Files that hold at least the sample, and CPU seconds.
+    """Files that together hold at least the sample, and CPU seconds.
 
-    Of a snapshot's texts a thousandth is written again, if documents are as long as thought; else four times as many.
+    The share of the documents to write follows from their assumed size, a thousandth of a snapshot's. Where this gives
+    too little text, four times as many are written.
     """
     documents = decided.content.counts.kept if decided.content.counts else 0
     seconds = 0.0
@@ -113,7 +117,7 @@ def sampled(
 
 
 def compression(texts: list[str], encoder: bpe.Tokenizer) -> dict[str, float]:
-    """Bytes a token, and tokens a word, on these texts."""
+    """Bytes per token, and tokens per word (fertility), on these texts."""
     tokens = sum(map(len, encoder.encode_batch(texts)))
     return {
         "bytes_per_token": round(sum(len(text.encode()) for text in texts) / max(1, tokens), 4),
@@ -122,14 +126,14 @@ def compression(texts: list[str], encoder: bpe.Tokenizer) -> dict[str, float]:
 
 
 def comparison(texts: list[str]) -> dict[str, float | None]:
-    """Bytes a token of GPT-2's and GPT-4's tokenizer on these texts; None where the machine does not hold them."""
+    """Bytes per token of GPT-2's and GPT-4's tokenizers on these texts; None for one that is not on this machine."""
     size = sum(len(text.encode()) for text in texts)
-    known = {name: bpe.cached(name) for name in ("gpt2", "cl100k_base")}
+    encodings = {name: bpe.cached(name) for name in ("gpt2", "cl100k_base")}
     return {
         f"{name}_bytes_per_token": round(size / max(1, sum(len(encoding.encode_ordinary(text)) for text in texts)), 4)
         if encoding
         else None
-        for name, encoding in known.items()
+        for name, encoding in encodings.items()
     }
 
 
@@ -147,15 +151,15 @@ def publish(
         building.storage.write(building.file(name), data)
     folder = building.pointer.folder
     files = [artifact.describe(building.storage, folder, name, encoder.vocabulary) for name in encoder.hf_files(window)]
-    known = TokenizerNumbers(vocabulary=encoder.vocabulary, sha256=encoder.sha256)
-    return building.publish(files, None, known.plain() | numbers, run_numbers, cpu_seconds)
+    typed = TokenizerNumbers(vocabulary=encoder.vocabulary, sha256=encoder.sha256)
+    return building.publish(files, None, typed.plain() | numbers, run_numbers, cpu_seconds)
 
 
 def run(job: Job) -> Published:
-    """The stage."""
+    """Sample the corpus, train or read the tokenizer, measure its compression, publish."""
     recipe = job.recipe.tokenizer
     redacted, decided = command.upstream(job, "redact"), command.upstream(job, "decontaminate")
-    assets = {"window": str(job.recipe.model.window)}  # it stands in the tokenizer's own configuration file
+    assets = {"window": str(job.recipe.model.window)}  # it is written to tokenizer_config.json
     source = None if isinstance(recipe, TrainedTokenizer) else bpe.given(recipe.source)
     if source:
         assets[recipe.source] = hashlib.sha256(source).hexdigest()
@@ -165,21 +169,20 @@ def run(job: Job) -> Published:
     spark = session.spark("tokenizer")
     samples, seconds = sampled(spark, building, job.recipe.seed, redacted, decided, recipe.sample_bytes)
     spark.stop()
-    training, others = texts(job.storage, samples, recipe.sample_bytes)
-    numbers: dict[str, Any] = {"trained_bytes": 0, "held_out_documents": len(others)}
+    training, validation = texts(job.storage, samples, recipe.sample_bytes)
+    numbers: dict[str, Any] = {"trained_bytes": 0, "held_out_documents": len(validation)}
     if isinstance(recipe, TrainedTokenizer):
         if not training:
-            raise errors.InputError("no document is left to learn a tokenizer from", "loosen the filters in the recipe")
+            raise errors.InputError("no document is left to train a tokenizer on", "loosen the filters in the recipe")
         source = bpe.train(training, recipe.vocabulary, recipe.pattern)
         numbers["trained_bytes"] = sum(len(text.encode()) for text in training)
     assert source is not None
-    numbers |= compression(others, bpe.Tokenizer.from_bytes(source))
-    # Not among the numbers of the content: whether a machine holds the others must not change what was made.
-    return publish(building, source, job.recipe.model.window, numbers, comparison(others), seconds)
+    numbers |= compression(validation, bpe.Tokenizer.from_bytes(source))
+    # The comparison is not part of the content: whether a machine has GPT-2's tokenizer must not change its hash.
+    return publish(building, source, job.recipe.model.window, numbers, comparison(validation), seconds)
 
 
 def main() -> None:
-    """Entry point."""
     run(command.parse(__doc__))
 
 

@@ -1,4 +1,7 @@
-"""The errors a user meets. Each names the file, record or key, and says what to do about it."""
+"""The errors that a user can cause or mend. Each names the file, record or key, and the remedy.
+
+Each class has an exit code of its own: retries in Airflow and in a JobSet are decided by it (docs/operate.md).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ EXIT_RESUME = 85  # "stopped in good order, start me again": a training stage th
 
 
 class CrawlToChatError(Exception):
-    """Base of all errors of ours: `what` happened, and the `remedy` that helps."""
+    """Base of our errors: `what` happened, and the `remedy`."""
 
     exit_code = 1
 
@@ -48,37 +51,37 @@ class StorageError(CrawlToChatError):
 
 
 class MachineError(CrawlToChatError):
-    """The machine lacks something: Java, a compiler, a free port, a file that a package brings."""
+    """The machine lacks something: Java, a compiler, a free port, a file of a package."""
 
     exit_code = 6
 
 
 class StageError(CrawlToChatError):
-    """A stage ran and its result breaks an invariant; nothing was published."""
+    """A stage ran, and its result violates an invariant; nothing was published."""
 
     exit_code = 7
 
 
 class ServerError(InputError):
-    """A server refuses an input for now, or cannot be reached: later it may answer."""
+    """A server refuses an input for now, or cannot be reached; it may answer later."""
 
     exit_code = 9
 
 
 class NodeError(CrawlToChatError):
-    """Another process of a launch ended, or one hangs; started again, the stage goes on from its last checkpoint."""
+    """Another process of a launch ended, or one hangs; started again, the stage resumes from its last checkpoint."""
 
     exit_code = 8
 
 
 class Interrupted(CrawlToChatError):
-    """The stage was asked to stop, saved what it had, and wants to be started again."""
+    """The stage was asked to stop and saved a checkpoint; started again, it resumes."""
 
     exit_code = EXIT_RESUME
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run an entry point: our errors become two clear lines and an exit code, all others keep their traceback."""
+    """Run an entry point: our errors become two lines on stderr and an exit code, all others keep their traceback."""
     try:
         main()
     except CrawlToChatError as error:

@@ -1,9 +1,10 @@
-"""What no run needs any more: artifacts, and the work of stages, that no run leads to.
+"""Remove old runs, and the artifacts and work folders that no remaining run needs.
 
     python -m pipeline.gc --root .crawl2chat/data [--keep-days 30] [--delete]
 
-A run stays that began a stage, or told of progress, less than so many days ago; so does all that it points to, and all
-that this was made from. Nothing is removed without `--delete`: it tells what would go. Not beside a run that begins.
+A run is kept if it began a stage, or wrote progress, within so many days; with it are kept the artifacts that it points
+to, and all that these were made from. Without `--delete` it only lists what it would remove. Do not run it while a run
+is starting: artifacts that the run is about to reuse may be removed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ OURS = re.compile(r"([^/]+/[^/]+/[0-9a-f]{16})/")  # stage/partition/fingerprint
 
 
 def forgotten(storage: Storage, runs: dict[str, list[Pointer]], before: float) -> list[str]:
-    """The runs that did nothing since `before` (Unix seconds)."""
+    """The runs that neither began a stage nor wrote progress since `before` (Unix seconds)."""
 
     def last(stage: Pointer) -> float:
         event = last_event(storage, f"{stage.work}/progress") if stage.state == "running" else None
@@ -34,61 +35,60 @@ def forgotten(storage: Storage, runs: dict[str, list[Pointer]], before: float) -
 
 
 def needed(storage: Storage, stages: Iterable[Pointer]) -> set[str]:
-    """Folders, of artifacts and of work, that these pointers lead to."""
-    found: set[str] = set()
+    """Artifacts that these pointers lead to, and all that those were made from: their folders and work folders."""
+    folders: set[str] = set()
 
     def reach(folder: str) -> None:
-        if folder in found or not artifact.is_published(storage, folder):
+        if folder in folders or not artifact.is_published(storage, folder):
             return
-        made = artifact.read(storage, folder)
-        found.update((folder, f"_work/{made.content.stage}/{made.content.fingerprint}"))
-        for source in made.content.inputs:
+        content = artifact.read(storage, folder).content
+        folders.update((folder, f"_work/{content.stage}/{content.fingerprint}"))
+        for source in content.inputs:
             if source.fingerprint:
                 reach(source.location)
 
     for stage in stages:
         reach(stage.folder)
-        if stage.state == "running":
-            found.update((stage.folder, stage.work))
+        if stage.state == "running":  # it has no manifest yet: its attempts name what it reads
+            folders.update((stage.folder, stage.work))
             for attempt in storage.names(f"{stage.work}/attempts"):
                 for folder in json.loads(storage.read(attempt))["inputs"]:
                     reach(folder)
-    return found
+    return folders
 
 
 def unneeded(storage: Storage, keep: set[str]) -> dict[str, int]:
-    """Bytes of each folder of an artifact or of work that is not to be kept; what else lies there is not ours."""
-    found: dict[str, int] = {}
+    """Bytes of each artifact and work folder that is not in `keep`; other files below the root are not ours."""
+    bytes_of: dict[str, int] = {}
     for name, size in storage.sizes("").items():
         ours = OURS.match(name)
         if ours and ours[1] not in keep:
-            found[ours[1]] = found.get(ours[1], 0) + size
-    return found
+            bytes_of[ours[1]] = bytes_of.get(ours[1], 0) + size
+    return bytes_of
 
 
 def main() -> None:
-    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
-    parser.add_argument("--keep-days", type=float, default=30, help="forget runs that are older")
-    parser.add_argument("--delete", action="store_true", help="remove, not only tell")
-    given = parser.parse_args()
-    storage = Storage(given.root)
+    parser.add_argument("--keep-days", type=float, default=30, help="remove runs that did nothing for so long")
+    parser.add_argument("--delete", action="store_true", help="remove; without it, only list")
+    options = parser.parse_args()
+    storage = Storage(options.root)
     runs = artifact.pointers(storage)
-    old = forgotten(storage, runs, time.time() - given.keep_days * DAY)
+    old = forgotten(storage, runs, time.time() - options.keep_days * DAY)
     keep = needed(storage, [stage for run, stages in runs.items() if run not in old for stage in stages])
-    found = unneeded(storage, keep)
+    folders = unneeded(storage, keep)
     for run in old:
         print(f"run {run}")
-    for folder, size in sorted(found.items()):
+    for folder, size in sorted(folders.items()):
         print(f"{folder}  {size / 1e6:,.1f} MB")
-    told = f"{len(old)} runs and {len(found)} folders, {sum(found.values()) / 1e6:,.1f} MB"
-    if not given.delete:
-        print(f"{told} would go; --delete removes them")
+    total = f"{len(old)} runs and {len(folders)} folders, {sum(folders.values()) / 1e6:,.1f} MB"
+    if not options.delete:
+        print(f"{total} would be removed; --delete removes them")
         return
-    for folder in [*(f"runs/{run}" for run in old), *sorted(found)]:
+    for folder in [*(f"runs/{run}" for run in old), *sorted(folders)]:
         storage.remove_tree(folder)
-    print(f"{told} removed")
+    print(f"{total} removed")
 
 
 if __name__ == "__main__":

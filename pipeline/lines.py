@@ -1,4 +1,4 @@
-"""Files of lines: those that a user names (lists, evaluation sets, labelled texts), and JSON lines that we write."""
+"""Files of lines: lists, evaluation sets and labelled texts that a user names, and the JSON lines that stages write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unpacked(data: bytes) -> str:
 
 
 def read(file: str, remedy: str) -> Iterator[tuple[int, str]]:
-    """(number, line) of a file, empty ones left out. Raises `InputError` where it cannot be read."""
+    """(number, line) of a file, gzipped or plain, without empty lines. Raises `InputError` where it cannot be read."""
     try:
         text = unpacked(Path(file).read_bytes())
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -30,7 +30,7 @@ def read(file: str, remedy: str) -> Iterator[tuple[int, str]]:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string in plain data: the text of an evaluation set's line, whatever its keys."""
+    """Every string in plain data: the text of an evaluation set's line, whatever its keys are."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
@@ -53,7 +53,7 @@ def texts(file: str, remedy: str) -> Iterator[list[str]]:
 
 
 def parsed(file: str, number: int, line: str) -> Any:
-    """A JSON line. Raises `InputError` with file and line."""
+    """The value of a JSON line. Raises `InputError` with file and line."""
     try:
         return json.loads(line)
     except ValueError as error:
@@ -61,17 +61,19 @@ def parsed(file: str, number: int, line: str) -> Any:
 
 
 def finite(numbers: dict[str, Any]) -> dict[str, Any]:
-    """What is not finite becomes null: JSON knows no infinity, and a skipped step has no loss to show."""
-    return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in numbers.items()}
+    """Infinity and NaN become null: JSON has neither, and a skipped step has no loss to show."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in numbers.items()
+    }
 
 
 def write(storage: Storage, name: str, rows: list[dict[str, Any]]) -> None:
-    """Write JSON lines. What is not finite becomes null."""
+    """Write JSON lines; numbers as in `finite`."""
     text = "".join(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     storage.write(name, text.encode())
 
 
 def write_rows(building: Building, path: str, rows: list[dict[str, Any]]) -> File:
-    """Write JSON lines into the artifact in the making; its manifest entry."""
+    """Write JSON lines into the artifact in the making. Returns their manifest entry."""
     write(building.storage, building.file(path), rows)
     return describe(building.storage, building.pointer.folder, path, rows=len(rows))

@@ -1,4 +1,4 @@
-"""What the manifests of some stages say to stages of other rooms, typed: written and read by these classes only."""
+"""Numbers in manifests that other rooms read, typed: these classes alone write and read them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.errors import ArtifactError
 
 
 class Numbers(BaseModel):
-    """Base: what else a manifest's numbers hold is for people, and stays in `model_extra`."""
+    """Base of all; a manifest's other numbers are for people, and stay in `model_extra`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     @classmethod
     def of(cls, published: Published) -> Self:
-        """Those of an artifact. Raises `ArtifactError` where one is missing or of another type."""
+        """The numbers of an artifact. Raises `ArtifactError` where one is missing or of another type."""
         try:
             return cls.model_validate(published.content.numbers)
         except ValidationError as error:
@@ -30,21 +30,21 @@ class Numbers(BaseModel):
             ) from error
 
     def plain(self) -> dict[str, Any]:
-        """As a manifest holds them; what was not set is not in it."""
+        """The numbers as a manifest holds them, without those that were never set."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 class TokenizerNumbers(Numbers):
-    """Of `tokenizer`: how many ids there are, and the sha256 of `tokenizer.json`."""
+    """Of `tokenizer`: the number of ids, special tokens included, and the sha256 of `tokenizer.json`."""
 
     vocabulary: int
     sha256: str
 
 
 class ShardNumbers(Numbers):
-    """Of `shard`: how ids are written (`uint16` or `uint32`), by which tokenizer (its sha256), and how many tokens.
+    """Of `shard`: the ids' `dtype` (`uint16` or `uint32`), the tokenizer's sha256, and the tokens of each split.
 
-    `…_bytes` are UTF-8 bytes of the texts that the tokens stand for.
+    `…_bytes` are UTF-8 bytes of the tokenized texts, from which bits per byte are computed.
     """
 
     dtype: str
@@ -57,9 +57,9 @@ class ShardNumbers(Numbers):
 
 
 class CanaryNumbers(Numbers):
-    """Of `canary`: how many WARC files there are, what those that it read hold, and where extract's artifact will be.
+    """Of `canary`: the number of WARC files, what those that it read hold, and the folder of extract's artifact.
 
-    `pages`, `kept` and `languages` (texts by language) are 0 and empty where no file was read.
+    `languages` counts texts by language. `pages`, `kept` and `languages` are 0 and empty where no file was read.
     """
 
     files: int

@@ -1,4 +1,4 @@
-"""Progress as JSON lines: one stream a stage, in numbered parts, so that an object store can hold it.
+"""Progress as JSON lines: one stream per stage, in numbered parts, since objects in a store cannot be appended to.
 
 Each line is an `Event`. The terminal bar, the Airflow task log, the report and the live page all read these.
 """
@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.storage import Storage
 
-PART_LINES = 500  # lines a part; the part being written is put whole, so this bounds what one put costs
-_PUT_SECONDS = 1.0
+PART_LINES = 500  # per part; the newest part is written whole each time, so this bounds the cost of one write
+_PUT_SECONDS = 1.0  # between two writes
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Event:
 
 
 class Progress:
-    """Appends events of one attempt of a stage below `folder`; later attempts open later parts.
+    """Appends the events of one attempt of a stage below `folder`; later attempts begin later parts.
 
-    `stream`: of one of several writers at the same time.
+    `stream`: a name, where several processes write at the same time.
     """
 
     def __init__(self, storage: Storage, folder: str, stage: str, unit: str, stream: str = "") -> None:
@@ -43,7 +43,7 @@ class Progress:
         self._put = 0.0
 
     def __call__(self, done: int, total: int, **numbers: Any) -> None:
-        """Record that `done` of `total` units are finished. Written at once when done, else once a second."""
+        """Record that `done` of `total` units are finished. Written at once when all are, else once a second."""
         event = Event(time.time(), self._stage, done, total, self._unit, numbers)
         self._lines.append(json.dumps(asdict(event)))
         if done >= total or len(self._lines) >= PART_LINES or time.monotonic() - self._put > _PUT_SECONDS:
@@ -69,7 +69,7 @@ def events(storage: Storage, folder: str) -> Iterator[Event]:
 
 
 def last_event(storage: Storage, folder: str) -> Event | None:
-    """The newest event of a stage, without reading those before."""
+    """The newest event of a stage, or None; of each stream only the last part is read."""
     streams = {name.rpartition("-")[0]: name for name in storage.names(folder) if name.endswith(".jsonl")}
     last = [Event(**json.loads(storage.read(name).splitlines()[-1])) for name in streams.values()]
     return max(last, key=lambda event: event.time, default=None)

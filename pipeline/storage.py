@@ -1,7 +1,7 @@
 """Files below a root, local or in an object store, through `pyarrow.fs`.
 
-A `Storage` is a folder: paths given to it are relative, use `/`, and may not leave it. Small enough to be pickled
-into Spark's workers (it holds the root only and opens the file system at first use).
+A `Storage` is a folder: names of files are relative to it, with `/`, and may not lead out of it. It holds the root only
+and opens the file system at first use, so that it can be pickled to Spark's workers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyarrow import fs
 from pipeline.errors import StorageError
 
 _BLOCK = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, quota or file system answers
 
 
 def holds_password(location: str) -> bool:
@@ -54,7 +54,7 @@ class Storage:
 
     @property
     def local(self) -> bool:
-        """True where the files lie in a folder of this machine."""
+        """Whether the root is a folder of this machine."""
         return "://" not in self.root
 
     def path(self, name: str) -> str:
@@ -62,7 +62,7 @@ class Storage:
         return f"{self.root}/{self._checked(name)}"
 
     def local_path(self, name: str) -> Path:
-        """Path of `name` for a library that maps or opens files itself; refused where the root is remote."""
+        """Path of `name`, for a library that maps or opens files itself; `StorageError` for a remote root."""
         if not self.local:
             raise StorageError(
                 f"{self.path(name)} does not lie on this machine", "use a local --root for this stage, or copy it first"
@@ -88,7 +88,7 @@ class Storage:
         return system, f"{base}/{self._checked(name)}"
 
     def exists(self, name: str) -> bool:
-        """True where `name` is a file."""
+        """Whether `name` is a file."""
         system, path = self._at(name)
         return bool(cast(fs.FileInfo, system.get_file_info(path)).type == fs.FileType.File)
 
@@ -99,20 +99,20 @@ class Storage:
         return int(info.size) if info.type == fs.FileType.File else None
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files anywhere below `folder`, sorted, relative to the root; empty where it does not exist."""
+        """Names, relative to the root, of all files below `folder`, sorted; empty where it does not exist."""
         self._checked(folder)
         return sorted(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of each file that `names` names; `folder` may be empty for all of the root."""
-        system, path = self._at(folder or "x")
+        """Bytes of each file that `names` lists; `folder` may be empty for all of the root."""
+        system, path = self._at(folder or "x")  # the root itself has no name: take one below it and cut that off
         path = path if folder else path.removesuffix("/x")
         start = len(path) - len(folder) if folder else len(path) + 1
         found = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
         return {info.path[start:]: int(info.size) for info in found if info.type == fs.FileType.File}
 
     def read(self, name: str) -> bytes:
-        """The whole file."""
+        """The whole file. Raises `StorageError` where it cannot be read."""
         system, path = self._at(name)
         try:
             with system.open_input_stream(path, compression=None) as stream:
@@ -135,8 +135,8 @@ class Storage:
     def writing(self, name: str, *, spooled: bool = False) -> Iterator[BinaryIO]:
         """A new file that appears under `name` whole, when the block ends without an error, or not at all.
 
-        Where it is `spooled`, as always for a remote root, it lies below TMPDIR until then, and has no name there: a
-        block that takes long leaves nothing behind when it is killed.
+        With `spooled`, and always for a remote root, it is an unnamed file below TMPDIR until then: a block that runs
+        for long leaves nothing behind when it is killed.
         """
         if self.local and not spooled:
             with self._opened(name) as stream:
@@ -150,12 +150,12 @@ class Storage:
                     shutil.copyfileobj(spool, stream, _BLOCK)
         except OSError as error:
             if error.errno not in _FULL or error.filename:
-                raise  # the block's own trouble
+                raise  # raised in the block, not by the spool
             raise _no_room_for(self.path(name), error) from error
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[BinaryIO]:
-        """As `writing`, in place; of a remote root whatever was written appears even when the block fails."""
+        """As `writing`, without a spool; below a remote root the file appears even when the block fails."""
         system, path = self._at(name)
         try:
             if self.local:
@@ -174,15 +174,16 @@ class Storage:
                     yield cast(BinaryIO, remote)
         except OSError as error:
             if isinstance(error.filename, str) and not error.filename.startswith(self.root):
-                raise  # the block's own trouble with a file that is not ours
+                raise  # raised in the block, about a file elsewhere
             raise _not_writable(self.root, error) from error
 
     @contextmanager
     def filling(self, folder: str, staging: str) -> Iterator[Path]:
-        """A folder of this machine, for a library that writes files itself; they appear in `folder`, each whole.
+        """A folder of this machine for a library that writes files itself; they are then moved to `folder`, each whole.
 
-        They do so when the block ends without an error, else nothing changes. On a local root it is `staging`, emptied
-        before and removed after, and the files are renamed; of a remote one it lies below TMPDIR and they are copied.
+        They are moved when the block ends without an error, else nothing changes. Below a local root the folder is
+        `staging`, emptied before and removed after, and files are renamed; for a remote root it is below TMPDIR, and
+        they are copied.
         """
         try:
             with self._staged(staging) as path:
@@ -195,18 +196,18 @@ class Storage:
                             shutil.copyfileobj(stream, remote, _BLOCK)
         except Exception as error:
             here = self.root if self.local else tempfile.gettempdir()
-            found = _of_system(error, f"{here}/{staging}")
-            if found is None or (isinstance(found.filename, str) and not found.filename.startswith(here)):
-                raise  # the block's own trouble
+            of_system = _of_system(error, f"{here}/{staging}")
+            if of_system is None or (isinstance(of_system.filename, str) and not of_system.filename.startswith(here)):
+                raise  # not about a file below `here`
             if self.local:
-                raise _not_writable(self.root, found) from error
-            raise _no_room_for(self.path(folder), found) from error
+                raise _not_writable(self.root, of_system) from error
+            raise _no_room_for(self.path(folder), of_system) from error
 
     @contextmanager
     def _staged(self, name: str) -> Iterator[Path]:
         if not self.local:
-            with tempfile.TemporaryDirectory() as made:
-                yield Path(made)
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder)
             return
         self.remove_tree(name)
         path = self.local_path(name)
@@ -217,23 +218,23 @@ class Storage:
             shutil.rmtree(path, ignore_errors=True)
 
     def _move(self, file: Path, name: str) -> None:
-        """Rename a file of a folder that `_staged` made."""
+        """Rename a file of a folder of `_staged`."""
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
-        file.chmod(file.parent.stat().st_mode & 0o666)  # as the umask says: safetensors writes for its user alone
+        file.chmod(file.parent.stat().st_mode & 0o666)  # as the umask has it: safetensors lets only its user read
         self.local_path(name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, self.local_path(name))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write the whole file at once, replacing an older one."""
+        """Write the whole file at once; an older one is replaced."""
         with self.writing(name) as stream:
             stream.write(data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write the file unless it exists; False where another was first (then nothing changes).
+        """Write the file unless it exists. Returns False, and changes nothing, where it does.
 
-        Atomic on a local folder. An object store is asked first and then written, which leaves a window between two
-        writers; both write the same bytes, since the name bears the fingerprint of what they made.
+        Atomic on a local folder. In an object store the check and the write are two requests, between which another
+        process may write; it writes the same bytes, since the name bears the fingerprint of what both made.
         """
         if not self.local:
             if self.exists(name):
@@ -265,7 +266,7 @@ class Storage:
             system.delete_dir(path)
 
     def sha256(self, name: str) -> str:
-        """Hex digest of the file."""
+        """Sha256 of the file, in hex."""
         digest = hashlib.sha256()
         with self.reading(name) as stream:
             while block := stream.read(_BLOCK):
@@ -273,7 +274,7 @@ class Storage:
         return digest.hexdigest()
 
     def check_writable(self) -> None:
-        """Fail at once, before anything is spent, where the root cannot be written."""
+        """Raise `StorageError` where the root cannot be written, before anything is spent."""
         name = f"_work/.probe-{uuid.uuid4().hex[:8]}"
         self.write(name, b"")
         self.remove(name)
@@ -285,16 +286,16 @@ class Storage:
 
 
 def _of_system(error: Exception, path: str) -> OSError | None:
-    """The system's error behind that of a library; one in Rust tells its number alone, and in words."""
+    """The operating system's error behind that of a library; libraries in Rust only print its number."""
     if isinstance(error, OSError):
         return error
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(told[1]), os.strerror(int(told[1])), path) if told else None
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), path) if number else None
 
 
 def _no_room_for(path: str, error: OSError) -> StorageError:
     return StorageError(
-        f"what is on its way to {path} cannot be written: {error}",
+        f"the temporary copy of {path} cannot be written: {error}",
         f"make room in {tempfile.gettempdir()}, or set TMPDIR to a folder of another disk",
     )
 

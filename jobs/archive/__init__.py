@@ -1,1 +1,1 @@
-"""WARC files: where they are, how they are read, and what is saved of damaged ones."""
+"""WARC files: where they are, how they are fetched and read, and how reading resumes in a damaged one."""

@@ -1,4 +1,4 @@
-"""warcio's readers, made to raise where an archive is damaged: its own take much of it for the end of the file."""
+"""warcio's readers, made to raise where an archive is damaged: its own mistake much of that for the end of the file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from warcio.archiveiterator import ArchiveIterator
 from warcio.bufferedreaders import DecompressingBufferedReader
 from warcio.utils import BUFF_SIZE
 
-HEADER_BYTES = 1 << 20  # of a record, at most: of WARC and of HTTP
-FIRST_LINE: dict[Literal["warc", "arc"], bytes] = {  # of a record: WARC 1.1, section 4; ARC 1.0, `url-record`
+HEADER_BYTES = 1 << 20  # limit for a record's WARC header, and for its HTTP header
+FIRST_LINE: dict[Literal["warc", "arc"], bytes] = {  # a record's: WARC 1.1, section 4; ARC 1.0, `url-record`
     "warc": rb"WARC/\d",
     "arc": rb"[a-z][a-z0-9+.-]*:[^\n]{0,4096} [^ \n]+ \d{14} [^ \n]+ -?\d+\r?\n",
 }
 
 
 class Damaged(Exception):
-    """What is being read is damaged."""
+    """The record that is being read is damaged."""
 
 
 class Cut(Damaged):
-    """The file ends within what is being read; `record` is what there is of it, in a plain archive."""
+    """The file ends within a record; in a plain archive, `record` holds what there is of it."""
 
     def __init__(self, why: str, record: Any = None) -> None:
         super().__init__(why)
@@ -32,19 +32,19 @@ class Cut(Damaged):
 
 @dataclass(frozen=True)
 class Kind:
-    """How an archive is written: one gzip member per record, or uncompressed; and whose records they are."""
+    """How an archive is written: one gzip member per record, or uncompressed; as WARC or as ARC."""
 
     gzipped: bool
     format: Literal["warc", "arc"]
 
 
 class Reader(DecompressingBufferedReader):  # type: ignore[misc]
-    """Raises where a gzip member is damaged or ends early; warcio's own takes both for the end of the file."""
+    """Raises where a gzip member is damaged or ends early; warcio's own mistakes both for the end of the file."""
 
     decompressor: Any
     starting_data: bytes | None = None
-    begins = 0  # where the gzip member begins
-    allowance = HEADER_BYTES  # bytes of lines: a record's header
+    begins = 0  # offset of the gzip member
+    allowance = HEADER_BYTES  # bytes that further lines may have: limits a record's header
 
     def _init_decomp(self, decomp_type: str | None) -> None:
         super()._init_decomp(decomp_type)
@@ -68,7 +68,7 @@ class Reader(DecompressingBufferedReader):  # type: ignore[misc]
 
     def readline(self, length: int | None = None) -> bytes:
         line: bytes = self.buff.readline(self.allowance) if self.buff else b""
-        if not line.endswith(b"\n"):  # it goes on beyond what is inflated so far
+        if not line.endswith(b"\n"):  # the line continues beyond what is inflated so far
             line += super().readline(self.allowance - len(line))
         self.allowance -= len(line)
         if self.allowance <= 0:
@@ -77,7 +77,7 @@ class Reader(DecompressingBufferedReader):  # type: ignore[misc]
 
 
 class Archive(ArchiveIterator):  # type: ignore[misc]
-    """The records from where the stream stands. HTTP headers are left to the reader of the record."""
+    """The records from the stream's position on. HTTP headers are not parsed here, but in `jobs.archive.response`."""
 
     reader: Reader
 
@@ -89,7 +89,7 @@ class Archive(ArchiveIterator):  # type: ignore[misc]
 
     @property
     def begins(self) -> int:
-        """Where the record begins that is being read, or that could not be."""
+        """Offset of the record that is being read, or that could not be."""
         return self.reader.begins if self.reader.decompressor else int(self.offset)
 
     def _next_record(self, next_line: bytes | None) -> Any:

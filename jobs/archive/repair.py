@@ -1,4 +1,4 @@
-"""Where records may begin in a damaged archive."""
+"""Where to resume in a damaged archive: the offsets at which records may begin."""
 
 from __future__ import annotations
 
@@ -11,42 +11,48 @@ from warcio.utils import BUFF_SIZE
 
 from jobs.archive.reader import FIRST_LINE, Kind
 
-_AGAIN_BYTES = 1 << 30  # read a second time, at most, in search of records: else a hostile file is read for ever
+_AGAIN_BYTES = 1 << 30  # that are read twice, at most: without a limit a hostile file would be read for ever
 _BLOCK_BYTES = 1 << 18
-_LINE_BYTES = 1 << 13  # of the line with which a record begins
+_LINE_BYTES = 1 << 13  # longest first line of a record
 _MEMBER = re.compile(rb"\x1f\x8b\x08")  # RFC 1952, section 2.3.1: magic number, deflate
 
 
 class Search:
-    """Finds the places of a damaged archive at which records may begin."""
+    """Finds the offsets of a damaged archive at which records may begin.
+
+    Finding one can mean reading bytes a second time, of which `_AGAIN_BYTES` are allowed per archive.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._left = stream, _AGAIN_BYTES
 
     @property
     def given_up(self) -> bool:
-        """Too much was read a second time."""
+        """Whether too much was read a second time."""
         return self._left < 0
 
     def begin(self, start: int) -> tuple[int, Kind] | None:
-        """Of a file that does not begin as an archive: the first such place, and what kind of archive it is then."""
+        """The first such offset of a file that does not begin as an archive, and the kind of archive found there."""
         for at in matches(self._stream, start, _MEMBER):
             if not self._may_read(BUFF_SIZE):
                 return None
             if kind := kind_at(self._stream, at):
                 return at, kind
         kind = Kind(gzipped=False, format="warc")
-        found = self.next(start, kind, start)
-        return None if found is None else (found, kind)
+        offset = self.next(start, kind, start)
+        return None if offset is None else (offset, kind)
 
-    def next(self, start: int, kind: Kind, ahead: int) -> int | None:
-        """The first place from `start` on where a record of such an archive begins, which was read up to `ahead`."""
+    def next(self, start: int, kind: Kind, read_to: int) -> int | None:
+        """The first offset from `start` on where a record of this kind of archive may begin.
+
+        `read_to`: how far the archive was read before; what lies between is read again.
+        """
         pattern = _MEMBER if kind.gzipped else re.compile(rb"(?<=\n)" + FIRST_LINE[kind.format])
         for at in matches(self._stream, start, pattern):
             if not self._may_read(BUFF_SIZE):
                 return None
             if not kind.gzipped or kind_at(self._stream, at) == kind:
-                return at if self._may_read(ahead - at) else None
+                return at if self._may_read(read_to - at) else None
         return None
 
     def _may_read(self, size: int) -> bool:
@@ -55,13 +61,13 @@ class Search:
 
 
 def matches(stream: BinaryIO, start: int, pattern: re.Pattern[bytes]) -> Iterator[int]:
-    """Where the file matches, from `start` on, of which no byte before is looked at. Others may move the stream."""
+    """Offsets of the matches from `start` on; bytes before it are not seen. The caller may move the stream."""
     base, data = start, b""
     while True:
         stream.seek(base + len(data))
         more = stream.read(_BLOCK_BYTES)
         data += more
-        end = len(data) - _LINE_BYTES if more else len(data)  # what begins later may go on in the next block
+        end = len(data) - _LINE_BYTES if more else len(data)  # a line that begins later may continue in the next block
         for match in pattern.finditer(data):
             if match.start() >= end:
                 break
@@ -73,7 +79,11 @@ def matches(stream: BinaryIO, start: int, pattern: re.Pattern[bytes]) -> Iterato
 
 
 def kind_at(stream: BinaryIO, at: int) -> Kind | None:
-    """The archive that begins there: of any line warcio makes a record "unknown", of five words a page of an ARC."""
+    """The kind of archive whose record begins at this offset, or None.
+
+    warcio itself is too lenient to decide: it takes any line for a record of type "unknown", and any five words for a
+    page of an ARC.
+    """
     stream.seek(at)
     head = stream.read(BUFF_SIZE)
     stream.seek(at)

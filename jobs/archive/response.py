@@ -14,7 +14,7 @@ from warcio.statusandheaders import StatusAndHeaders
 
 from jobs.archive.reader import HEADER_BYTES, Archive
 
-_ENCODINGS = ("gzip", "deflate")  # besides br, which warcio's reader does not get along with
+_ENCODINGS = ("gzip", "deflate")  # besides br, which warcio's reader handles badly
 _ALGORITHMS = ("sha1", "md5", "sha256", "sha512")
 
 
@@ -23,8 +23,9 @@ class Capture:
     """One response of a crawl.
 
     `offset` is that of its record in the file; `languages` is Common Crawl's `languages-cld2` value, parsed, or None.
-    `payload` is None where the body, as it lies there or decoded, is longer than the reader was told to read; `length`
-    is the declared one. `mismatch` is the digest in the record's header that the body contradicts, or None.
+    `payload` is the decoded body, or None where it exceeds `max_bytes`, encoded or decoded. `length`, bytes, is that of
+    the payload or of the record as declared, whichever is larger. `mismatch` is the digest in the record's header that
+    the body does not have, or None.
     """
 
     offset: int
@@ -39,13 +40,13 @@ class Capture:
 
 
 def capture(archive: Archive, record: Any, offset: int, url: str, max_bytes: int) -> Capture:
-    """The response of a record at `offset`; a body beyond `max_bytes` is not held."""
+    """The response of a record at `offset`; a body beyond `max_bytes` is dropped."""
     block: bytes = record.raw_stream.read(max_bytes + HEADER_BYTES)
     head = io.BytesIO(block[:HEADER_BYTES])
     headers = archive.loader.load_http_headers("response", url, head, len(block))
     body = block[head.tell() :]
     plain, payload = body, body
-    if headers and len(body) <= max_bytes:  # none for dns: and the like; such a row has status 0
+    if headers and len(body) <= max_bytes:  # records of dns: and the like have no headers; their row has status 0
         plain = _unchunked(body, headers)
         payload = _decoded(plain, headers, max_bytes)
     kept = len(payload) <= max_bytes
@@ -65,36 +66,40 @@ def capture(archive: Archive, record: Any, offset: int, url: str, max_bytes: int
 def _unchunked(body: bytes, headers: StatusAndHeaders) -> bytes:
     if headers.get_header("Transfer-Encoding") != "chunked":
         return body
-    found: bytes = ChunkedDataReader(io.BytesIO(body)).read()
-    return found
+    whole: bytes = ChunkedDataReader(io.BytesIO(body)).read()
+    return whole
 
 
-def _decoded(body: bytes, headers: StatusAndHeaders, most: int) -> bytes:
-    """At least `most` + 1 bytes where there are more; a body that is not encoded as it says stays as it is."""
+def _decoded(body: bytes, headers: StatusAndHeaders, max_bytes: int) -> bytes:
+    """The body without its Content-Encoding; where it exceeds `max_bytes`, perhaps only its beginning, still longer.
+
+    A body that is not encoded as its header declares stays as it is.
+    """
     encoding = (headers.get_header("Content-Encoding") or "").lower()
     if encoding == "br":
         try:
-            unpacked: bytes = brotli.Decompressor().process(body, output_buffer_limit=most + 1)
+            inflated: bytes = brotli.Decompressor().process(body, output_buffer_limit=max_bytes + 1)
         except brotli.error:
             return body
-        return unpacked
+        return inflated
     if encoding not in _ENCODINGS:
         return body
-    read: bytes = BufferedReader(io.BytesIO(body), decomp_type=encoding).read(most + 1)
-    return read
+    inflated = BufferedReader(io.BytesIO(body), decomp_type=encoding).read(max_bytes + 1)
+    return inflated
 
 
 def _mismatch(headers: StatusAndHeaders, block: bytes, bodies: tuple[bytes, ...]) -> str | None:
-    """The digest of a record that none of its bytes have, if it has no other which they do have.
+    """The digest of a record's header that its bytes do not have; None where they have one of its digests.
 
-    WARC 1.1, section 5.8 and 5.9. Writers do not agree on whether a payload is digested before or after its transfer
-    encoding is removed (webrecorder/warcio issue 74), and that of a truncated response may be of more than is here.
+    WARC 1.1, section 5.8 and 5.9. `bodies`: as stored, without transfer encoding, decoded. Writers do not agree on
+    whether a payload is digested before or after its transfer encoding is removed (webrecorder/warcio issue 74), and
+    the payload digest of a truncated response may be that of more bytes than the record holds.
     """
-    given: list[tuple[str | None, tuple[bytes, ...]]] = [(headers.get_header("WARC-Block-Digest"), (block,))]
+    declared: list[tuple[str | None, tuple[bytes, ...]]] = [(headers.get_header("WARC-Block-Digest"), (block,))]
     if not headers.get_header("WARC-Truncated") and not headers.get_header("WARC-Segment-Number"):
-        given.insert(0, (headers.get_header("WARC-Payload-Digest"), bodies))
+        declared.insert(0, (headers.get_header("WARC-Payload-Digest"), bodies))
     broken = None
-    for digest, candidates in given:
+    for digest, candidates in declared:
         if digest is None:
             continue
         for data in candidates:
@@ -107,16 +112,17 @@ def _mismatch(headers: StatusAndHeaders, block: bytes, bodies: tuple[bytes, ...]
 
 
 def _agrees(digest: str, data: bytes) -> bool | None:
-    """Whether the bytes have this digest; None where it is of a kind not known here."""
+    """Whether the bytes have this digest, in hex, base32 or base64; None where its algorithm or length is unknown."""
     algorithm, _, value = digest.strip().partition(":")
     name = algorithm.lower().replace("-", "")
     if name not in _ALGORITHMS:
         return None
-    found, value = hashlib.new(name, data).digest(), value.rstrip("=")
-    spelled = {len(found) * 2: found.hex(), -(-len(found) * 8 // 5): base64.b32encode(found).decode().rstrip("=")}
-    if len(value) in spelled:
-        return value.lower() == spelled[len(value)].lower()
-    base_64 = base64.urlsafe_b64encode(found).decode().rstrip("=")
+    actual, value = hashlib.new(name, data).digest(), value.rstrip("=")
+    # The length of the value tells its encoding.
+    encoded = {len(actual) * 2: actual.hex(), -(-len(actual) * 8 // 5): base64.b32encode(actual).decode().rstrip("=")}
+    if len(value) in encoded:
+        return value.lower() == encoded[len(value)].lower()
+    base_64 = base64.urlsafe_b64encode(actual).decode().rstrip("=")
     return value.replace("+", "-").replace("/", "_") == base_64 if len(value) == len(base_64) else None
 
 

@@ -1,9 +1,9 @@
 """Where the WARC files are: local files, globs, lists, URLs, or a crawl of Common Crawl.
 
-A list is a text file with a WARC file a line, named `.txt`, `.paths`, `.txt.gz` or `.paths.gz`. Its lines are URLs, or
-lie beside it; but those of Common Crawl's own lists (a crawl's, a segment's), which begin with `crawl-data/`, count
-from what stands before `crawl-data/` in the list's URL. A list or archive that a server refuses, breaks off, lets
-stall, or answers with an error page is asked for again, after waits that grow.
+A list is a text file with one WARC file per line, named `.txt`, `.paths`, `.txt.gz` or `.paths.gz`. Its lines are URLs,
+or paths relative to the list; but those of Common Crawl's own lists (of a crawl, of a segment), which begin with
+`crawl-data/`, are relative to what precedes `crawl-data/` in the list's URL. A request that a server refuses for now,
+breaks off, lets stall, or answers with an error page is repeated, with exponential back-off.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ BASE_VARIABLE = "CRAWL2CHAT_CC_BASE"  # another server of the same layout
 _SCHEMES = ("https", "http", "s3")
 _LISTS = (".paths", ".txt", ".paths.gz", ".txt.gz")
 _TRIES = 8
-_LONGEST_WAIT = 60.0  # seconds
-_STALL_SECONDS = 60.0  # without a byte, then the connection counts as lost
+_LONGEST_WAIT = 60.0  # seconds between two tries
+_STALL_SECONDS = 60.0  # without a byte, after which a connection counts as lost
 _BLOCK = 1 << 20
-_LATER = "run again later: what is done is kept; check the URL or the crawl id where it stays so"
-_AT_ONCE = 8  # questions to a server; more are answered by 503
-_SLOW_DOWN = (403, 429, 500, 502, 503, 504)  # Common Crawl answers 403 and 503 to clients that are too fast
+_LATER = "run again later: what is done is kept; if it persists, check the URL or the crawl id"
+_CONCURRENT = 8  # requests to a server; with more, Common Crawl answers 503
+_RETRIED = (403, 429, 500, 502, 503, 504)  # Common Crawl answers 403 and 503 to clients that are too fast
 
 
 @dataclass(frozen=True)
 class Source:
-    """One archive. `name` identifies it in document ids: its file name, not where it lies."""
+    """One archive. `name`, its file name, identifies it in document ids, wherever the file is; `content` its bytes."""
 
     location: str
     name: str
@@ -64,39 +64,45 @@ class Source:
         return ArtifactInput(stage="warc", location=self.location, fingerprint="", content=self.content)
 
     @classmethod
-    def of_input(cls, found: ArtifactInput) -> Source:
-        """What `as_input` made of it, read back."""
-        return cls(found.location, _name(found.location), found.content)
+    def of_input(cls, listed: ArtifactInput) -> Source:
+        """The source that `as_input` made this of."""
+        return cls(listed.location, _name(listed.location), listed.content)
 
 
 def _base() -> str:
     return os.environ.get(BASE_VARIABLE, COMMON_CRAWL).rstrip("/")
 
 
-def crawl(recipe: Input) -> str | None:
-    """What tells a list of a published crawl's files, which do not change, from others; None for files of one's own."""
+def listing_key(recipe: Input) -> str | None:
+    """Identifies the list of a published crawl's files, which never change; None for the user's own files."""
     return f"{_base()} {recipe.crawl} {recipe.max_warcs}" if recipe.crawl else None
 
 
 def find(recipe: Input) -> list[Source]:
-    """The archives a recipe names, in order of location. Raises `InputError` where a pattern matches nothing."""
-    named = [f"{_base()}/crawl-data/{recipe.crawl}/warc.paths.gz"] if recipe.crawl else recipe.warcs
-    unique = sorted({location for given in named for location in _expand(given)})[: recipe.max_warcs]
+    """The archives that a recipe names, in order of location.
+
+    Raises `InputError` where a pattern matches nothing, or two files have the same name.
+    """
+    entries = [f"{_base()}/crawl-data/{recipe.crawl}/warc.paths.gz"] if recipe.crawl else recipe.warcs
+    unique = sorted({location for entry in entries for location in _expand(entry)})[: recipe.max_warcs]
     names: dict[str, str] = {}
     for location in unique:
         name = _name(location)
         if name in names:
             raise InputError(f"{names[name]} and {location} have the same file name", "rename one: ids need it unique")
         names[name] = location
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # a crawl has 90,000 files to ask for
-        found = pool.map(_identity, names.values())
-        return [Source(at, name, f"{name}:{told}") for (name, at), told in zip(names.items(), found, strict=True)]
+    with ThreadPoolExecutor(_CONCURRENT) as pool:  # a crawl has 90,000 files, each a request
+        identities = pool.map(_identity, names.values())
+        return [
+            Source(location, name, f"{name}:{identity}")
+            for (name, location), identity in zip(names.items(), identities, strict=True)
+        ]
 
 
 def _name(location: str) -> str:
-    """File name of an archive. Raises `InputError` for what a list of a stranger must not name."""
+    """File name of an archive. Raises `InputError` for what a list from elsewhere must not name."""
     scheme, separator, rest = location.partition("://")
-    if separator and scheme.lower() not in _SCHEMES:  # urllib would read files of this machine
+    if separator and scheme.lower() not in _SCHEMES:  # for file:// urllib would read files of this machine
         raise InputError(f"{location}: {scheme}:// is not read", f"name a file, or a URL of {', '.join(_SCHEMES)}")
     if holds_password(location):
         raise InputError(f"a URL at {rest.rpartition('@')[2]} holds a password", "every manifest would repeat it")
@@ -106,49 +112,49 @@ def _name(location: str) -> str:
     return name
 
 
-def _expand(given: str) -> list[str]:
-    """Locations behind a file, glob, URL or list."""
-    _name(given)
-    if "://" not in given:
-        found = [path for path in sorted(glob.glob(given, recursive=True)) if Path(path).is_file()]
-        if not found:
+def _expand(entry: str) -> list[str]:
+    """Locations of the archives that a file, glob, URL or list names."""
+    _name(entry)
+    if "://" not in entry:
+        files = [path for path in sorted(glob.glob(entry, recursive=True)) if Path(path).is_file()]
+        if not files:
             remedy = f"check the path (working folder: {os.getcwd()})"
-            if "/crawl-data/" in f"/{given}":
+            if "/crawl-data/" in f"/{entry}":
                 remedy += f"; Common Crawl's lists: by URL ({COMMON_CRAWL}/crawl-data/…), or input.crawl"
-            raise InputError(f"no WARC file matches {given!r}", remedy)
-        if len(found) > 1 or not given.endswith(_LISTS):
-            return [str(Path(path).resolve()) for path in found]
-        entries = _lines(found[0], Path(found[0]).read_bytes())
-        return [path for line in entries for path in _expand(_beside(found[0], line))]
-    if given.startswith("s3://") and "*" in given:
-        system, pattern = _s3(given)
+            raise InputError(f"no WARC file matches {entry!r}", remedy)
+        if len(files) > 1 or not entry.endswith(_LISTS):
+            return [str(Path(path).resolve()) for path in files]
+        lines_ = _lines(files[0], Path(files[0]).read_bytes())
+        return [path for line in lines_ for path in _expand(_resolved(files[0], line))]
+    if entry.startswith("s3://") and "*" in entry:
+        system, pattern = _s3(entry)
         selector = fs.FileSelector(pattern[: pattern.index("*")].rpartition("/")[0], recursive=True)
         matching = sorted(f"s3://{i.path}" for i in system.get_file_info(selector) if fnmatch(i.path, pattern))
         if not matching:
-            raise InputError(f"no WARC file matches {given!r}", "check the bucket and the pattern")
+            raise InputError(f"no WARC file matches {entry!r}", "check the bucket and the pattern")
         return matching
-    if given.endswith(_LISTS):
-        return [_beside(given, line) for line in _lines(given, _get(given))]
-    return [given]
+    if entry.endswith(_LISTS):
+        return [_resolved(entry, line) for line in _lines(entry, _get(entry))]
+    return [entry]
 
 
 def _lines(listed: str, data: bytes) -> list[str]:
     """The entries of a list, gzipped or plain. Raises `InputError` where it is no list, or an empty one."""
-    remedy = "name a text file, gzipped or plain, with a WARC file a line"
+    remedy = "name a text file, gzipped or plain, with one WARC file per line"
     try:
         text = lines.unpacked(data)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{listed} is no list of files: {error}", remedy) from error
     if _is_page(text[:99].encode()):
         raise InputError(f"{listed} is a page (XML or HTML), no list of files", remedy)
-    found = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not found:
+    entries = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not entries:
         raise InputError(f"{listed} names no files", remedy)
-    return found
+    return entries
 
 
-def _beside(listed: str, line: str) -> str:
-    """Where a line of a list points to."""
+def _resolved(listed: str, line: str) -> str:
+    """The location that a line of the list `listed` stands for."""
     if "://" in line:
         return line
     if "://" not in listed:
@@ -158,22 +164,22 @@ def _beside(listed: str, line: str) -> str:
 
 
 def _is_page(begin: bytes) -> bool:
-    """Whether a file that begins so is XML or HTML, which no WARC file, gzip file or list of files is."""
+    """Whether a file with this beginning is XML or HTML, and so no WARC file, gzip file or list of files."""
     return begin.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"<")
 
 
 def _s3(location: str) -> tuple[fs.S3FileSystem, str]:
-    """S3 as the AWS_* variables say; without credentials, anonymously."""
-    known = os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE") or os.environ.get("AWS_ROLE_ARN")
+    """S3 with the settings of the AWS_* variables, and the path in it; anonymous without credentials."""
+    credentials = os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE") or os.environ.get("AWS_ROLE_ARN")
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", ""))
-    options: dict[str, Any] = {"anonymous": not (known or (Path.home() / ".aws/credentials").exists())}
+    options: dict[str, Any] = {"anonymous": not (credentials or (Path.home() / ".aws/credentials").exists())}
     if endpoint.netloc:
         options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
     return fs.S3FileSystem(**options), location.removeprefix("s3://")
 
 
 def _identity(location: str) -> str:
-    """What tells the bytes of an archive: sha256 of a local file, size and ETag (S3: and date) of a remote one."""
+    """Identifies the bytes of an archive: sha256 of a local file, size and ETag of a URL, size and date on S3."""
     if location.startswith("s3://"):
         system, path = _s3(location)
         with _s3_errors(location):
@@ -185,7 +191,7 @@ def _identity(location: str) -> str:
         file = Path(location)
         return Storage(file.parent).sha256(file.name)
     request = urllib.request.Request(location, method="HEAD")
-    headers, _ = _ask(request)
+    headers, _ = _request(request)
     return "-".join([headers.get("Content-Length", ""), headers.get("ETag", "").strip('"')])
 
 
@@ -200,7 +206,7 @@ def _s3_errors(location: str) -> Iterator[None]:
 
 
 def local_path(location: str, scratch: Path) -> Path:
-    """Where the archive lies on this machine, once it is fetched."""
+    """Path of the archive on this machine, once it is fetched."""
     return Path(location) if "://" not in location else scratch / location.rsplit("/", 1)[-1]
 
 
@@ -209,10 +215,10 @@ class _ErrorPage(http.client.HTTPException):
 
 
 def fetch(location: str, scratch: Path) -> Iterator[int]:
-    """Fetch a remote file to `scratch`, resumed where it breaks off. Yields bytes at every block and wait.
+    """Fetch a remote file to `scratch`, resuming where it breaks off. Yields its size so far, per block and per wait.
 
-    Raises `InputError` where it cannot be had: refused, ended early too often, or an error page instead, as the first
-    bytes tell (of XML or HTML, or of no gzip file though it says so).
+    Raises `InputError` where it is refused, `ServerError` where it ended early too often, and `InputError` where an
+    error page arrives in its place: XML or HTML by its first bytes, or no gzip file though its name ends so.
     """
     if "://" not in location:
         return
@@ -220,7 +226,7 @@ def fetch(location: str, scratch: Path) -> Iterator[int]:
     for attempt in range(_TRIES):
         have = target.stat().st_size if target.exists() else 0
         try:
-            with _answer(location, have) as (begins, length, read):
+            with _response(location, have) as (begins, length, read):
                 block = read(_BLOCK)
                 if not begins and location.endswith(".gz") and not block.startswith(b"\x1f\x8b"[: len(block)]):
                     raise _ErrorPage("no gzip file")
@@ -242,8 +248,11 @@ def fetch(location: str, scratch: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _answer(location: str, have: int) -> Iterator[tuple[int, int | None, Callable[[int], bytes]]]:
-    """A file from byte `have` on: (where the answer begins, length of the whole, function that reads)."""
+def _response(location: str, have: int) -> Iterator[tuple[int, int | None, Callable[[int], bytes]]]:
+    """A file from byte `have` on: (offset at which the response begins, length of the whole file, function that reads).
+
+    The response begins at 0 where a server ignores the range.
+    """
     if location.startswith("s3://"):
         system, path = _s3(location)
         with system.open_input_file(path) as stream:
@@ -251,15 +260,15 @@ def _answer(location: str, have: int) -> Iterator[tuple[int, int | None, Callabl
             yield have, int(stream.size()), stream.read
         return
     request = urllib.request.Request(location, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=_STALL_SECONDS) as answer:
-        if answer.status == 206:
-            told = re.fullmatch(rf"bytes {have}-\d+/(\d+)", answer.headers.get("Content-Range", ""))
-            if told is None:
+    with urllib.request.urlopen(request, timeout=_STALL_SECONDS) as response:
+        if response.status == 206:
+            total = re.fullmatch(rf"bytes {have}-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            if total is None:
                 raise http.client.HTTPException(f"asked for bytes from {have} on, got others")
-            yield have, int(told[1]), answer.read
+            yield have, int(total[1]), response.read
         else:
-            declared = answer.headers.get("Content-Length")
-            yield 0, int(declared) if declared else None, answer.read
+            declared = response.headers.get("Content-Length")
+            yield 0, int(declared) if declared else None, response.read
 
 
 def open_at(location: str, offset: int, size: int) -> BinaryIO:
@@ -269,18 +278,18 @@ def open_at(location: str, offset: int, size: int) -> BinaryIO:
         stream.seek(offset)
         return stream
     if location.startswith("s3://"):
-        with _s3_errors(location), _answer(location, offset) as (_, _, read):
+        with _s3_errors(location), _response(location, offset) as (_, _, read):
             return io.BytesIO(read(size))
-    _, body = _ask(urllib.request.Request(location, headers={"Range": f"bytes={offset}-{offset + size - 1}"}))
+    _, body = _request(urllib.request.Request(location, headers={"Range": f"bytes={offset}-{offset + size - 1}"}))
     return io.BytesIO(body)
 
 
-def _ask(request: urllib.request.Request) -> tuple[Message, bytes]:
-    """Headers and whole body of an answer."""
+def _request(request: urllib.request.Request) -> tuple[Message, bytes]:
+    """Headers and whole body of a response."""
     for attempt in range(_TRIES):
         try:
-            with urllib.request.urlopen(request, timeout=_STALL_SECONDS) as answer:
-                return answer.headers, answer.read()
+            with urllib.request.urlopen(request, timeout=_STALL_SECONDS) as response:
+                return response.headers, response.read()
         except (OSError, http.client.HTTPException) as error:
             _may_retry(error, request.full_url, attempt)
             _wait(attempt)
@@ -288,9 +297,9 @@ def _ask(request: urllib.request.Request) -> tuple[Message, bytes]:
 
 
 def _get(url: str) -> bytes:
-    """A list, had as an archive is."""
+    """The bytes of a list, fetched as an archive is."""
     if url.startswith("s3://"):
-        _identity(url)  # a wrong key is told at once, not after all tries
+        _identity(url)  # fails at once for a wrong key, not after all tries
     with tempfile.TemporaryDirectory() as scratch:
         for _ in fetch(url, Path(scratch)):
             pass
@@ -298,7 +307,8 @@ def _get(url: str) -> bytes:
 
 
 def _may_retry(error: OSError | http.client.HTTPException, location: str, attempt: int) -> None:
-    if isinstance(error, urllib.error.HTTPError) and error.code not in _SLOW_DOWN:
+    """Raise our error where a further try is useless, or this was the last one."""
+    if isinstance(error, urllib.error.HTTPError) and error.code not in _RETRIED:
         raise InputError(f"{location} cannot be fetched: {error}", "check the URL or the crawl id") from error
     if attempt < _TRIES - 1:
         return
@@ -308,5 +318,5 @@ def _may_retry(error: OSError | http.client.HTTPException, location: str, attemp
 
 
 def _wait(attempt: int) -> None:
-    """Full-jitter back-off."""
+    """Exponential back-off with full jitter: clients that failed together do not come back together."""
     time.sleep(random.uniform(0, min(_LONGEST_WAIT, 2.0**attempt)))

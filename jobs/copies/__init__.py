@@ -1,1 +1,1 @@
-"""Copies: MinHash signatures, and clusters of documents that share them."""
+"""MinHash signatures, and clusters of documents whose signatures are alike."""

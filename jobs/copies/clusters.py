@@ -1,10 +1,10 @@
-"""Which documents are copies of which, exact or near, on numbers alone: no text and no id crosses the network.
+"""Clusters of documents that are exact or near copies of each other, in Spark on numbers alone: no text is shuffled.
 
-A document is its *place*: the number of its part in the upper 32 bits, its row there in the lower. The smallest place
-of a cluster stays: the first in the order of the crawl's files, so neither partitions nor order of work decide. Parts
-of earlier corpora have negative numbers: theirs always stay.
+A document is represented by its *place*: the number of its part in the upper 32 bits, its row there in the lower. Of a
+cluster the smallest place is kept, which is the first document in the order of the crawl's files; so neither partitions
+nor the order of work decide. Parts of earlier corpora have negative numbers, so that their documents are always kept.
 
-Shuffled are 16 bytes for each band of a document; signatures only of documents that share a bucket.
+Per band of a document 16 bytes are shuffled; signatures only of documents that share a bucket.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ SIGNATURES = pa.schema(
 CLUSTERS = pa.schema(
     [("row", pa.int64()), ("cluster", pa.string()), ("reason", pa.string()), ("cluster_size", pa.int64())]
 )
-FEW_EDGES = 1_000_000  # a few hundred MB, found in seconds by the driver alone
+FEW_EDGES = 1_000_000  # up to which the driver alone connects them: in seconds, with a few hundred MB
 _ROW_BITS = 32
 _ROWS = 2**_ROW_BITS - 1
-BUCKETS_A_TASK = 4_000_000  # band hashes that one task sorts: 64 MB, and 280 MiB while it does
-_BATCH = 100_000  # rows of a batch on its way to the JVM
+BUCKETS_A_TASK = 4_000_000  # band hashes that one task sorts: 64 MB, and 280 MiB while it sorts
+_BATCH = 100_000  # rows per Arrow batch for the JVM
 Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Signatures of the documents compared: files below `root`, of `SIGNATURES`, and how many they are in all."""
+    """The documents that are compared: files of `SIGNATURES` below `root`, of this crawl and of earlier corpora."""
 
     root: str
     new: list[str]
     earlier: list[str]
-    documents: int
+    documents: int  # in all files
 
     def listed(self, spark: SparkSession) -> DataFrame:
-        """(part, file), one partition each."""
+        """(part, file), one row per partition."""
         parts = [*enumerate(self.new), *((-1 - i, file) for i, file in enumerate(self.earlier))]
         return spark.createDataFrame(spark.sparkContext.parallelize(parts, len(parts)), "part bigint, file string")
 
@@ -73,7 +73,7 @@ def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
 
 
 def exact_copies(spark: SparkSession, corpus: Corpus) -> DataFrame:
-    """(place, first) of each document whose text an earlier place holds too."""
+    """(place, first) of each document whose text a smaller place has too; `first` is the smallest one."""
     schema = pa.schema([("place", pa.int64()), ("high", pa.int64()), ("low", pa.int64())])
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -88,7 +88,7 @@ def exact_copies(spark: SparkSession, corpus: Corpus) -> DataFrame:
 
 
 def bands(spark: SparkSession, corpus: Corpus, copies: DataFrame) -> DataFrame:
-    """(hash, place) for each band of each document that is no exact copy."""
+    """(hash, place), one row per band, of each document that is no exact copy."""
     schema = pa.schema([("place", pa.int64()), ("bands", pa.list_(pa.int64()))])
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -102,20 +102,22 @@ def bands(spark: SparkSession, corpus: Corpus, copies: DataFrame) -> DataFrame:
 
 
 def pairs(hashes: Places, places: Places, most: int) -> Iterator[tuple[Places | None, Places, Places]]:
-    """Candidate pairs of places that share a hash: (bucket, low, high), a few arrays at a time.
+    """Candidate pairs: places that share a band hash and so a bucket. Yields arrays (bucket, low, high), low < high.
 
-    A bucket of more than `most` places gives a star, each place with the smallest one, and its hash as `bucket`; a
-    smaller one gives all pairs and None. `hashes` and `places`: one of each for each band of a document.
+    A bucket of up to `most` places gives all its pairs, with None for `bucket`. A larger one gives a star, in which
+    each place is paired with the smallest one, with its hash as `bucket`: all pairs would be quadratically many.
+    `hashes` and `places`: shape (documents * bands,).
     """
     if not len(hashes):
         return
+    # Sorted by bucket, then by place: `rank` is a row's position in its bucket, `size` that bucket's size.
     order = np.lexsort((places, hashes))
     hashes, places = hashes[order], places[order]
     starts = np.flatnonzero(np.concatenate(([True], hashes[1:] != hashes[:-1])))
     sizes = np.diff(np.append(starts, len(hashes)))
     rank = np.arange(len(hashes)) - np.repeat(starts, sizes)
     size = np.repeat(sizes, sizes)
-    for distance in range(1, min(int(sizes.max()), most)):  # each place with the one so many before it
+    for distance in range(1, min(int(sizes.max()), most)):  # each place with the one `distance` rows before it
         at = np.flatnonzero((rank >= distance) & (size <= most))
         yield None, places[at - distance], places[at]
     at = np.flatnonzero((rank > 0) & (size > most))
@@ -123,32 +125,32 @@ def pairs(hashes: Places, places: Places, most: int) -> Iterator[tuple[Places | 
 
 
 def buckets(hashed: DataFrame, most: int, tasks: int) -> DataFrame:
-    """As `pairs`, of all (hash, place): (bucket, low, high), where a small bucket is null."""
+    """`pairs` of all (hash, place), as (bucket, low, high); `bucket` is null for pairs of small buckets."""
     schema = pa.schema([("bucket", pa.int64()), ("low", pa.int64()), ("high", pa.int64())])
 
-    def find(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def paired(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         columns = [(batch["hash"].to_numpy(), batch["place"].to_numpy()) for batch in batches]
         if not columns:
             return
         hashes, places = (np.concatenate(column) for column in zip(*columns, strict=True))
-        del columns
+        del columns  # or memory holds all rows twice
         for bucket, low, high in pairs(hashes, places, most):
             yield from _batches(schema, pa.nulls(len(low), pa.int64()) if bucket is None else bucket, low, high)
 
-    together = hashed.repartition(tasks, "hash")
-    return together.mapInArrow(find, "bucket bigint, low bigint, high bigint")
+    by_hash = hashed.repartition(tasks, "hash")
+    return by_hash.mapInArrow(paired, "bucket bigint, low bigint, high bigint")
 
 
-def looked_up(spark: SparkSession, corpus: Corpus, places: DataFrame, column: str) -> DataFrame:
-    """(place, `column`) of these places, read where they lie."""
+def lookup(spark: SparkSession, corpus: Corpus, places: DataFrame, column: str) -> DataFrame:
+    """(place, `column`) of these places; only the files that hold them are read, each by one task."""
     field = SIGNATURES.field(column)
     schema = pa.schema([("place", pa.int64()), field])
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for row in _rows(batches):
             wanted = np.array(row["places"])
-            found = read_table(Storage(corpus.root), row["file"], [column])[column]
-            yield from _batches(schema, wanted, found.take(wanted & _ROWS))
+            values = read_table(Storage(corpus.root), row["file"], [column])[column]
+            yield from _batches(schema, wanted, values.take(wanted & _ROWS))
 
     by_part = places.distinct().groupBy(F.expr(f"place >> {_ROW_BITS}").alias("part"))
     wanted = by_part.agg(F.collect_list("place").alias("places")).join(corpus.listed(spark), "part")
@@ -165,20 +167,20 @@ def verified(spark: SparkSession, corpus: Corpus, candidates: DataFrame, least: 
             yield batch.select(["low", "high"]).filter(alike)
 
     ends = candidates.select(F.explode(F.array("low", "high")).alias("place"))
-    found = looked_up(spark, corpus, ends, "signature").localCheckpoint()
-    left = found.select(F.col("place").alias("low"), F.col("signature").alias("left"))
-    right = found.select(F.col("place").alias("high"), F.col("signature").alias("right"))
+    signatures = lookup(spark, corpus, ends, "signature").localCheckpoint()  # joined twice, read once
+    left = signatures.select(F.col("place").alias("low"), F.col("signature").alias("left"))
+    right = signatures.select(F.col("place").alias("high"), F.col("signature").alias("right"))
     return candidates.join(left, "low").join(right, "high").mapInArrow(keep, "low bigint, high bigint")
 
 
 def restarred(
     spark: SparkSession, corpus: Corpus, large: DataFrame, edges: DataFrame, recipe: VerifiedDeduplicate
 ) -> tuple[DataFrame, int]:
-    """The edges with those that a star of a large bucket missed, and how many pairs were tried for them.
+    """The edges with those that the stars of large buckets missed, and how many pairs were tried for them.
 
-    `large`: (bucket, low, high), the stars tried. Who is not like the smallest place of a bucket is starred again
-    around the smallest of those left, `max_bucket` times at most: so a document costs no more pairs than in the
-    largest small bucket.
+    `large`: (bucket, low, high), the stars tried so far. The places of a bucket that are not like its smallest one form
+    a star again, around the smallest of them, and so on, `max_bucket` times at most: a document then costs no more
+    pairs than in a bucket of `max_bucket` places.
     """
     tried = 0
     for _ in range(recipe.max_bucket):
@@ -191,24 +193,24 @@ def restarred(
         candidates = large.select("low", "high").distinct().localCheckpoint()
         tried += candidates.count()
         alike = verified(spark, corpus, candidates, recipe.min_jaccard)
-        edges = edges.union(alike).distinct().localCheckpoint()
+        edges = edges.union(alike).distinct().localCheckpoint()  # else each round would repeat those before
     return edges, tried
 
 
 def components(edges: DataFrame) -> DataFrame:
-    """(place, cluster): each end of an edge, and the smallest place of its connected component where it is another.
+    """(place, cluster) of all ends of edges but those that are the smallest of their connected component.
 
-    Large-star and small-star in turn until nothing changes (Kiveris et al. 2014, "Connected Components in MapReduce
-    and Beyond"). `edges`: (low, high) with low < high.
+    `cluster` is the smallest place of the component. Large-star and small-star in turn until nothing changes (Kiveris
+    et al. 2014, "Connected Components in MapReduce and Beyond"). `edges`: (low, high) with low < high.
     """
     current = edges.select(F.col("high").alias("u"), F.col("low").alias("v")).distinct()
     signature = None
     while True:
-        # Large-star: each node tells its larger neighbours of its smallest one.
+        # Large-star: each node connects its larger neighbours to its smallest neighbour.
         both = current.union(current.select(F.col("v").alias("u"), F.col("u").alias("v")))
         least = both.groupBy("u").agg(F.min("v").alias("m")).withColumn("m", F.least("m", "u"))
         large = both.join(least, "u").where("v > u").select(F.col("v").alias("u"), F.col("m").alias("v"))
-        # Small-star: each node ties its smaller neighbours, and itself, to the smallest of them.
+        # Small-star: each node connects its smaller neighbours, and itself, to the smallest of them.
         down = large.where("u > v").distinct()
         least = down.groupBy("u").agg(F.min("v").alias("m"))
         tied = down.join(least, "u").select(F.col("v").alias("u"), F.col("m").alias("v")).where("u > v")
@@ -234,49 +236,53 @@ def united(low: Places, high: Places) -> pa.Table:
     for pair in zip(low.tolist(), high.tolist(), strict=True):
         first, second = sorted(map(find, pair))
         root[second] = first
-    leave = [place for place in root if find(place) != place]
+    dropped = [place for place in root if find(place) != place]
     schema = pa.schema([("place", pa.int64()), ("cluster", pa.int64())])
-    return pa.table([leave, [root[place] for place in leave]], schema=schema)
+    return pa.table([dropped, [root[place] for place in dropped]], schema=schema)
 
 
 def connected(spark: SparkSession, edges: DataFrame, count: int) -> DataFrame:
-    """As `components`; a few edges need no cluster of machines."""
+    """As `components`, of `count` edges; in the driver where they are few."""
     if count > FEW_EDGES:
         return components(edges)
-    found = edges.toArrow()
-    return spark.createDataFrame(united(found["low"].to_numpy(), found["high"].to_numpy()))
+    collected = edges.toArrow()
+    return spark.createDataFrame(united(collected["low"].to_numpy(), collected["high"].to_numpy()))
 
 
 def find(spark: SparkSession, corpus: Corpus, recipe: Deduplicate, folder: str) -> dict[str, Any]:
-    """Find all clusters and return the numbers that say what was found.
+    """Find all clusters. Returns numbers for the manifest.
 
-    Writes `folder`/<number>.parquet for each part of `corpus.new`: `CLUSTERS` of the documents that are not alone, in
-    order of rows; `cluster` is the id of the document that stays. Who leaves has a reason, who stays a size.
+    Writes `folder`/<number>.parquet for each part of `corpus.new`: rows of `CLUSTERS`, in the order of rows, for the
+    documents that have copies. `cluster` is the id of the document that is kept; dropped documents have a reason, kept
+    ones a cluster size.
     """
+    # 1. Exact copies, which need no signatures.
     copies = exact_copies(spark, corpus).localCheckpoint()
+    # 2. Candidate pairs by band hashes.
     tasks = max(
         int(spark.conf.get("spark.sql.shuffle.partitions") or 1),
         -(-corpus.documents * recipe.bands // BUCKETS_A_TASK),
     )
-    hashed = bands(spark, corpus, copies)
-    found = buckets(hashed, recipe.max_bucket, tasks).localCheckpoint()
-    large = found.where("bucket is not null")
-    edges = candidates = found.select("low", "high").distinct().localCheckpoint()
+    paired = buckets(bands(spark, corpus, copies), recipe.max_bucket, tasks).localCheckpoint()
+    large = paired.where("bucket is not null")
+    edges = candidates = paired.select("low", "high").distinct().localCheckpoint()
     large_buckets, tried = large.select("bucket").distinct().count(), candidates.count()
+    # 3. Of these the pairs that are near copies.
     if isinstance(recipe, VerifiedDeduplicate):
         edges = verified(spark, corpus, candidates, recipe.min_jaccard).localCheckpoint()
         if large_buckets:
             edges, again = restarred(spark, corpus, large, edges, recipe)
             tried += again
     verified_pairs = edges.count()
+    # 4. Their connected components. An exact copy is in the cluster of the document that has its text.
     near = connected(spark, edges, verified_pairs)
     of_copies = copies.join(near.withColumnRenamed("place", "first"), "first", "left").select(
         "place", F.coalesce("cluster", "first").alias("cluster"), F.lit("exact_copy").alias("reason")
     )
     of_near = near.select("place", "cluster", F.lit("near_copy").alias("reason"))
-    leaving = of_copies.union(of_near).where("place >= 0").localCheckpoint()
-    sizes = leaving.groupBy("cluster").agg(F.count("*").alias("size")).localCheckpoint()
-    _write(spark, corpus, leaving, sizes.where("cluster >= 0"), folder)
+    dropped = of_copies.union(of_near).where("place >= 0").localCheckpoint()  # of this crawl
+    sizes = dropped.groupBy("cluster").agg(F.count("*").alias("size")).localCheckpoint()
+    _write(spark, corpus, dropped, sizes.where("cluster >= 0"), folder)
     known = F.sum(F.when(F.col("cluster") < 0, F.col("size")).otherwise(0))
     clusters, largest, known_before = sizes.agg(F.count("*"), F.max("size"), known).first() or (0, 0, 0)
     return {
@@ -289,10 +295,11 @@ def find(spark: SparkSession, corpus: Corpus, recipe: Deduplicate, folder: str) 
     }
 
 
-def _write(spark: SparkSession, corpus: Corpus, leaving: DataFrame, left: DataFrame, folder: str) -> None:
-    """Write who leaves, and who stays with how many in all, part by part; with the ids of those that stay.
+def _write(spark: SparkSession, corpus: Corpus, dropped: DataFrame, kept: DataFrame, folder: str) -> None:
+    """Write the rows of `CLUSTERS`, part by part.
 
-    `left`: (cluster, size), the documents of this crawl that others leave for, and how many do.
+    `dropped`: (place, cluster, reason). `kept`: (cluster, size), the documents of this crawl that have copies, and how
+    many were dropped for each.
     """
 
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -302,15 +309,15 @@ def _write(spark: SparkSession, corpus: Corpus, leaving: DataFrame, left: DataFr
             yield pa.RecordBatch.from_pydict({"part": [row["part"]]})
 
     none = F.lit(None)
-    staying = left.select(F.col("cluster").alias("place"), "cluster", none, F.expr("size + 1"))
-    members = leaving.withColumn("cluster_size", none.cast("bigint")).union(staying)
-    named = looked_up(spark, corpus, leaving.select(F.col("cluster").alias("place")), "id")
-    rows = members.join(named.withColumnRenamed("place", "cluster"), "cluster").select(
+    kept_members = kept.select(F.col("cluster").alias("place"), "cluster", none, F.expr("size + 1"))
+    members = dropped.withColumn("cluster_size", none.cast("bigint")).union(kept_members)
+    ids = lookup(spark, corpus, dropped.select(F.col("cluster").alias("place")), "id")
+    rows = members.join(ids.withColumnRenamed("place", "cluster"), "cluster").select(
         F.expr(f"place >> {_ROW_BITS}").alias("part"),
         F.struct(F.expr(f"place & {_ROWS}").alias("row"), F.col("id").alias("cluster"), "reason", "cluster_size").alias(
             "document"
         ),
     )
     by_part = rows.groupBy("part").agg(F.collect_list("document").alias("rows"))
-    parts = corpus.listed(spark).where("part >= 0").join(by_part, "part", "left")
+    parts = corpus.listed(spark).where("part >= 0").join(by_part, "part", "left")  # a file for each part, empty or not
     parts.select("part", "rows").mapInArrow(write, "part bigint").count()

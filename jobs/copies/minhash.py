@@ -1,4 +1,4 @@
-"""MinHash signatures of word n-grams (Broder 1997), as FineWeb uses them: bands x rows hashes of 64 bits."""
+"""MinHash signatures of word n-grams (Broder 1997), as FineWeb uses them: bands * rows hashes of 64 bits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy.typing as npt
 import xxhash
 
 Signature = npt.NDArray[np.uint64]
-Functions = tuple[Signature, Signature]  # as `permutations` makes them
-_AT_ONCE = 28  # functions: what they make of a page's n-grams lies in a processor's cache
+Functions = tuple[Signature, Signature]  # multipliers and offsets, of `permutations`
+_AT_ONCE = 28  # functions computed at once: their values for a page's n-grams fit into the processor's cache
 
 
 def permutations(count: int, seed: int) -> Functions:
@@ -24,7 +24,7 @@ def permutations(count: int, seed: int) -> Functions:
 def signature(words: Sequence[str], n: int, functions: Functions) -> Signature:
     """Smallest value of each hash function over the n-grams of the words; shape (count,).
 
-    A text of fewer than n words is one n-gram of all it has.
+    A text of fewer than n words counts as one n-gram.
     """
     following = zip(*(words[i:] for i in range(n)), strict=False) if len(words) >= n else [words]
     grams = set(map(" ".join, following))
@@ -43,7 +43,7 @@ def signature(words: Sequence[str], n: int, functions: Functions) -> Signature:
 
 
 def band_hashes(values: Signature, bands: int) -> list[int]:
-    """One signed 64-bit hash a band, as Spark's `bigint` holds them."""
+    """One 64-bit hash per band, signed as Spark's `bigint` is."""
     rows = values.reshape(bands, -1)
     return [
         int(np.uint64(xxhash.xxh3_64_intdigest(row.tobytes(), seed=band)).astype(np.int64))
@@ -54,13 +54,13 @@ def band_hashes(values: Signature, bands: int) -> list[int]:
 def shortened(values: Signature) -> bytes:
     """The lower 16 bits of each hash: all that `similarities` needs (Li & König 2010, b-bit minwise hashing).
 
-    Two different hashes agree in them once in 65,536 times, which adds 0.002 to the equal ones of 112.
+    Different hashes agree in these bits once in 65,536 times: among 112 hashes, 0.002 too many are taken as equal.
     """
     return values.astype(np.uint16).tobytes()
 
 
 def similarities(left: bytes, right: bytes, pairs: int) -> npt.NDArray[np.float64]:
-    """Estimates of Jaccard similarity, shape (pairs,), from `shortened` signatures one after another."""
+    """Estimated Jaccard similarities, shape (pairs,). `left` and `right`: concatenated `shortened` signatures."""
     if not pairs:
         return np.zeros(0)
     equal = np.frombuffer(left, np.uint16) == np.frombuffer(right, np.uint16)

@@ -1,1 +1,1 @@
-"""What the stages are made of: session, parts, decisions, tables."""
+"""What all stages share: the Spark session, parts as tasks, decisions beside the text, Parquet tables."""

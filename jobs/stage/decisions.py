@@ -1,7 +1,7 @@
-"""Decisions beside the text: documents never change, a stage writes which of them stay, a later one reads both.
+"""Decisions beside the text: documents never change; a stage writes which of them are kept, a later one reads both.
 
 For each part of a text artifact there is a part of decisions, with rows (id, reason, …) in the same order; a null
-reason means that the document stays.
+reason means that the document is kept.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Text(Part):
 
 @dataclass(frozen=True)
 class Decided(Text):
-    """A part of a text artifact and the decisions on its documents."""
+    """A part of a text artifact, and the file of the decisions on its documents."""
 
     decided: str
 
@@ -47,19 +47,22 @@ def texts(published: Published) -> list[Text]:
 
 
 def aligned(published: Published, decisions: Published, prefix: str = "") -> list[Decided]:
-    """The parts of a text artifact, each with the decisions on it."""
+    """The parts of a text artifact, each with its decisions; `prefix` begins their names."""
     pairs = zip(published.files(PARQUET), decisions.files(PARQUET), strict=True)
     return [Decided(prefix + part_name(text), text, decided) for text, decided in pairs]
 
 
 def kept(storage: Storage, part: Decided, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows of a part that its decisions keep, in order: `id` and these columns."""
+    """The rows of a part that its decisions keep, in order, with `id` and these columns.
+
+    A document on which there is no decision, since an earlier stage dropped it, is not among them.
+    """
     stay = {row["id"] for row in read_rows(storage, part.decided, ("id", "reason")) if row["reason"] is None}
     return (row for row in read_rows(storage, part.text, ("id", *columns)) if row["id"] in stay)
 
 
 def write(storage: Storage, folder: str, name: str, rows: Sequence[Row], schema: pa.Schema) -> Iterator[State]:
-    """Write a part of decisions, and yield its commit, counts included."""
+    """Write a part of decisions, and yield its commit with the counts."""
     file = f"part-{name}{PARQUET}"
     write_table(storage, f"{folder}/{file}", rows, schema)
     reasons = Counter(row["reason"] for row in rows)
@@ -67,13 +70,13 @@ def write(storage: Storage, folder: str, name: str, rows: Sequence[Row], schema:
 
 
 def counted(reasons: Counter[str | None]) -> dict[str, Any]:
-    """What a part's commit says of its rows, by reason."""
+    """Counts of a part's rows for its commit; `reasons`: by reason, None for kept."""
     dropped = {str(reason): count for reason, count in sorted(reasons.items(), key=str) if reason is not None}
     return {"in": reasons.total(), "kept": reasons[None], "dropped": dropped}
 
 
 def totals(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[artifact.File], Counts]:
-    """Files and counts of all parts."""
+    """Files and summed counts of all parts, from their commits."""
     dropped: Counter[str] = Counter()
     for record in records.values():
         dropped.update(record["dropped"])

@@ -1,7 +1,7 @@
-"""Parts of a stage as Spark tasks: each part is worked on in one Python worker and committed there.
+"""Parts of a stage as Spark tasks: each part is processed in one Python worker and committed there.
 
-A worker reads and writes files itself; only small rows cross the JVM. So a kill costs one part, and a rerun starts
-with the parts that are not committed.
+A worker reads and writes files itself; only small rows cross the JVM. So a kill costs one part, and a rerun processes
+only the parts that are not committed.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ from pipeline.progress import Progress
 
 @dataclass(frozen=True)
 class Part:
-    """What one task works on: its name, by which it is committed, and in a subclass the files it reads, as text."""
+    """What one task processes: its name, by which it is committed, and in a subclass the files it reads.
+
+    Fields are strings or numbers: a part travels to its worker as JSON.
+    """
 
     name: str
 
 
 P = TypeVar("P", bound=Part)
 State = dict[str, Any]
-# A part's work: yields {"done": n, …} at least every 10 seconds (a silent worker is killed), and last
+# A part's work yields {"done": n, …} at least every 10 seconds, since Spark kills a silent worker, and at last
 # {"commit": record}, after its files are written.
 Work = Callable[[P], Iterator[State]]
 
-GIVEN, TOLD = "part string, state string", "part string, state string, filler binary"
+_TO_WORKER, _TO_DRIVER = "part string, state string", "part string, state string, filler binary"
 _ARROW = pa.schema([("part", pa.string()), ("state", pa.string()), ("filler", pa.binary())])
 _POLL_SECONDS = 0.5
 
@@ -58,10 +61,10 @@ def run_parts(
     step: str = "",
     stream: str = "",
 ) -> dict[str, dict[str, Any]]:
-    """Do the parts that are not yet committed, one per Spark task; returns all records by part name, sorted.
+    """Process the parts that are not yet committed, one per Spark task. Returns all records by part name, sorted.
 
-    `step` separates the parts of one step of a stage from those of another,
-    `stream` the progress of one of several applications. `spark` may be None where nothing is `waiting`.
+    `step` separates the parts of one step of a stage from those of another, `stream` the progress of one of several
+    applications. `spark` may be None where no part is `waiting`. An error of ours in a part is raised here again.
     """
     prefix = f"{step}-" if step else ""
     left = waiting(building, parts, step)
@@ -78,38 +81,40 @@ def run_parts(
                         if "commit" in state:
                             record = state["commit"] | {"cpu_seconds": round(cpu() - before, 3)}
                             commit(storage, folder, prefix + row["part"], record)
-                        yield _told(row["part"])
-                except CrawlToChatError as error:  # said to the driver as it is, not as a trace of the JVM
+                        yield _state(row["part"])
+                except CrawlToChatError as error:  # sent to the driver as it is: the JVM would make it a stack trace
                     failed = json.dumps([type(error).__name__, error.what, error.remedy])
                 if failed:
-                    yield _told(row["part"], failed)
+                    yield _state(row["part"], failed)
 
     with followed(building, [part.name for part in parts], step, stream):
         if left:
             assert spark is not None
-            # One partition a part: the smallest unit that can be lost.
+            # One partition per part, so that a lost task costs one part.
             listed = [(part.name, json.dumps(dataclasses.asdict(part))) for part in left]
             rows = spark.sparkContext.parallelize(listed, len(listed))
-            states = spark.createDataFrame(rows, GIVEN).mapInArrow(run, TOLD)
+            states = spark.createDataFrame(rows, _TO_WORKER).mapInArrow(run, _TO_DRIVER)
             failures = states.where("state is not null").select("state").collect()
             if failures:
                 kind, what, remedy = json.loads(failures[0]["state"])
                 raise getattr(errors, kind)(what, remedy)
     names = sorted(part.name for part in parts)
-    done = building.commits({prefix + name for name in names})
-    return {name: done[prefix + name] for name in names}
+    records = building.commits({prefix + name for name in names})
+    return {name: records[prefix + name] for name in names}
 
 
-def _told(part: str, failed: str | None = None) -> pa.RecordBatch:
-    """A row for the JVM that reaches it at once: a small one would lie in the worker's buffer for an hour, and the
-    worker be killed for its silence."""
+def _state(part: str, failed: str | None = None) -> pa.RecordBatch:
+    """A row for the JVM, as large as the worker's output buffer, so that it is sent at once.
+
+    Small rows would stay in the buffer for up to an hour, and the worker would be killed for its silence.
+    """
     filler = bytes(int(os.environ.get("SPARK_BUFFER_SIZE", 65536)))
     return pa.RecordBatch.from_pylist([{"part": part, "state": failed, "filler": filler}], _ARROW)
 
 
 @contextmanager
 def followed(building: Building, names: Sequence[str], step: str, stream: str = "") -> Iterator[None]:
-    """Within the block the commits of these parts are told as progress; after it all are there."""
+    """Write progress from the commits of these parts while the block runs, and that all are done when it ends."""
     prefix = f"{step}-" if step else ""
     progress = Progress(building.storage, building.progress_folder, building.content.stage, step or "part", stream)
     finished = threading.Event()
@@ -120,7 +125,8 @@ def followed(building: Building, names: Sequence[str], step: str, stream: str = 
             began = monotonic()
             committed = set(building.committed())
             progress(sum(prefix + name in committed for name in names), len(names))
-            pause = max(_POLL_SECONDS, 20 * (monotonic() - began))  # a bucket takes its time to list 90,000 names
+            # At most a twentieth of the time is spent on it: in a bucket, listing 90,000 names takes long.
+            pause = max(_POLL_SECONDS, 20 * (monotonic() - began))
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
@@ -133,12 +139,12 @@ def followed(building: Building, names: Sequence[str], step: str, stream: str = 
 
 
 def cpu_seconds(records: dict[str, dict[str, Any]], spark: SparkSession | None) -> float:
-    """CPU seconds of the parts, and of the JVM behind the session where /proc tells them."""
+    """CPU seconds of the parts, and of the JVM behind the session where /proc has them."""
     seconds = sum(float(record["cpu_seconds"]) for record in records.values())
     if spark is not None:
-        # Under spark-submit the JVM started us; else the session started it.
-        started = getattr(spark.sparkContext._gateway, "proc", None)
-        seconds += guard.cpu_seconds(started.pid if started else os.getppid())
+        # Under spark-submit the JVM is our parent process; else the session started it.
+        jvm = getattr(spark.sparkContext._gateway, "proc", None)
+        seconds += guard.cpu_seconds(jvm.pid if jvm else os.getppid())
     return seconds
 
 

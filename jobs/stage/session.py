@@ -11,8 +11,7 @@ from pyspark.sql import SparkSession
 
 from pipeline.errors import MachineError
 
-# Spark waits for ever for a Python worker that hangs, unless told otherwise.
-IDLE_SECONDS = 120
+IDLE_SECONDS = 120  # after which a silent Python worker is killed; by default Spark waits for ever
 SETTINGS = {
     "spark.sql.execution.pyspark.udf.idleTimeoutSeconds": str(IDLE_SECONDS),
     "spark.sql.execution.pyspark.udf.killOnIdleTimeout": "true",
@@ -25,24 +24,24 @@ SETTINGS = {
     "spark.ui.showConsoleProgress": "false",
 }
 
-# On one machine a session is short: without the second compiler and a parallel collector, and with the classes that
-# jobs.commands.prebuild left, it costs a third of the CPU seconds (10 against 29). Without that file it starts as well.
+# On one machine a session is short. Without the second compiler and a parallel garbage collector, and with the archive
+# of classes that jobs.commands.prebuild makes, it costs a third of the CPU seconds (10 against 29). It also starts
+# without that file.
 SMALL_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 CLASSES = Path(__file__).resolve().parents[2] / ".crawl2chat/spark.jsa"
 SHARED_CLASSES = f'"-XX:SharedArchiveFile={CLASSES}" -Xlog:cds*=off'
 
 
 def spark(name: str, classes: str = SHARED_CLASSES) -> SparkSession:
-    """The session of a stage. The master is the submitter's, or all cores of this machine.
+    """The session of a stage, on the master of spark-submit, or else on all cores of this machine.
 
-    `classes`: the options of Java that map an archive of classes here, or make one.
-    Raises `MachineError` where there is no Java.
+    `classes`: Java's options that map an archive of classes, or make one. Raises `MachineError` where there is no Java.
     """
     if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
         raise MachineError("Java is not installed", "install it: apt-get install openjdk-17-jre-headless")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName(f"crawl2chat {name}")
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets it; then the master is its business
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # set by spark-submit, which then also sets the master
         builder = builder.master("local[*]")
         if "SPARK_DRIVER_MEMORY" not in os.environ:  # a user who sets it runs a long job: keep Java's defaults
             builder = builder.config("spark.driver.extraJavaOptions", f"{SMALL_JVM} {classes}")
@@ -51,6 +50,6 @@ def spark(name: str, classes: str = SHARED_CLASSES) -> SparkSession:
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("WARN")
     if "spark.sql.shuffle.partitions" not in dict(session.sparkContext.getConf().getAll()):
-        # Spark's own 200 are meant for a cluster; more partitions than cores need is only overhead here.
+        # Spark's default of 200 is meant for a cluster; partitions beyond what the cores need are only overhead here.
         session.conf.set("spark.sql.shuffle.partitions", str(2 * session.sparkContext.defaultParallelism))
     return session

@@ -1,4 +1,4 @@
-"""Parquet files of an artifact: the same rows give the same bytes, and memory holds one row group of them."""
+"""Parquet files of an artifact: the same rows give the same bytes, and memory holds one row group at a time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 
 from pipeline.storage import Storage
 
-# A row group ends with the row that reaches one of these; text of web pages is about 4,000 characters a row.
+# A row group ends with the row that reaches one of these limits; the text of a web page has about 4,000 characters.
 GROUP_ROWS = 10_000
-GROUP_CHARACTERS = 8 << 20  # and bytes, of all its strings together
-_BATCH = 1000  # rows that are read at once
+GROUP_CHARACTERS = 8 << 20  # of strings, and bytes of binary values, in all its rows
+_BATCH = 1000  # rows read at once
 _FORMAT = ds.ParquetFileFormat(
-    default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=False)  # or files are held whole
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=False)  # with it memory holds whole files
 )
 
 Row = dict[str, Any]
@@ -25,9 +25,9 @@ Row = dict[str, Any]
 
 @contextmanager
 def writing(storage: Storage, name: str, schema: pa.Schema) -> Iterator[Callable[[Row], None]]:
-    """A file of rows, which are given one by one; a key that is not in a row becomes null.
+    """A new file; yields a function that writes one row. A column that a row lacks is null.
 
-    As `Storage.writing`: it appears whole, or not at all, and a kill leaves nothing behind.
+    As with `Storage.writing`, the file appears whole or not at all, and a kill leaves nothing behind.
     """
     group: list[Row] = []
     characters = 0
@@ -54,7 +54,7 @@ def writing(storage: Storage, name: str, schema: pa.Schema) -> Iterator[Callable
 
 
 def write_table(storage: Storage, name: str, rows: Iterable[Row], schema: pa.Schema) -> None:
-    """Write rows as one file, as `writing`."""
+    """Write rows as one file, as with `writing`."""
     with writing(storage, name, schema) as write:
         for row in rows:
             write(row)
@@ -66,7 +66,7 @@ def read_table(
     columns: Sequence[str] | None = None,
     where: Sequence[tuple[str, str, Any]] | None = None,
 ) -> pa.Table:
-    """A file, these columns only; `where` as in pyarrow: row groups that cannot match are not read."""
+    """A file, or some of its columns. `where`: pyarrow's filters; row groups that cannot match are not read."""
     with storage.reading(name) as stream:
         return pq.read_table(stream, columns=list(columns) if columns else None, filters=list(where) if where else None)
 
@@ -77,7 +77,7 @@ def read_rows(
     columns: Sequence[str] | None = None,
     where: Sequence[tuple[str, str, Any]] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a file, as `read_table`, one after the other."""
+    """The rows of a file, as with `read_table`, one after another, in little memory."""
     with storage.reading(name) as stream:
         for batch in _FORMAT.make_fragment(stream).to_batches(
             columns=list(columns) if columns else None,

@@ -2,8 +2,8 @@
 
 The life of a stage:
 
-    building = artifact.open_stage(storage, run, spec, recipe_section, inputs, force=False)
-    if isinstance(building, Published):           # somebody made exactly this before: verified, nothing to do
+    building = artifact.start(storage, run, Identity(stage, section, seed, inputs))
+    if isinstance(building, Published):           # exactly this was made before: verified, nothing to do
         return
     for part in parts:
         if part not in building.committed():      # a kill costs one part
@@ -11,7 +11,7 @@ The life of a stage:
             building.commit(part, {...})
     building.publish(files, counts, numbers)
 
-A *run* (`<root>/runs/<run>/`) ties the stages of one recipe together: `recipe.yaml` and a pointer a stage, by which
+A *run* (`<root>/runs/<run>/`) ties the stages of one recipe together: `recipe.yaml` and one pointer per stage, by which
 the next stage finds its input. Readers list files from the manifest, never from the folder.
 """
 
@@ -32,12 +32,12 @@ from pipeline.artifact.artifact import (
 )
 from pipeline.artifact.building import (
     Building,
+    Identity,
     commit,
     describe,
-    fingerprint,
-    folder_of,
     is_committed,
     open_stage,
+    start,
 )
 from pipeline.artifact.runs import (
     Pointer,
@@ -52,8 +52,7 @@ from pipeline.artifact.runs import (
 )
 
 __all__ = [
-    "MANIFEST", "Building", "Content", "Cost", "Counts", "File", "Input", "Manifest", "Pointer", "Published",
-    "RunArtifacts", "Stage", "adopt", "commit", "describe", "digest", "fingerprint", "folder_of", "is_committed",
-    "is_published", "lineage", "newest_run", "of_run", "open_stage", "pointer", "pointers", "read", "run_name",
-    "runs_with",
+    "MANIFEST", "Building", "Content", "Cost", "Counts", "File", "Identity", "Input", "Manifest", "Pointer",
+    "Published", "RunArtifacts", "Stage", "adopt", "commit", "describe", "digest", "is_committed", "is_published",
+    "lineage", "newest_run", "of_run", "open_stage", "pointer", "pointers", "read", "run_name", "runs_with", "start",
 ]  # fmt: skip

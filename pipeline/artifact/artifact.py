@@ -22,7 +22,7 @@ from pipeline.errors import ArtifactError, StageError, StorageError
 from pipeline.storage import Storage
 
 MANIFEST = "manifest.json"
-DOWNLOADS = 8  # files at once: more connections only bring answers of "slow down"
+DOWNLOADS = 8  # files at once: with more connections an object store only answers 503, "slow down"
 _BLOCK = 1 << 20
 
 
@@ -33,7 +33,7 @@ class Frozen(BaseModel):
 
 
 class File(Frozen):
-    """One file of an artifact; `rows` counts what it holds (documents, tokens, steps: the stage says)."""
+    """One file of an artifact; `rows` counts what it holds: documents, tokens or steps, as its stage defines."""
 
     path: str
     bytes: int
@@ -43,7 +43,7 @@ class File(Frozen):
     @field_validator("path")
     @classmethod
     def _below(cls, path: str) -> str:
-        """A manifest from elsewhere must not lead out of the folder into which its files are copied."""
+        """A manifest from elsewhere must not name a file outside the folder into which its files are copied."""
         if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
             raise ValueError(f"{path!r} is no path below an artifact")
         return path
@@ -101,7 +101,7 @@ class Content(Frozen):
 
 
 class Cost(Frozen):
-    """The part of a manifest that is never hashed: what making it took."""
+    """The part of a manifest that is never hashed: what the artifact cost to make."""
 
     started: float
     seconds: float
@@ -143,7 +143,7 @@ def digest(data: Any) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """A published artifact: its manifest and where it lies."""
+    """A published artifact: its manifest, and its folder below the root."""
 
     storage: Storage
     folder: str
@@ -159,8 +159,8 @@ class Published:
         return f"{self.folder}/{path}"
 
     def files(self, suffix: str = "") -> list[str]:
-        """Names (for the storage) of the files that the manifest lists, with this ending, in order."""
-        return [self.file(f.path) for f in self.content.files if f.path.endswith(suffix)]
+        """Names, for the storage, of the files that end with `suffix`, in the order of the manifest."""
+        return [self.file(file.path) for file in self.content.files if file.path.endswith(suffix)]
 
     def as_input(self) -> Input:
         """This artifact as the input of another."""
@@ -172,10 +172,10 @@ class Published:
         )
 
     def on_disk(self, *suffixes: str) -> Path:
-        """A folder of this machine with the files that end so (all, where no ending is given), to be mapped or opened.
+        """A folder of this machine that holds the files with these suffixes (all by default), to be mapped or opened.
 
-        Of a remote root they are copied, once a machine, into `CRAWL2CHAT_CACHE` (default `~/.cache/crawl2chat`) below
-        the content hash; what comes is checked against the manifest, or `ArtifactError`.
+        From a remote root they are copied once per machine, into `CRAWL2CHAT_CACHE` (default `~/.cache/crawl2chat`)
+        below the content hash. Raises `ArtifactError` where a copy differs from the manifest.
         """
         if self.storage.local:
             return self.storage.local_path(self.folder)
@@ -184,22 +184,22 @@ class Published:
         folder.mkdir(parents=True, exist_ok=True)
         wanted = [file for file in self.content.files if not suffixes or file.path.endswith(suffixes)]
         with (folder / ".lock").open("w") as lock, ThreadPoolExecutor(DOWNLOADS) as pool:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process of a machine copies, the others find it done
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process per machine copies; the others wait, then find the copies
             list(pool.map(lambda file: self._copy(file, folder / file.path), wanted))
         return folder
 
     def _copy(self, file: File, target: Path) -> None:
-        """A file from a remote root, whole or not at all."""
+        """Copy a file from a remote root, whole or not at all."""
         if target.exists() and target.stat().st_size == file.bytes:
             return
-        digest, temporary = hashlib.sha256(), target.with_name(f"{target.name}.tmp")
+        checksum, temporary = hashlib.sha256(), target.with_name(f"{target.name}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self.storage.reading(self.file(file.path)) as source, temporary.open("wb") as stream:
                 while block := source.read(_BLOCK):
-                    digest.update(block)
+                    checksum.update(block)
                     stream.write(block)
-            if digest.hexdigest() != file.sha256:
+            if checksum.hexdigest() != file.sha256:
                 raise _changed(self.storage.path(self.file(file.path)), "is not the file that was published")
             os.replace(temporary, target)
         except OSError as error:
@@ -208,7 +208,7 @@ class Published:
             temporary.unlink(missing_ok=True)
 
     def verify(self) -> None:
-        """Raise `ArtifactError` where a file is missing or is not what the manifest says."""
+        """Raise `ArtifactError` where a file is missing or differs from the manifest."""
         for listed in self.content.files:
             name = self.file(listed.path)
             size = self.storage.size(name)
@@ -218,12 +218,15 @@ class Published:
                 raise _changed(self.storage.path(name), "is not the file that was published")
 
 
-def _changed(path: str, what: str) -> ArtifactError:
-    return ArtifactError(f"{path} {what}", "restore the file, or rerun its stage with --force to make it again")
+def _changed(path: str, difference: str) -> ArtifactError:
+    return ArtifactError(f"{path} {difference}", "restore the file, or rerun its stage with --force to make it again")
 
 
 def read(storage: Storage, folder: str) -> Published:
-    """The published artifact in `folder`; its manifest is checked against its own hash."""
+    """The published artifact in `folder`.
+
+    Raises `ArtifactError` where there is none, and where the manifest's content does not have the hash it states.
+    """
     name = f"{folder}/{MANIFEST}"
     if not is_published(storage, folder):
         raise ArtifactError(f"{storage.path(folder)} holds no published artifact", "run the stage that makes it")
@@ -237,19 +240,19 @@ def read(storage: Storage, folder: str) -> Published:
 
 
 def is_published(storage: Storage, folder: str) -> bool:
-    """Whether `folder` holds a published artifact, which is not looked at."""
+    """Whether `folder` holds a manifest; neither it nor the files are read."""
     return storage.exists(f"{folder}/{MANIFEST}")
 
 
 def lineage(storage: Storage, published: Published) -> list[Published]:
-    """All artifacts that `published` was made from, itself last, each once."""
-    found: dict[str, Published] = {}
+    """All artifacts that `published` was made from, each once and after its own inputs, itself last."""
+    artifacts: dict[str, Published] = {}
 
     def visit(artifact: Published) -> None:
         for source in artifact.content.inputs:
-            if source.fingerprint and source.location not in found:
+            if source.fingerprint and source.location not in artifacts:
                 visit(read(storage, source.location))
-        found[artifact.folder] = artifact
+        artifacts[artifact.folder] = artifact
 
     visit(published)
-    return list(found.values())
+    return list(artifacts.values())

@@ -9,7 +9,8 @@ import socket
 import time
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pipeline.artifact.artifact import (
@@ -36,7 +37,10 @@ SCHEMA_VERSION = 1
 
 @dataclass
 class Building:
-    """An artifact in the making. Data files go to `file(...)` at once; they count only once the manifest lists them."""
+    """An artifact in the making.
+
+    Data files are written to `file(...)`, in the artifact's own folder: readers see them once the manifest lists them.
+    """
 
     storage: Storage
     run: str
@@ -59,19 +63,19 @@ class Building:
         return f"{self.pointer.folder}/{path}"
 
     def committed(self) -> list[str]:
-        """The parts that are finished, by name; their records are not read."""
+        """Names of the committed parts; their records are not read."""
         folder = f"{self.work}/commits"
         return [name[len(folder) + 1 : -5] for name in self.storage.names(folder) if name.endswith(".json")]
 
     def commits(self, parts: Container[str] | None = None) -> dict[str, dict[str, Any]]:
-        """The records of what is finished, by part; with `parts`, of those only."""
+        """The records of the committed parts, by name; with `parts`, of those only."""
         names = [name for name in self.committed() if parts is None or name in parts]
-        with ThreadPoolExecutor(DOWNLOADS) as pool:  # a crawl has 90,000, each a request where the root is remote
+        with ThreadPoolExecutor(DOWNLOADS) as pool:  # a crawl has 90,000 parts, each a request where the root is remote
             records = pool.map(lambda name: json.loads(self.storage.read(f"{self.work}/commits/{name}.json")), names)
             return dict(zip(names, records, strict=True))
 
     def commit(self, part: str, record: dict[str, Any]) -> None:
-        """Say that `part` is finished, after its files are written."""
+        """Record that `part` is finished; its files must be written before."""
         commit(self.storage, self.work, part, record)
 
     def publish(
@@ -82,10 +86,11 @@ class Building:
         run_numbers: dict[str, Any] | None = None,
         cpu_seconds: float | None = None,
     ) -> Published:
-        """Write the manifest, last. Loses a race quietly: the other made the same.
+        """Write the manifest, last. Where another process published the same meanwhile, its manifest stays.
 
         `numbers` are results that belong to the content; `run_numbers` (speeds, memory) vary from run to run.
-        `cpu_seconds`: of processes that are not children of this one, in addition to its own and its children's.
+        `cpu_seconds` of processes that are not children of this one are added to its own and its children's.
+        Raises `StageError` where `counts` do not add up, `ArtifactError` where the other published other files.
         """
         if counts is not None:
             counts.check(self.content.stage)
@@ -105,23 +110,23 @@ class Building:
         first = self.storage.create(name, manifest.model_dump_json(indent=1).encode())
         published = read(self.storage, self.pointer.folder)
         if not first and published.manifest.content_hash != manifest.content_hash:
-            published.verify()  # our files lie where the other's did; the two should have been the same
+            published.verify()  # our files have replaced the other's: they must be the same bytes
         write_pointer(self.storage, self.run, settled(self.pointer, published, "published"))
         return published
 
 
 def commit(storage: Storage, work: str, part: str, record: dict[str, Any]) -> None:
-    """As `Building.commit`, for a worker that holds the folder only."""
+    """As `Building.commit`, for a worker that has only the name of the work folder."""
     storage.write(f"{work}/commits/{part}.json", json.dumps(record, sort_keys=True).encode())
 
 
 def is_committed(storage: Storage, work: str, part: str) -> bool:
-    """Whether `part` is finished, for one who holds the folder only."""
+    """Whether `part` is committed, for code that has only the name of the work folder."""
     return storage.exists(f"{work}/commits/{part}.json")
 
 
 def describe(storage: Storage, folder: str, path: str, rows: int) -> File:
-    """The manifest entry of a file that was written to `folder`."""
+    """The manifest entry of a file in `folder`. Raises `StageError` where it was not written."""
     name = f"{folder}/{path}"
     size = storage.size(name)
     if size is None:
@@ -129,33 +134,101 @@ def describe(storage: Storage, folder: str, path: str, rows: int) -> File:
     return File(path=path, bytes=size, sha256=storage.sha256(name), rows=rows)
 
 
-def fingerprint(
-    stage: Stage,
-    recipe: dict[str, Any],
-    seed: int,
-    inputs: list[Input],
-    partition: str = "all",
-    assets: dict[str, str] | None = None,
-) -> str:
-    """What identifies the artifact that `open_stage` opens for these; 16 hex digits."""
-    identity = {
-        "schema": SCHEMA_VERSION,
-        "stage": stage.name,
-        "version": stage.version,
-        "partition": partition,
-        "seed": seed,
-        "recipe": recipe,
-        "libraries": stage.installed(),
-        "assets": assets or {},
-        # Not `location`: the same bytes under another root are the same input. A raw file's content names its place.
-        "inputs": [(i.stage, i.content) for i in inputs],
-    }
-    return digest(identity)[:16]
+@dataclass(frozen=True)
+class Identity:
+    """All that decides what a stage makes: two artifacts with the same identity hold the same.
+
+    `recipe`: what of the recipe decides the output, beside `seed`, as plain data. `assets`: sha256 by name of word
+    lists, models and the like.
+    """
+
+    stage: Stage
+    recipe: dict[str, Any]
+    seed: int
+    inputs: list[Input]
+    partition: str = "all"
+    assets: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the hash of all this."""
+        identifying = {
+            "schema": SCHEMA_VERSION,
+            "stage": self.stage.name,
+            "version": self.stage.version,
+            "partition": self.partition,
+            "seed": self.seed,
+            "recipe": self.recipe,
+            "libraries": self.stage.installed(),
+            "assets": self.assets,
+            # Not `location`: the same bytes under another root are the same input. A WARC file's `content` begins with
+            # its name, which is part of its documents' ids.
+            "inputs": [(source.stage, source.content) for source in self.inputs],
+        }
+        return digest(identifying)[:16]
+
+    @property
+    def folder(self) -> str:
+        """Folder of the artifact, below the root."""
+        return f"{self.stage.name}/{self.partition}/{self.fingerprint}"
+
+    @property
+    def work(self) -> str:
+        """Folder of commits, checkpoints and metrics, below the root."""
+        return f"_work/{self.stage.name}/{self.fingerprint}"
+
+    def content(self) -> Content:
+        """The content of the manifest, as far as it is known before anything is made."""
+        return Content(
+            schema_version=SCHEMA_VERSION,
+            stage=self.stage.name,
+            stage_version=self.stage.version,
+            partition=self.partition,
+            fingerprint=self.fingerprint,
+            seed=self.seed,
+            recipe=self.recipe,
+            libraries=self.stage.installed(),
+            assets=self.assets,
+            inputs=self.inputs,
+            files=[],
+            counts=None,
+            numbers={},
+        )
 
 
-def folder_of(stage: Stage, fingerprint: str, partition: str = "all") -> str:
-    """Where the artifact of this fingerprint lies, below the root."""
-    return f"{stage.name}/{partition}/{fingerprint}"
+def start(
+    storage: Storage, run: str, identity: Identity, *, name: str | None = None, force: bool = False
+) -> Published | Building:
+    """Start a stage of `run`: the published artifact (verified) if this was made before, else a `Building`.
+
+    `name`: of its pointer, where a stage runs more than once in a run. With `force` what was published is made again
+    from nothing.
+    """
+    stage, folder, work = identity.stage.name, identity.folder, identity.work
+    storage.check_writable()
+    pointer = Pointer(
+        name=name or stage,
+        stage=stage,
+        state="running",
+        folder=folder,
+        work=work,
+        fingerprint=identity.fingerprint,
+        content_hash="",
+        started=time.time(),
+        seconds=0.0,
+    )
+    if force:
+        storage.remove(f"{folder}/{MANIFEST}")
+        storage.remove_tree(work)
+    elif is_published(storage, folder):
+        published = read(storage, folder)
+        published.verify()
+        write_pointer(storage, run, settled(pointer, published, "reused"))
+        print(f"{pointer.name}: already made ({folder}), verified; nothing to do", flush=True)
+        return published
+    write_pointer(storage, run, pointer)
+    _count_attempt(storage, pointer, identity.inputs)
+    return Building(storage, run, pointer, identity.content(), _cpu_seconds())
 
 
 def open_stage(
@@ -171,56 +244,17 @@ def open_stage(
     assets: dict[str, str] | None = None,
     force: bool = False,
 ) -> Published | Building:
-    """Start a stage of `run`: the published artifact (verified) if this was made before, else a `Building`.
+    """As `start`, with the parts of an `Identity`."""
+    identity = Identity(stage, recipe, seed, inputs, partition, assets or {})
+    return start(storage, run, identity, name=name, force=force)
 
-    `recipe`: all of the recipe that decides the output, as plain data. `assets`: sha256 by name of word lists,
-    models and the like. `name`: the pointer's, where a stage runs more than once in a run. With `force` what was
-    published is made again from nothing.
-    """
-    found = fingerprint(stage, recipe, seed, inputs, partition, assets)
-    folder, work = folder_of(stage, found, partition), f"_work/{stage.name}/{found}"
-    storage.check_writable()
-    pointer = Pointer(
-        name=name or stage.name,
-        stage=stage.name,
-        state="running",
-        folder=folder,
-        work=work,
-        fingerprint=found,
-        content_hash="",
-        started=time.time(),
-        seconds=0.0,
-    )
-    if force:
-        storage.remove(f"{folder}/{MANIFEST}")
-        storage.remove_tree(work)
-    elif is_published(storage, folder):
-        published = read(storage, folder)
-        published.verify()
-        write_pointer(storage, run, settled(pointer, published, "reused"))
-        print(f"{pointer.name}: already made ({folder}), verified; nothing to do", flush=True)
-        return published
-    write_pointer(storage, run, pointer)
-    attempt = len(storage.names(f"{work}/attempts"))
-    begun = {"started": pointer.started, "inputs": [source.location for source in inputs if source.fingerprint]}
-    unique = os.urandom(3).hex()  # batches of a stage begin at the same time
-    storage.write(f"{work}/attempts/{attempt:04d}-{unique}.json", json.dumps(begun).encode())
-    content = Content(
-        schema_version=SCHEMA_VERSION,
-        stage=stage.name,
-        stage_version=stage.version,
-        partition=partition,
-        fingerprint=found,
-        seed=seed,
-        recipe=recipe,
-        libraries=stage.installed(),
-        assets=assets or {},
-        inputs=inputs,
-        files=[],
-        counts=None,
-        numbers={},
-    )
-    return Building(storage, run, pointer, content, _cpu_seconds())
+
+def _count_attempt(storage: Storage, pointer: Pointer, inputs: list[Input]) -> None:
+    """Record one more attempt, and the artifacts it reads: `pipeline.gc` keeps those while the stage runs."""
+    number = len(storage.names(f"{pointer.work}/attempts"))
+    unique = os.urandom(3).hex()  # batches of a stage begin at the same time, and would count the same number
+    record = {"started": pointer.started, "inputs": [source.location for source in inputs if source.fingerprint]}
+    storage.write(f"{pointer.work}/attempts/{number:04d}-{unique}.json", json.dumps(record).encode())
 
 
 def _cpu_seconds() -> float:

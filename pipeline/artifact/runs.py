@@ -15,7 +15,7 @@ from pipeline.storage import Storage
 
 
 class Pointer(Frozen):
-    """`runs/<run>/<name>.json`: where the stage `name` of a run stands."""
+    """`runs/<run>/<name>.json`: the state of the stage `name` in a run, and the artifact that it makes."""
 
     name: str
     stage: str
@@ -34,59 +34,63 @@ class Pointer(Frozen):
 
 
 def run_name(text: str) -> str:
-    """A folder name for a run, from any id (Airflow's hold colons and pluses)."""
+    """A folder name for a run, from any id (Airflow's contain colons and pluses)."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "run"
 
 
 def pointer(storage: Storage, run: str, name: str) -> Pointer | None:
-    """Where the stage `name` of `run` stands, or None where it never started."""
+    """The pointer of the stage `name` of `run`, or None where it never started."""
     path = f"runs/{run}/{name}.json"
     return Pointer.model_validate_json(storage.read(path)) if storage.exists(path) else None
 
 
 def adopt(storage: Storage, source: str, run: str, names: Sequence[str]) -> None:
-    """Make what the stages `names` of run `source` published the base of `run`."""
+    """Let `run` continue from what the stages `names` of run `source` published: it gets their pointers.
+
+    Raises `ArtifactError` where one of them has published nothing.
+    """
     for name in names:
         of_run(storage, source, name)
-        found = pointer(storage, source, name)
-        if found and source != run:
-            write_pointer(storage, run, found.model_copy(update={"state": "reused"}))
+        theirs = pointer(storage, source, name)
+        if theirs and source != run:
+            write_pointer(storage, run, theirs.model_copy(update={"state": "reused"}))
 
 
 def pointers(storage: Storage, name: str | None = None) -> dict[str, list[Pointer]]:
     """The pointers of every run that has any, by run; with `name`, those of that stage only."""
-    found: dict[str, list[Pointer]] = {}
+    by_run: dict[str, list[Pointer]] = {}
     for path in storage.names("runs"):
         if path.endswith(".json" if name is None else f"/{name}.json"):
-            found.setdefault(path.split("/")[1], []).append(Pointer.model_validate_json(storage.read(path)))
-    return found
+            by_run.setdefault(path.split("/")[1], []).append(Pointer.model_validate_json(storage.read(path)))
+    return by_run
 
 
 def runs_with(storage: Storage, name: str, running: bool = False) -> list[str]:
-    """The runs that have published their stage `name`, in the order in which they began it; with `running`, all."""
-    found = [(one.started, run) for run, (one,) in pointers(storage, name).items() if running or one.state != "running"]
-    return [run for _, run in sorted(found)]
+    """The runs that have published their stage `name`, in the order they began it; with `running`, unfinished too."""
+    by_run = {run: stage for run, (stage,) in pointers(storage, name).items() if running or stage.state != "running"}
+    return sorted(by_run, key=lambda run: (by_run[run].started, run))
 
 
 def newest_run(storage: Storage, name: str) -> str:
-    """The run that began its stage `name` last, of those that have published it."""
-    if not (found := runs_with(storage, name)):
+    """Of the runs that have published their stage `name`, the one that began it last; `ArtifactError` for none."""
+    if not (runs := runs_with(storage, name)):
         raise ArtifactError(f"no run below {storage.root} has published {name}", f"run {name} first")
-    return found[-1]
+    return runs[-1]
 
 
 def of_run(storage: Storage, run: str, name: str, recipe: dict[str, Any] | None = None) -> Published:
     """The artifact that the stage `name` made in `run`, for the stage that reads it.
 
-    With `recipe`, refuse one that was built from other settings than these.
+    Raises `ArtifactError` where it has not finished; with `recipe`, `RecipeError` where it was built from other
+    settings than these.
     """
-    found = pointer(storage, run, name)
-    if found is None or found.state == "running":
-        state = "did not finish" if found else "has not run"
+    to = pointer(storage, run, name)
+    if to is None or to.state == "running":
+        state = "did not finish" if to else "has not run"
         raise ArtifactError(f"stage {name} {state} in run {run!r} below {storage.root}", f"run {name} first")
-    published = read(storage, found.folder)
+    published = read(storage, to.folder)
     if recipe is not None and published.content.recipe != recipe:
-        changed = sorted(k for k in recipe if published.content.recipe.get(k) != recipe[k])
+        changed = sorted(key for key in recipe if published.content.recipe.get(key) != recipe[key])
         raise RecipeError(
             f"stage {name} of run {run!r} was built with other settings ({', '.join(changed)})",
             f"run {name} again with this recipe, or use another --run",
@@ -95,7 +99,7 @@ def of_run(storage: Storage, run: str, name: str, recipe: dict[str, Any] | None 
 
 
 def settled(started: Pointer, published: Published, state: str) -> Pointer:
-    """The pointer once the artifact is there: `state` is published or reused."""
+    """The pointer of a finished stage: `state` is published or reused."""
     return started.model_copy(
         update={
             "state": state,
@@ -106,14 +110,14 @@ def settled(started: Pointer, published: Published, state: str) -> Pointer:
 
 
 def write_pointer(storage: Storage, run: str, to: Pointer) -> None:
-    """Say where a stage of `run` stands."""
+    """Write the pointer of a stage of `run`."""
     storage.write(f"runs/{run}/{to.name}.json", to.model_dump_json(indent=1).encode())
 
 
 class RunArtifacts:
     """What a run has made so far: the pointer of each stage that began, and the artifacts that are published.
 
-    Steps come in the order of the road; those that it does not know, as of another version, follow by name.
+    Steps are in the order of `pipeline.stages`; unknown ones, of another version, follow by name.
     """
 
     def __init__(self, storage: Storage, name: str) -> None:
@@ -129,7 +133,7 @@ class RunArtifacts:
                     self.artifacts[step] = read(storage, to.folder)
 
     def number(self, step: str, *keys: str) -> Any:
-        """A number of a step's manifest, or None; `keys` lead into nested ones."""
+        """A number of a step's manifest, or None; further `keys` are those of nested objects."""
         value: Any = self.artifacts[step].content.numbers if step in self.artifacts else None
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -141,11 +145,11 @@ class RunArtifacts:
 
     def data(self, step: str, file: str) -> dict[str, Any]:
         """A JSON file of a step, empty where there is none."""
-        found = json.loads(self._text(step, file) or "{}")
-        return found if isinstance(found, dict) else {}
+        data = json.loads(self._text(step, file) or "{}")
+        return data if isinstance(data, dict) else {}
 
     def _text(self, step: str, file: str) -> str:
-        made = self.artifacts.get(step)
-        if made is None or not any(listed.path == file for listed in made.content.files):
+        published = self.artifacts.get(step)
+        if published is None or not any(listed.path == file for listed in published.content.files):
             return ""
-        return self.storage.read(made.file(file)).decode()
+        return self.storage.read(published.file(file)).decode()

@@ -1,7 +1,7 @@
-"""The recipe: one pydantic model that says *what* is built, and nothing of where or with how much.
+"""The recipe: one pydantic model of *what* is built; where, and with how many machines, is not part of it.
 
-A recipe is complete: no field has a default, so no release of ours can change what an old recipe builds. Every stage
-has a section of its own name; its fingerprint covers that section, `seed`, and what it read.
+A recipe is complete: no field has a default, so no later release can change what an old recipe builds. Every stage has
+a section of its own name; its fingerprint covers that section, `seed` and its inputs.
 """
 
 from pipeline.recipe.corpus import (

@@ -1,4 +1,4 @@
-"""What all sections of a recipe share: strict values, units, and errors in words."""
+"""What all sections of a recipe share: strict values, units, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ TaskWeights = dict[TaskName, Positive]
 
 
 class Section(BaseModel):
-    """Base of all parts of a recipe: unknown keys are refused, values are never converted silently."""
+    """Base of all sections: unknown keys are refused, and values are never converted silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def reason(error: Any) -> str:
-    """What is wrong with a value, from pydantic's error, with the value."""
+    """One of pydantic's errors in plain words, with the value where it is short."""
     if error["type"] == "extra_forbidden":
         return "unknown key"
     if error["type"] == "missing":
         return "missing"
-    given = error.get("input")
-    shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {json.dumps(given, default=str)})"
+    value = error.get("input")
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" (given: {json.dumps(value, default=str)})"
     return f"{error['msg']}{shown}"

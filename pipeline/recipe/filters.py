@@ -20,71 +20,80 @@ from pipeline.recipe.base import (
 
 
 class Gopher(Section):
-    """Thresholds of the Gopher rules (Rae et al. 2021, table A1), as FineWeb sets them. Fractions of 1."""
+    """Thresholds of Gopher's rules (Rae et al. 2021, table A1), as FineWeb uses them."""
 
-    min_words: Count = Field(description="Fewest words, punctuation marks not counted.")
-    max_words: PositiveInt = Field(description="Most words.")
-    min_mean_word_length: NotNegative = Field(description="Least mean length of the words, characters.")
-    max_mean_word_length: Positive = Field(description="Largest mean length of the words, characters.")
-    max_symbol_word_ratio: Fraction = Field(description="Most signs '#', or ellipses, a word.")
-    max_bullet_lines: Fraction = Field(description="Share of the lines that may begin with a bullet point.")
-    max_ellipsis_lines: Fraction = Field(description="Share of the lines that may end with an ellipsis.")
-    min_alpha_words: Fraction = Field(description="Least share of the words that hold a letter.")
-    min_stop_words: Count = Field(description="How many different stop words of `extract.languages` must occur.")
-    max_duplicate_lines: Fraction = Field(description="Share of the lines that may repeat an earlier one.")
-    max_duplicate_line_chars: Fraction = Field(description="The same, as a share of the characters.")
-    max_duplicate_paragraphs: Fraction = Field(description="Share of the paragraphs that may repeat an earlier one.")
-    max_duplicate_paragraph_chars: Fraction = Field(description="The same, as a share of the characters.")
+    min_words: Count = Field(description="Fewest words, punctuation marks not counted. Gopher: 50.")
+    max_words: PositiveInt = Field(description="Most words, punctuation marks not counted. Gopher: 100000.")
+    min_mean_word_length: NotNegative = Field(description="Least mean word length, characters. Gopher: 3.")
+    max_mean_word_length: Positive = Field(description="Largest mean word length, characters. Gopher: 10.")
+    max_symbol_word_ratio: Fraction = Field(description="Most '#' signs, or ellipses, per word. Gopher: 0.1.")
+    max_bullet_lines: Fraction = Field(description="Largest share of lines that begin with a bullet. Gopher: 0.9.")
+    max_ellipsis_lines: Fraction = Field(description="Largest share of lines that end with an ellipsis. Gopher: 0.3.")
+    min_alpha_words: Fraction = Field(description="Least share of words with at least one letter. Gopher: 0.8.")
+    min_stop_words: Count = Field(description="Fewest different stop words of `extract.languages`. Gopher: 2.")
+    max_duplicate_lines: Fraction = Field(description="Largest share of lines that repeat an earlier one. Gopher: 0.3.")
+    max_duplicate_line_chars: Fraction = Field(
+        description="Largest share of characters in lines that repeat an earlier one. Gopher: 0.2."
+    )
+    max_duplicate_paragraphs: Fraction = Field(
+        description="Largest share of paragraphs that repeat an earlier one. Gopher: 0.3."
+    )
+    max_duplicate_paragraph_chars: Fraction = Field(
+        description="Largest share of characters in paragraphs that repeat an earlier one. Gopher: 0.2."
+    )
     max_top_ngram_chars: dict[Literal["2", "3", "4"], Fraction] = Field(
-        description="For runs of so many words: share of the characters that the most frequent run may cover."
+        description="By n: largest share of characters covered by the most frequent n-gram of words."
     )
     max_duplicate_ngram_chars: dict[Literal["5", "6", "7", "8", "9", "10"], Fraction] = Field(
-        description="For runs of so many words: share of the characters that repeated runs may cover together."
+        description="By n: largest share of characters covered by all n-grams of words that repeat an earlier one."
     )
 
 
 class C4(Section):
-    """Rules of C4 (Raffel et al. 2020) that FineWeb keeps, on whole documents, in the lines that `c4_lines` leave."""
+    """C4's rules on whole documents (Raffel et al. 2020, section 2.2), as far as FineWeb keeps them.
 
-    min_sentences: Count = Field(description="Fewest sentences, in the lines that `extract.c4_lines` leave; 0: any.")
+    They read the lines that `extract.c4_lines` leave.
+    """
+
+    min_sentences: Count = Field(description="Fewest sentences in the lines that C4 keeps; 0 for no limit. C4: 5.")
     drop_lorem_ipsum: bool = Field(description="Drop documents with the words 'lorem ipsum'.")
-    drop_curly_brace: bool = Field(description="Drop documents with a curly brace, which are mostly code.")
+    drop_curly_brace: bool = Field(description="Drop documents with a curly brace, most of which are code. C4: yes.")
 
 
 class FineWeb(Section):
-    """Rules found for FineWeb (Penedo et al. 2024, section 3.6)."""
+    """FineWeb's own rules (Penedo et al. 2024, section 3.6), on the lines that `extract.c4_lines` leave."""
 
-    min_line_punctuation: Fraction = Field(description="Share of lines that end in a terminal punctuation mark.")
+    min_line_punctuation: Fraction = Field(description="Least share of lines that end in a terminal punctuation mark.")
     short_line_chars: PositiveInt = Field(
-        description="Up to so many characters a line is short: 10, 20, 30, 40, 50 or 60."
+        description="Characters up to which a line is short: 10, 20, 30, 40, 50 or 60. FineWeb: 30."
     )
-    max_short_lines: Fraction = Field(description="Share of the lines that may be short.")
+    max_short_lines: Fraction = Field(description="Largest share of short lines.")
     max_duplicate_line_chars: Fraction = Field(
-        description="Share of the characters that may stand in lines that repeat an earlier one, of those C4 leaves."
+        description="Largest share of characters in lines that repeat an earlier one, of the lines that C4 keeps."
     )
-    max_newline_word_ratio: Positive = Field(description="Most line breaks a word.")
+    max_newline_word_ratio: Positive = Field(description="Most line breaks per word. FineWeb: 0.3.")
 
 
 class Filter(Section):
-    """Which extracted documents stay. Decided from score columns alone."""
+    """Which extracted documents are kept, decided from columns of scores alone."""
 
     languages: dict[str, Fraction] = Field(
         min_length=1,
-        description="Languages that stay, of those of extract, each with the least probability that fastText gives it.",
+        description="Languages to keep, of `extract.languages`, with their least fastText probability. FineWeb: 0.65.",
     )
-    min_quality: Fraction | None = Field(description="Least score of `extract.quality_model`; null for none.")
+    min_quality: Fraction | None = Field(description="Least score of `extract.quality_model`; null for no limit.")
     gopher: Gopher
     c4: C4
     fineweb: FineWeb
     by_language: dict[str, dict[Literal["gopher", "c4", "fineweb"], dict[str, Any]]] = Field(
         examples=[{"de": {"gopher": {"max_mean_word_length": 15}}}],
-        description="For some of `languages`, those of the limits above that differ, by section and name: "
+        description="Limits that differ for some of `languages`, by language, section and name: "
         '{"de": {"gopher": {"max_mean_word_length": 15}}}.',
     )
 
     @cached_property
     def for_language(self) -> dict[str, Filter]:
-        """The rules for each language of `by_language`: its own limits, and these where it has none."""
+        """The rules for each language of `by_language`: its own limits, else those of all languages."""
         return {language: self._with(language) for language in self.by_language}
 
     def _with(self, language: str) -> Filter:
@@ -92,7 +101,7 @@ class Filter(Section):
         for section, limits in self.by_language[language].items():
             for name, limit in limits.items():
                 common = rules[section].get(name)
-                both = isinstance(common, dict) and isinstance(limit, dict)  # limits by the length of a run of words
+                both = isinstance(common, dict) and isinstance(limit, dict)  # limits by n, of n-grams
                 rules[section][name] = common | limit if both else limit
         try:
             return Filter.model_validate(rules)

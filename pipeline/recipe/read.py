@@ -1,4 +1,4 @@
-"""Reading a recipe file: what is wrong in it is named with file, line and key."""
+"""Reading a recipe file: whatever is wrong in it is reported with file, line and key."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from pipeline.storage import Storage
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe file (a URI too); `overrides` maps dotted keys (`sft.epochs`) to values that replace the file's.
+    """Read a recipe from a file or a URI.
 
-    A recipe that `extends` another holds what differs; the other's name is relative to its folder. All other relative
-    paths are relative to the working folder, as on a command line.
+    `overrides` maps dotted keys (`sft.epochs`) to values that replace the file's. A recipe that `extends` another holds
+    only what differs; the other's name is relative to its folder. All other relative paths start from the working
+    folder, as on a command line.
     Raises `InputError` where there is no such file, `RecipeError` with file, line and key for anything wrong in it.
     """
     return parse(_text(str(path)), str(path), overrides)
@@ -71,7 +72,7 @@ def _data(text: str, name: str) -> tuple[dict[str, Any], yaml.Node | None]:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", error)
-        if isinstance(error, yaml.constructor.ConstructorError):  # a tag: safe_load builds no objects and calls nothing
+        if isinstance(error, yaml.constructor.ConstructorError):  # a tag: safe_load refuses to build Python objects
             raise RecipeError(f"{where}: {problem}", "write plain values: a recipe has no tags") from error
         raise RecipeError(f"{where}: not YAML: {problem}", "correct the line") from error
     _refuse_duplicates(node, name)
@@ -98,17 +99,17 @@ def _base(extends: Any, name: str) -> tuple[dict[str, Any], str, yaml.Node | Non
     return base, base_name, node
 
 
-def _refuse_duplicates(node: yaml.Node | None, name: str, looked: set[int] | None = None) -> None:
-    """YAML takes the last of two equal keys in silence. `looked`: nodes to which an alias may lead again."""
-    looked = set() if looked is None else looked
-    if isinstance(node, yaml.MappingNode) and id(node) not in looked:
-        looked.add(id(node))
+def _refuse_duplicates(node: yaml.Node | None, name: str, visited: set[int] | None = None) -> None:
+    """YAML silently takes the last of two equal keys. `visited`: nodes to which an alias may lead again."""
+    visited = set() if visited is None else visited
+    if isinstance(node, yaml.MappingNode) and id(node) not in visited:
+        visited.add(id(node))
         seen: set[str] = set()
         for key, value in node.value:
             if key.value in seen:
                 raise RecipeError(f"{name}:{key.start_mark.line + 1}: {key.value}: given twice", "remove one of them")
             seen.add(key.value)
-            _refuse_duplicates(value, name, looked)
+            _refuse_duplicates(value, name, visited)
 
 
 def _override(data: dict[str, Any], key: str, value: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What extraction changes of trafilatura costs less and finds the same."""
+"""Main text and title of a page; what `jobs.page.faster` changes of trafilatura costs less and finds the same."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from jobs.archive.response import Capture
 from jobs.page import charset, extraction, faster
 from jobs.page.faster import xpaths
 from jobs.page.faster.xpaths import Remembered, remembered
+from tests.jobs.support import PROSE
 
 REPOSITORY = Path(__file__).parents[2]
 SAMPLE = REPOSITORY / "tests/data/sample/CC-SAMPLE-00001.warc.gz"
@@ -218,3 +219,19 @@ def test_readability_is_asked_where_it_can_change_the_text(
     assert (0.2 if SHARED else 0.02) < sum(asked) / len(asked) < 0.8  # the sample's pages are mostly text
     monkeypatch.setattr(trafilatura.core, "compare_extraction", trafilatura.external.compare_extraction)
     assert [extraction.extract(page, "", mode) for page in html] == texts
+
+
+def test_the_text_of_a_page_does_not_depend_on_the_pages_before_it() -> None:
+    html = f"<html><body><article><p>{PROSE}</p><p>{PROSE[::2]}</p></article></body></html>"
+    first, second = (extraction.extract(html, "http://x.test/", "precision") for _ in range(2))
+    assert first == second and first.text and PROSE[:60] in first.text
+
+
+@pytest.mark.parametrize("mode", ["precision", "default", "fast", "resiliparse"])
+def test_every_extractor_keeps_the_text_and_leaves_the_frame(mode: extraction.Mode) -> None:
+    body = "".join(f"<p>The boats lay close to the wall, and number {n} was the last of them.</p>" for n in range(20))
+    frame = "<nav><ul><li><a href='/'>Home</a></li><li><a href='/x'>Shop</a></li></ul></nav>"
+    html = f"<html><head><title>Pier</title></head><body>{frame}<main><article>{body}</article></main></body></html>"
+    found = extraction.extract(html, "http://x.test/", mode)
+    assert found.title == "Pier" and found.text is not None
+    assert "number 19 was the last" in found.text and "Shop" not in found.text and "<" not in found.text

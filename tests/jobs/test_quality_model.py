@@ -57,7 +57,7 @@ def test_the_area_under_the_curve() -> None:
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     good, _ = files(tmp_path)
-    with pytest.raises(InputError, match="one side is empty"):
+    with pytest.raises(InputError, match="one of the two classes has no text"):
         train_quality.run([good], [], tmp_path / "x.bin")
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"body": "x"}\n')
     with pytest.raises(InputError, match=r"bad\.jsonl:2"):

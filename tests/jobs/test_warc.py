@@ -296,3 +296,10 @@ def test_no_archive_of_another_writer_contradicts_itself_but_one_made_so() -> No
             found, _, _ = read(path.read_bytes())
             wrong += [path.name for one in found if one.mismatch]
     assert wrong == ["example-wrong-chunks.warc.gz"]
+
+
+def test_what_is_no_warc_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.warc.gz"
+    path.write_bytes(b"<html>this is no archive</html>" * 10)
+    with path.open("rb") as stream, pytest.raises(warc.NotWarc):
+        list(warc.captures(stream, 1000))

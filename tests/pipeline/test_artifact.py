@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import artifact
-from pipeline.artifact import Building, Counts, Input, Published, Stage, open_stage
+from pipeline.artifact import Building, Counts, Identity, Input, Published, Stage, open_stage
 from pipeline.errors import ArtifactError, RecipeError, StageError, StorageError
 from pipeline.storage import Storage
 
@@ -205,6 +206,19 @@ def test_nothing_may_be_lost(storage: Storage) -> None:
 def test_file_that_was_not_written(storage: Storage) -> None:
     with pytest.raises(StageError, match="gone was not written"):
         artifact.describe(storage, "extract/all/0", "gone", 0)
+
+
+def test_fingerprints_are_those_of_earlier_releases() -> None:
+    """Where one of these values changes, everything that was ever published is made again."""
+    number = "0123456789abcdef"
+    read = Input(stage="extract", location=f"extract/all/{number}", fingerprint=number, content="c" * 64)
+    raw = Input(stage="warc", location="/crawl/a.warc.gz", fingerprint="", content="a.warc.gz:12-34")
+    section: dict[str, Any] = {"languages": {"en": 0.65}, "min_quality": None}
+    identity = Identity(Stage("filter", 2), section, 1, [read, raw])
+    assert identity.fingerprint == "af03b20ea5e0e99c"
+    assert replace(identity, assets={"block_list": "ab" * 32}).fingerprint == "d9b665d4ef5f3b73"
+    other = replace(identity, partition="de", assets={"block_list": "ab" * 32})
+    assert (other.folder, other.work) == ("filter/de/f655747d453d9cd0", "_work/filter/f655747d453d9cd0")
 
 
 @pytest.mark.parametrize(

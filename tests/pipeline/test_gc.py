@@ -60,7 +60,7 @@ def test_what_no_run_leads_to_goes(storage: Storage, monkeypatch: pytest.MonkeyP
     told = collect(storage, monkeypatch, capsys)
     assert told[0] == "run old"
     assert [line.split("  ")[0] for line in told[1:-1]] == [f"_work/filter/{lost.content.fingerprint}", lost.folder]
-    assert told[-1].startswith("1 runs and 2 folders, 0.0 MB would go")
+    assert told[-1].startswith("1 runs and 2 folders, 0.0 MB would be removed")
     assert storage.sizes("") == before
     collect(storage, monkeypatch, capsys, "--delete")
     assert not artifact.is_published(storage, lost.folder)
