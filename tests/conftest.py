@@ -19,6 +19,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 GROUPS = {"tests/jobs/": "spark", "tests/local/": "airflow", "tests/dags/test_dag_test.py": "airflow"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests share a process, where pytest-xdist runs several (`--dist loadgroup`)."""
     for item in items:
