@@ -1,9 +1,9 @@
-"""One page through every step again, from its place in the archive: every score, and why it stayed or left.
+"""One page through every step again, from its record in the archive: every score, and why it was kept or dropped.
 
     python -m jobs.commands.explain https://… --root .crawl2chat/data [--run demo]
 
-Extraction and scores are made anew and held against what was recorded; copies, redactions and tokens are read from the
-artifacts of the run, as far as it came. Without `--run`, the newest one.
+Extraction and scores are computed anew and compared with what was recorded; copies, redactions and tokens are read from
+the artifacts of the run, as far as it came. Without `--run`, the newest run.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from pipeline.recipe import Deduplicate, Extract, Filter
 from pipeline.storage import Storage
 
 
-def found_rows(published: Published, column: str, value: str, suffix: str = ".parquet") -> list[dict[str, Any]]:
-    """All rows of an artifact's files with this ending that hold `value`, with the name of their `file`."""
-    found = []
+def rows_with(published: Published, column: str, value: str, suffix: str = ".parquet") -> list[dict[str, Any]]:
+    """Rows with `value` in `column`, of the files that end with `suffix`; each with the name of its `file`."""
+    rows = []
     for file in published.files(suffix):
-        rows = read_rows(published.storage, file, where=[(column, "=", value)])
-        found += [row | {"file": file.rsplit("/", 1)[-1]} for row in rows]
-    return found
+        matching = read_rows(published.storage, file, where=[(column, "=", value)])
+        rows += [row | {"file": file.rsplit("/", 1)[-1]} for row in matching]
+    return rows
 
 
 def capture_of(row: dict[str, Any], extracted: Published, recipe: Extract) -> Capture:
-    """The capture that a row of extract came from, read again at its offset."""
+    """The capture of a row of extract, read again at its offset."""
     for source in extracted.content.inputs:
         if source.location.rsplit("/", 1)[-1] == row["warc"]:
             size = recipe.max_html_bytes + 2 * HEADER_BYTES
@@ -47,7 +47,7 @@ def capture_of(row: dict[str, Any], extracted: Published, recipe: Extract) -> Ca
 
 
 def replayed(row: dict[str, Any], extracted: Published) -> dict[str, Any]:
-    """The row that extract makes of the same capture now."""
+    """The row that extract makes of the same capture today."""
     recipe = Extract.model_validate(extracted.content.recipe)
     lists = recipe.block_list
     name = extract.block_list(extracted.storage, recipe, urls.identity(lists.source, lists.categories))
@@ -58,37 +58,37 @@ def replayed(row: dict[str, Any], extracted: Published) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A score, as short as it can be told from its limit."""
+    """A value as text; scores with four digits, enough to compare them with a limit."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def explained(storage: Storage, run: str, row: dict[str, Any]) -> Iterator[str]:
-    """The lines about one row of extract."""
+    """Lines about one row of extract."""
     extracted = artifact.of_run(storage, run, "extract")
-    if row["offset"] < 0 or row["reason"] == "damaged":  # the row of an archive, or of a part of it
+    if row["offset"] < 0 or row["reason"] == "damaged":  # the row of a whole archive, or of damaged bytes: no page
         yield f"{row['url']}\n  -> {row['reason']}: {row['detail']}"
         return
-    now = replayed(row, extracted)
+    today = replayed(row, extracted)
     yield f"{row['url']}\n  {row['warc']} at {row['offset']}, captured {row['date']}, document {row['id']}"
     yield "extract"
     columns = ("status", "mime", "html_bytes", "charset", "languages", "title")
     for name in (*columns, "detected", "language", "language_score", "quality"):
-        if now.get(name) is not None:
-            yield f"  {name:<34}{shown(now[name])}"
-    differs = [name for name in ("reason", "text") if now.get(name) != row[name]]
+        if today.get(name) is not None:
+            yield f"  {name:<34}{shown(today[name])}"
+    differs = [name for name in ("reason", "text") if today.get(name) != row[name]]
     if differs:
         yield f"  not as recorded: {', '.join(differs)} (other library versions or another block list)"
-    if now.get("reason"):
-        yield f"  -> left: {now['reason']}" + (f" ({now['detail']})" if now.get("detail") else "")
+    if today.get("reason"):
+        yield f"  -> dropped: {today['reason']}" + (f" ({today['detail']})" if today.get("detail") else "")
     else:
-        yield f"  -> {len(now['text']):,} characters of text"
-    if row["reason"] is None:  # as recorded: that is what the later stages read
-        yield from judged(storage, run, row, row if now.get("reason") else now)
+        yield f"  -> {len(today['text']):,} characters of text"
+    if row["reason"] is None:  # the recorded reason decides: the later stages read the record
+        yield from judged(storage, run, row, row if today.get("reason") else today)
 
 
 def judged(storage: Storage, run: str, row: dict[str, Any], scores: dict[str, Any]) -> Iterator[str]:
-    """The lines about a document with text: its scores beside the limits of filter, and what came after."""
-    filtered = made(storage, run, "filter")
+    """Lines about a document with text: its scores beside the limits of filter, then the later stages."""
+    filtered = published_by(storage, run, "filter")
     if filtered is None:
         return
     yield "filter"
@@ -97,126 +97,127 @@ def judged(storage: Storage, run: str, row: dict[str, Any], scores: dict[str, An
         mark = f"   <- {check.reason}" if check.broken else ""
         yield f"  {check.score:<34}{shown(check.value):<12}{check.relation} {shown(check.limit)}{mark}"
         reasons += [check.reason] * check.broken
-    recorded = found_rows(filtered, "id", row["id"])
+    recorded = rows_with(filtered, "id", row["id"])
     if not recorded:
-        yield "  not there: it was made of another extract"
+        yield "  no row: filter read another artifact of extract"
         return
     reason = recorded[0]["reason"]
     if reason != (reasons[0] if reasons else None):
         yield "  not as recorded: reason (other library versions)"
-    yield f"  -> left: {reason}" if reason else "  -> stays"
+    yield f"  -> dropped: {reason}" if reason else "  -> kept"
     if reason is None:
         yield from followed(storage, run, row)
 
 
 def followed(storage: Storage, run: str, row: dict[str, Any]) -> Iterator[str]:
-    """The lines about what the later stages recorded of a document that filter kept, those that the run has."""
-    told_by = {"deduplicate": copies, "redact": redactions, "decontaminate": removal, "shard": tokens}
-    for stage, told in told_by.items():
-        published = made(storage, run, stage)
+    """Lines about what the later stages of the run recorded of a document that filter kept."""
+    lines_of = {"deduplicate": copies, "redact": redactions, "decontaminate": removal, "shard": tokens}
+    for stage, lines in lines_of.items():
+        published = published_by(storage, run, stage)
         if published is None:
             continue
         yield stage
-        found = found_rows(published, "id", row["id"])
-        for line in told(found, published, row):
+        records = rows_with(published, "id", row["id"])
+        for line in lines(records, published, row):
             yield f"  {line}"
-        if not found or found[0].get("reason"):
+        if not records or records[0].get("reason"):
             return
 
 
-def made(storage: Storage, run: str, stage: str) -> Published | None:
-    """What a stage published in this run, if it did."""
-    found = artifact.pointer(storage, run, stage)
-    return artifact.of_run(storage, run, stage) if found and found.state != "running" else None
+def published_by(storage: Storage, run: str, stage: str) -> Published | None:
+    """The artifact that a stage published in this run, or None."""
+    to = artifact.pointer(storage, run, stage)
+    return artifact.of_run(storage, run, stage) if to and to.state != "running" else None
 
 
-def copies(found: list[dict[str, Any]], published: Published, row: dict[str, Any]) -> Iterator[str]:
+def copies(records: list[dict[str, Any]], published: Published, row: dict[str, Any]) -> Iterator[str]:
     """What deduplicate decided."""
-    if not found:
-        yield "not there: it was made of other decisions of filter"
-    elif reason := found[0]["reason"]:
-        document = found[0]["cluster"]
-        url, signature = staying(document, published)
+    if not records:
+        yield "no row: deduplicate read other decisions of filter"
+    elif reason := records[0]["reason"]:
+        document = records[0]["cluster"]
+        url, signature = kept_instead(document, published)
         recipe = Deduplicate.model_validate(published.content.recipe)
         if signature:
             functions = minhash.permutations(recipe.bands * recipe.rows, published.content.seed)
             own = deduplicate.signed(row["text"], recipe, functions)["signature"]
             yield f"{'similarity to it, estimated':<34}{minhash.similarities(own, signature, 1)[0]:.4g}"
         if reason == "near_copy" and recipe.verify:
-            yield f"{'asked of each pair between them':<34}{shown(recipe.min_jaccard)}"
-        yield f"-> left: {reason} of {url or document}"
+            # The two may be connected by other documents: only each pair between them had to be similar.
+            yield f"{'least of each pair between them':<34}{shown(recipe.min_jaccard)}"
+        yield f"-> dropped: {reason} of {url or document}"
     else:
-        others = found[0]["cluster_size"] - 1
-        yield f"-> stays, for {others:,} more that are copies of it" if others else "-> stays, the only one of its kind"
+        others = records[0]["cluster_size"] - 1
+        yield f"-> kept, and {others:,} copies of it dropped" if others else "-> kept, without copies"
 
 
-def staying(document: str, published: Published) -> tuple[str | None, bytes | None]:
-    """URL and signature of a document that others left for, in this crawl or in one that it was held against.
+def kept_instead(document: str, published: Published) -> tuple[str | None, bytes | None]:
+    """URL and signature of a document that others were dropped for, in this crawl or in an earlier one.
 
     None for what was removed since.
     """
     storage, inputs = published.storage, published.content.inputs
-    earlier = [one.location for one in inputs if one.stage == deduplicate.STAGE.name]
-    for folder in (published.folder, *(one for one in earlier if artifact.is_published(storage, one))):
+    earlier = [source.location for source in inputs if source.stage == deduplicate.STAGE.name]
+    for folder in (published.folder, *(folder for folder in earlier if artifact.is_published(storage, folder))):
         of_crawl = artifact.read(storage, folder)
-        for signed in found_rows(of_crawl, "id", document, deduplicate.MINHASH):
-            texts = [one.location for one in of_crawl.content.inputs if one.stage == "extract"]
+        for signed in rows_with(of_crawl, "id", document, deduplicate.MINHASH):
+            texts = [source.location for source in of_crawl.content.inputs if source.stage == "extract"]
             pages = [
                 page
-                for one in texts
-                if artifact.is_published(storage, one)
-                for page in found_rows(artifact.read(storage, one), "id", document)
+                for folder in texts
+                if artifact.is_published(storage, folder)
+                for page in rows_with(artifact.read(storage, folder), "id", document)
             ]
             return pages[0]["url"] if pages else None, signed["signature"]
     return None, None
 
 
-def redactions(found: list[dict[str, Any]], _published: Published, _row: dict[str, Any]) -> Iterator[str]:
+def redactions(records: list[dict[str, Any]], _published: Published, _row: dict[str, Any]) -> Iterator[str]:
     """What redact replaced."""
-    if not found:
-        yield "not there: it was made of other decisions of deduplicate"
+    if not records:
+        yield "no row: redact read other decisions of deduplicate"
         return
-    counts = json.loads(found[0]["redactions"])
+    counts = json.loads(records[0]["redactions"])
     for kind, count in counts.items():
         yield f"{kind:<34}{count:,}"
-    yield f"-> {len(found[0]['text']):,} characters of text, {sum(counts.values()):,} places replaced"
+    yield f"-> {len(records[0]['text']):,} characters of text, {sum(counts.values()):,} places replaced"
 
 
-def removal(found: list[dict[str, Any]], _published: Published, _row: dict[str, Any]) -> Iterator[str]:
+def removal(records: list[dict[str, Any]], _published: Published, _row: dict[str, Any]) -> Iterator[str]:
     """What decontaminate decided."""
-    if not found:
-        yield "not there: it was made of another redact"
-    elif found[0]["reason"]:
-        yield f"-> left: {found[0]['reason']} ({found[0]['detail']})"
+    if not records:
+        yield "no row: decontaminate read another artifact of redact"
+    elif records[0]["reason"]:
+        yield f"-> dropped: {records[0]['reason']} ({records[0]['detail']})"
     else:
-        yield "-> stays"
+        yield "-> kept"
 
 
-def tokens(found: list[dict[str, Any]], published: Published, _row: dict[str, Any]) -> Iterator[str]:
-    """Where the document's tokens lie: once for each time that it is repeated."""
-    for place in found:
+def tokens(records: list[dict[str, Any]], published: Published, _row: dict[str, Any]) -> Iterator[str]:
+    """Where the document's tokens are: a line for each copy of it in the shards."""
+    for place in records:
         shard = place["file"].removesuffix(".documents.parquet")
         split, first, number = shard.rsplit("-", 1)[0], place["start"], place["document"]
         yield f"-> {split}: {place['tokens']:,} tokens of {shard}, from {first:,} on (document {number:,})"
     beyond = published.content.counts.dropped.get("beyond_budget", 0) if published.content.counts else 0
-    if not found and beyond:
-        yield f"-> left: beyond_budget, one of {beyond:,} documents for which shard.train_tokens has no room"
-    elif not found:
-        yield "not there: it was made of other decisions of decontaminate"
+    if not records and beyond:
+        yield f"-> dropped: beyond_budget, one of {beyond:,} documents for which shard.train_tokens has no room"
+    elif not records:
+        yield "no tokens: shard read other decisions of decontaminate"
 
 
 def main() -> None:
-    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
     parser.add_argument("--run", help="name of the run; by default the newest")
-    given = parser.parse_args()
-    storage = Storage(given.root)
-    run = artifact.run_name(given.run) if given.run else artifact.newest_run(storage, "extract")
-    rows = found_rows(artifact.of_run(storage, run, "extract"), "url", given.url)
+    options = parser.parse_args()
+    storage = Storage(options.root)
+    run = artifact.run_name(options.run) if options.run else artifact.newest_run(storage, "extract")
+    rows = rows_with(artifact.of_run(storage, run, "extract"), "url", options.url)
     if not rows:
-        raise InputError(f"run {run!r} has no capture of {given.url}", "check the URL: it is compared letter by letter")
+        remedy = "check the URL: it is compared letter by letter"
+        raise InputError(f"run {run!r} has no capture of {options.url}", remedy)
     for row in rows:
         print("\n".join(explained(storage, run, row)))
 

@@ -1,8 +1,8 @@
-"""What an artifact holds: counts, documents by reason, a few of them at random.
+"""What an artifact holds: counts, reasons of dropped documents, and a random sample of rows.
 
     python -m jobs.commands.inspect extract --root .crawl2chat/data [--run demo] [--reason language_gate] [--samples 3]
 
-The artifact is a stage's name, of the newest run or of `--run`, or a folder below the root.
+The artifact is named by its stage, in the newest run or in `--run`, or by its folder below the root.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pipeline.artifact import Published
 from pipeline.errors import InputError
 from pipeline.storage import Storage
 
-_CHARS = 400  # of a text that is shown
+_CHARS = 400  # printed of a text
 
 
-def summary(found: Published) -> Iterator[str]:
-    """Where it lies, what it was made of, how much is in it."""
-    content, spent = found.content, found.manifest.run
-    yield found.storage.path(found.folder)
+def summary(published: Published) -> Iterator[str]:
+    """Lines with its location, size, cost, inputs, counts and numbers."""
+    content, cost = published.content, published.manifest.run
+    yield published.storage.path(published.folder)
     size = sum(file.bytes for file in content.files)
-    yield f"  {len(content.files)} files, {size:,} bytes; {spent.seconds:.1f} s, {spent.cpu_seconds:.1f} CPU seconds"
+    yield f"  {len(content.files)} files, {size:,} bytes; {cost.seconds:.1f} s, {cost.cpu_seconds:.1f} CPU seconds"
     for source in content.inputs[:8]:
         yield f"  from {source.location}"
     if len(content.inputs) > 8:
@@ -43,24 +43,24 @@ def summary(found: Published) -> Iterator[str]:
             yield f"  {name:<34}{value}"
         elif isinstance(value, dict):
             yield f"  {name}"
-            for key, one in value.items():
-                yield f"    {key:<32}{', '.join(map(str, one)) if isinstance(one, list) else one}"
+            for key, inner in value.items():
+                yield f"    {key:<32}{', '.join(map(str, inner)) if isinstance(inner, list) else inner}"
 
 
-def samples(found: Published, reason: str | None, most: int, seed: int) -> Iterator[str]:
-    """Random rows, drawn evenly from all parts; of those with `reason`, where one is given (`kept`: those without)."""
+def samples(published: Published, reason: str | None, count: int, seed: int) -> Iterator[str]:
+    """Lines with `count` rows, drawn uniformly: from all rows, or from those with `reason` (`kept`: without one)."""
     rng, drawn, seen = random.Random(seed), list[dict[str, Any]](), 0
-    for file in found.files(".parquet"):
-        for row in read_rows(found.storage, file):
+    for file in published.files(".parquet"):
+        for row in read_rows(published.storage, file):
             if reason is not None and (row.get("reason") or "kept") != reason:
                 continue
             seen += 1  # reservoir sampling (Vitter 1985, algorithm R)
-            if len(drawn) < most:
+            if len(drawn) < count:
                 drawn.append(row)
-            elif (at := rng.randrange(seen)) < most:
+            elif (at := rng.randrange(seen)) < count:
                 drawn[at] = row
     if reason is not None and not seen:
-        raise InputError(f"{found.folder} holds no row with reason {reason!r}", "see the reasons in its counts")
+        raise InputError(f"{published.folder} holds no row with reason {reason!r}", "see the reasons in its counts")
     for row in drawn:
         yield ""
         for name, value in row.items():
@@ -75,23 +75,22 @@ def samples(found: Published, reason: str | None, most: int, seed: int) -> Itera
 
 
 def main() -> None:
-    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", help="name of a stage, or folder of an artifact below the root")
     parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
     parser.add_argument("--run", help="name of the run; by default the newest")
-    parser.add_argument("--reason", help="only rows that left for it; 'kept': only those that stayed")
+    parser.add_argument("--reason", help="only rows that were dropped for it; 'kept': only those that were kept")
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    storage = Storage(given.root)
-    if "/" in given.artifact:
-        found = artifact.read(storage, given.artifact.strip("/"))
+    options = parser.parse_args()
+    storage = Storage(options.root)
+    if "/" in options.artifact:
+        published = artifact.read(storage, options.artifact.strip("/"))
     else:
-        run = artifact.run_name(given.run) if given.run else artifact.newest_run(storage, given.artifact)
-        found = artifact.of_run(storage, run, given.artifact)
-    print("\n".join(summary(found)))
-    print("\n".join(samples(found, given.reason, given.samples, given.seed)))
+        run = artifact.run_name(options.run) if options.run else artifact.newest_run(storage, options.artifact)
+        published = artifact.of_run(storage, run, options.artifact)
+    print("\n".join(summary(published)))
+    print("\n".join(samples(published, options.reason, options.samples, options.seed)))
 
 
 if __name__ == "__main__":

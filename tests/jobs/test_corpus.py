@@ -146,12 +146,12 @@ def test_any_page_is_explained(road: dict[str, Published], root: Path) -> None:
         lines = list(explain.explained(storage, "test", row))
         assert not [line for line in lines if "not as recorded" in line]
         assert (
-            f"-> left: {reason}" in lines[-1]
+            f"-> dropped: {reason}" in lines[-1]
             if reason
             else "tokens of train-" in lines[-1] or "validation" in lines[-1]
         )
         ends[lines[-1].split(":")[0].strip()] += 1
-    assert ends["-> left"] >= 9
+    assert ends["-> dropped"] >= 9
     cut = rows[0] | {"url": "cut.warc.gz", "offset": -1, "reason": "truncated", "detail": "the file ends"}
     assert list(explain.explained(storage, "test", cut)) == ["cut.warc.gz\n  -> truncated: the file ends"]
     lost = cut | {"offset": 99, "reason": "damaged", "detail": "7 bytes from byte 99 on: no"}
@@ -176,11 +176,11 @@ def test_a_copy_is_explained_with_what_stayed_for_it(road: dict[str, Published],
     for reason, least, most in (("exact_copy", 1.0, 1.0), ("near_copy", 0.6, 1.0)):
         row = next(row for row in decided if row["reason"] == reason)
         told = steps(root, pages[row["id"]])
-        assert told["deduplicate"][-1] == f"-> left: {reason} of {pages[row['cluster']]['url']}"
+        assert told["deduplicate"][-1] == f"-> dropped: {reason} of {pages[row['cluster']]['url']}"
         name, similarity = told["deduplicate"][0].rsplit(" ", 1)
         assert name == "similarity to it, estimated"
         assert least <= float(similarity) <= most
-        assert ("asked of each pair between them 0.7" in told["deduplicate"]) == (reason == "near_copy")
+        assert ("least of each pair between them 0.7" in told["deduplicate"]) == (reason == "near_copy")
         assert "redact" not in told
 
 
@@ -188,8 +188,8 @@ def test_what_stays_is_explained_to_its_tokens(road: dict[str, Published], root:
     pages = {row["id"]: row for row in rows_of(road["extract"])}
     original = next(row for row in rows_of(road["deduplicate"]) if (row["cluster_size"] or 0) > 1)
     told = steps(root, pages[original["id"]])
-    assert told["deduplicate"] == [f"-> stays, for {original['cluster_size'] - 1} more that are copies of it"]
-    assert told["decontaminate"] == ["-> stays"]
+    assert told["deduplicate"] == [f"-> kept, and {original['cluster_size'] - 1} copies of it dropped"]
+    assert told["decontaminate"] == ["-> kept"]
     [document] = [
         row | {"file": file}
         for file in road["shard"].files(".documents.parquet")
@@ -223,7 +223,7 @@ def test_a_run_is_explained_as_far_as_it_came(
     for stage in (redact, decontaminate, train_tokenizer, shard):
         stage.run(job(root, other, "less"))
     told = steps(root, pages[down["id"]], "less")
-    assert told["decontaminate"] == [f"-> left: taken_down ({down['url']})"]
+    assert told["decontaminate"] == [f"-> dropped: taken_down ({down['url']})"]
     assert "shard" not in told
     made = artifact.of_run(Storage(root), "less", "shard")
     there = {row["id"] for file in made.files(".documents.parquet") for row in read_rows(made.storage, file)}
@@ -231,7 +231,7 @@ def test_a_run_is_explained_as_far_as_it_came(
     assert made.content.counts is not None
     beyond = made.content.counts.dropped["beyond_budget"]
     assert steps(root, pages[missing["id"]], "less")["shard"] == [
-        f"-> left: beyond_budget, one of {beyond} documents for which shard.train_tokens has no room"
+        f"-> dropped: beyond_budget, one of {beyond} documents for which shard.train_tokens has no room"
     ]
 
 
@@ -245,7 +245,7 @@ def test_what_was_recorded_otherwise_is_told_and_followed(
     replayed = explain.replayed(row, road["extract"])
     monkeypatch.setattr(explain, "replayed", lambda *_: replayed | {"reason": "no_main_text", "text": None})
     told = steps(root, row)
-    assert "-> left: no_main_text" in told["extract"]
+    assert "-> dropped: no_main_text" in told["extract"]
     assert any(line.startswith("not as recorded: reason, text") for line in told["extract"])
     assert {name: told[name] for name in told if name != "extract"} == {
         name: before[name] for name in before if name != "extract"
@@ -298,7 +298,7 @@ def test_the_same_crawl_again_adds_nothing(
     page = next(page for page in rows_of(road["extract"]) if page["id"] == kept)
     assert steps(root, page, "later")["deduplicate"] == [
         "similarity to it, estimated 1",
-        f"-> left: exact_copy of {page['url']}",
+        f"-> dropped: exact_copy of {page['url']}",
     ]
     with pytest.raises(RecipeError, match="rows 8, not 4"):
         deduplicate.run(job(root, overrides | {"deduplicate.rows": 4}, "later"))

@@ -147,6 +147,6 @@ def test_who_holds_a_page(tmp_path: Path, spark: Any, lists: dict[str, Any]) -> 
     assert [line.partition(":")[0] for line in lines] == [
         texts_of.folder, before.folder, base.folder, chat.folder, building.work
     ]  # fmt: skip
-    assert lines[-1].endswith(f"not finished, 1 checkpoints, learns from {before.folder}")
+    assert lines[-1].endswith(f"not finished, 1 checkpoints, is trained on {before.folder}")
     assert clean.folder not in "\n".join(lines)
     assert list(holds.holding(storage, "d.org")) == []
