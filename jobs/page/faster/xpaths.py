@@ -75,7 +75,7 @@ class Compiled:
         source = _WALK.format(
             tags=", ".join(map(repr, tags or "*")), key="".join(key), further=" and further(element)" if further else ""
         )
-        exec(source, parts)
+        exec(source, parts)  # made of the library's expressions: nothing of a page is in it
         self._walk: Callable[[_Element], Iterator[_Element]] = parts["walk"]
 
     def __call__(self, tree: _Element) -> list[_Element]:
