@@ -2,8 +2,8 @@
 
     python -m bench.deduplicate [--documents 5000000] [--root .crawl2chat/bench-deduplicate]
 
-Plants clusters of documents that share all but a few of their hashes, runs the stage's own search over them, and says
-whether exactly the planted clusters were found, in what time and memory.
+Plants clusters of documents that share all but a few of their hashes, runs the stage's own search on them, and prints
+whether exactly the planted clusters were found, with time and memory.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ from pipeline.recipe import Deduplicate, load
 from pipeline.storage import Storage
 
 HOME = Path(__file__).resolve().parents[1]
-PART = 100_000
+PART = 100_000  # documents per file
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
-CHANGED = 2  # hashes of a copy that differ: a Jaccard similarity of about 0.98, which LSH misses once in 10**12
+CHANGED = 2  # hashes of a copy that differ: a similarity of about 0.98, which LSH misses once in 10**12
 
 
 def truth(documents: int, seed: int) -> Numbers:
-    """First member of each document's cluster: nine in ten are alone, the others in clusters of 2 to 50."""
+    """The first member of each document's cluster, shape (documents,): nine in ten are alone, the others in clusters of
+    2 to 50.
+    """
     rng = np.random.default_rng(seed)
     clusters = np.arange(documents)
     members = rng.permutation(documents)[: documents // 10]
@@ -50,7 +52,7 @@ def truth(documents: int, seed: int) -> Numbers:
 
 
 def parts(planted: Numbers, recipe: Deduplicate, seed: int) -> Iterator[pa.Table]:
-    """The signatures, `PART` documents at a time."""
+    """The signatures of all documents, `PART` at a time."""
     hashes, copied = recipe.bands * recipe.rows, np.bincount(planted, minlength=len(planted)) > 1
     for start in range(0, len(planted), PART):
         numbers = range(start, min(start + PART, len(planted)))
@@ -74,7 +76,7 @@ def parts(planted: Numbers, recipe: Deduplicate, seed: int) -> Iterator[pa.Table
 
 
 class Memory:
-    """The largest resident size of this process and all below it, GiB."""
+    """The largest resident size of this process and its descendants, GiB, sampled every second."""
 
     def __init__(self) -> None:
         self.most = 0.0
@@ -94,7 +96,7 @@ class Memory:
 
 
 def shuffles(spark: SparkSession) -> list[tuple[int, int]]:
-    """(rows, bytes) that each stage so far wrote for others to read, as the session's own status page says."""
+    """(rows, bytes) of each shuffle so far, by the REST API of the session."""
     context = spark.sparkContext
     address = f"{context.uiWebUrl}/api/v1/applications/{context.applicationId}/stages"
     with urllib.request.urlopen(address) as answer:
@@ -104,41 +106,40 @@ def shuffles(spark: SparkSession) -> list[tuple[int, int]]:
 
 
 def main() -> None:
-    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=5_000_000)
     parser.add_argument("--root", type=Path, default=HOME / ".crawl2chat/bench-deduplicate")
-    given = parser.parse_args()
+    options = parser.parse_args()
     recipe = load(HOME / "recipes/fineweb.yaml")
-    storage, planted = Storage(given.root), truth(given.documents, recipe.seed)
-    shutil.rmtree(given.root, ignore_errors=True)
-    (given.root / "signatures").mkdir(parents=True)
+    storage, planted = Storage(options.root), truth(options.documents, recipe.seed)
+    shutil.rmtree(options.root, ignore_errors=True)
+    (options.root / "signatures").mkdir(parents=True)
     files = []
     for number, table in enumerate(parts(planted, recipe.deduplicate, recipe.seed)):
         files.append(f"signatures/part-{number:05d}.parquet")
-        pq.write_table(table, given.root / files[-1])
-    corpus = clusters.Corpus(storage.root, files, [], given.documents)
+        pq.write_table(table, options.root / files[-1])
+    corpus = clusters.Corpus(storage.root, files, [], options.documents)
     memory, spark, began = Memory(), session.spark("bench"), time.monotonic()
     numbers = clusters.find(spark, corpus, recipe.deduplicate, "clusters")
     seconds, written = time.monotonic() - began, shuffles(spark)
     shuffled = sum(size for _, size in written) / 1e9
     spark.stop()
-    made = np.arange(given.documents)
+    found = np.arange(options.documents)
     for number in range(len(files)):
-        found = read_table(storage, f"clusters/{number}.parquet", ["row", "cluster"])
-        made[found["row"].to_numpy() + number * PART] = [int(id_, 16) for id_ in found["cluster"].to_pylist()]
-    signatures = sum((given.root / file).stat().st_size for file in files) / 1e9
-    differ = int((made != planted).sum())
+        rows = read_table(storage, f"clusters/{number}.parquet", ["row", "cluster"])
+        found[rows["row"].to_numpy() + number * PART] = [int(id_, 16) for id_ in rows["cluster"].to_pylist()]
+    signatures = sum((options.root / file).stat().st_size for file in files) / 1e9
+    wrong = int((found != planted).sum())
     heads = ("documents", "signatures, GB", "shuffled, GB", "seconds", "peak GiB", "pairs tried", "clusters", "wrong")
     print(f"| {' | '.join(heads)} |")
     print(f"|{'---:|' * len(heads)}")
-    told = [f"{given.documents:,}", f"{signatures:.2f}", f"{shuffled:.2f}", f"{seconds:.0f}", f"{memory.most:.1f}"]
-    told += [f"{numbers[name]:,}" for name in ("candidate_pairs", "clusters")]
-    print(f"| {' | '.join([*told, f'{differ:,}'])} |")
-    print("\n| shuffle, in their order | rows | bytes | bytes a row |\n|---:|---:|---:|---:|")
-    for number, (rows, size) in enumerate(written):
-        print(f"| {number} | {rows:,} | {size:,} | {size / rows:.1f} |")
-    shutil.rmtree(given.root)
+    cells = [f"{options.documents:,}", f"{signatures:.2f}", f"{shuffled:.2f}", f"{seconds:.0f}", f"{memory.most:.1f}"]
+    cells += [f"{numbers[name]:,}" for name in ("candidate_pairs", "clusters")]
+    print(f"| {' | '.join([*cells, f'{wrong:,}'])} |")
+    print("\n| shuffle, in their order | rows | bytes | bytes per row |\n|---:|---:|---:|---:|")
+    for number, (count, size) in enumerate(written):
+        print(f"| {number} | {count:,} | {size:,} | {size / count:.1f} |")
+    shutil.rmtree(options.root)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m bench.pii [--data ../shared/data]
 
 Sets: presidio-research's generated texts and pii-anon's technical texts (see the data's README). A label counts as
-found where a span covers it to within two characters; a span counts as wrong where it touches no label at all. Of
-pii-anon's log lines only some phones are labelled, so its precision says little for them.
+found if a span covers it to within two characters; a span counts as wrong if it touches no label. In pii-anon's log
+lines only some phone numbers are labelled, so that their precision is underestimated there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def technical(folder: Path) -> Iterator[Labelled]:
 
 
 def classes(kind: str, value: str) -> Iterator[str]:
-    """The rows of the table that a label counts in."""
+    """The rows of the table in which a label counts."""
     yield kind
     if kind == "IP" and not pii.is_public(value):
         yield "IP, not public (stays)"
@@ -74,13 +74,13 @@ def measure(texts: Iterator[Labelled]) -> tuple[Counter[str], Counter[str], Coun
     count, began = 0, time.process_time()
     for text, labels in texts:
         count += 1
-        made = pii.find(text, list(pii.ENTITIES))
-        for start, end, kind in made:
+        predicted = pii.find(text, list(pii.ENTITIES))
+        for start, end, kind in predicted:
             spans[kind] += 1
             wrong[kind] += not any(start < b and end > a for a, b, _ in labels)
         for start, end, name in labels:
             if name in NAMES:
-                hit = any(a <= start + _SLACK and b >= end - _SLACK for a, b, _ in made)
+                hit = any(a <= start + _SLACK and b >= end - _SLACK for a, b, _ in predicted)
                 for row in classes(NAMES[name], text[start:end]):
                     seen[row] += 1
                     found[row] += hit
@@ -88,7 +88,6 @@ def measure(texts: Iterator[Labelled]) -> tuple[Counter[str], Counter[str], Coun
 
 
 def main() -> None:
-    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared/data")
     folder = parser.parse_args().data

@@ -1,12 +1,12 @@
-"""CPU seconds a page of every stage from 2,400 pages to 40,000, and what the JVM takes of them: `make bench-scale`.
+"""CPU seconds per page of every stage, from 2,400 pages to 40,000, and the JVM's share: `make bench-scale`.
 
     python -m bench.scale [--warcs 'crawl/*.warc.gz'] [--copies 1 4 17] [--apart] [--root .crawl2chat/bench-scale]
 
-The crawl is repeated under other URLs with other words: of the words of five letters and more in the text of a page a
-third are turned around inside, other ones in each copy, so that two copies of a page are not near-duplicates. All
-copies of a file are one file, as a crawl's hold 30,000 pages; with --apart each is its own, so that more pages are more
-parts and not larger ones. The cost of an empty Spark session, measured beside, is taken off each stage. 40,000 pages
-take half an hour on two cores.
+The crawl is repeated under other URLs with other words: in each copy of a page a different third of its words of five
+letters and more is reversed inside, so that two copies of a page are not near-duplicates. All copies of a file are one
+file, as a crawl's files hold 30,000 pages; with --apart each copy is a file, so that more pages are more parts and not
+larger ones. The cost of an empty Spark session, measured too, is subtracted from each stage. 40,000 pages take half an
+hour on two cores.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _WORD = re.compile(rb"(?<![A-Za-z&;\x80-\xff])[A-Za-z]{5,}(?![A-Za-z;\x80-\xff])
 
 
 def salted(html: bytes, copy: int) -> bytes:
-    """The page with a third of its longer words turned around inside; as long as before."""
+    """The page with a third of its longer words reversed inside; as long as before."""
 
     @lru_cache(None)
-    def turned(word: bytes) -> bytes:
+    def reversed_inside(word: bytes) -> bytes:
         if xxhash.xxh3_64_intdigest(word.lower(), seed=copy) % 3:
             return word
         return word[:1] + word[-2:0:-1] + word[-1:]
 
     def text(part: bytes) -> bytes:
-        return _WORD.sub(lambda found: turned(found[0]), part)
+        return _WORD.sub(lambda match: reversed_inside(match[0]), part)
 
     pieces, at = [], 0
     for tag in _NO_TEXT.finditer(html):
@@ -63,7 +63,7 @@ def salted(html: bytes, copy: int) -> bytes:
 
 
 def records(source: Path, copy: int, writer: WARCWriter) -> Iterator[ArcWarcRecord]:
-    """The records of a WARC under other URLs, pages salted."""
+    """The records of a WARC under other URLs, with salted pages."""
     with source.open("rb") as stream:
         for record in ArchiveIterator(stream):
             uri, body = record.rec_headers.get_header("WARC-Target-URI"), record.raw_stream.read()
@@ -81,7 +81,7 @@ def records(source: Path, copy: int, writer: WARCWriter) -> Iterator[ArcWarcReco
 
 
 def write(source: Path, copies: Sequence[int], target: Path) -> int:
-    """Write a WARC that holds these copies of another, number 0 as it is; returns how many responses it has."""
+    """Write a WARC that holds these copies of another, number 0 unchanged. Returns its number of responses."""
     with target.open("wb") as stream:
         writer = WARCWriter(stream, gzip=True)
         for copy in copies:
@@ -95,7 +95,7 @@ def write(source: Path, copies: Sequence[int], target: Path) -> int:
 
 
 def stages(root: Path, warcs: str) -> dict[str, Spent]:
-    """Every stage, as a user would start it, below a fresh root."""
+    """Run every stage, as a user would start it, below a fresh root."""
     root.mkdir(parents=True)
     recipe = root / "recipe.yaml"
     recipe.write_text(load(HOME / "recipes/demo.yaml", {"input.warcs": [warcs]}).to_yaml())
@@ -107,27 +107,26 @@ def stages(root: Path, warcs: str) -> dict[str, Spent]:
 
 
 def kept(root: Path) -> str:
-    """How many pages stay after each stage that drops some."""
+    """How many pages are kept by each stage that drops some."""
     found = [artifact.of_run(Storage(root), "bench", stage).content for stage in ("extract", "filter", "deduplicate")]
     return ", ".join(f"{content.stage} {content.counts.kept:,}" for content in found if content.counts)
 
 
 def main() -> None:
-    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     crawl = CRAWL if CRAWL.exists() else SAMPLE
     parser.add_argument("--warcs", default=str(crawl / "*.warc.gz"), help="a glob; default: the shared crawl or sample")
     parser.add_argument("--copies", type=int, nargs="+", default=[1, 4, 17])
     parser.add_argument("--apart", action="store_true", help="each copy of a file in a file of its own")
     parser.add_argument("--root", type=Path, default=HOME / ".crawl2chat/bench-scale")
-    given = parser.parse_args()
-    root, sources = given.root.resolve(), [Path(path) for path in sorted(glob.glob(given.warcs))]
+    options = parser.parse_args()
+    root, sources = options.root.resolve(), [Path(path) for path in sorted(glob.glob(options.warcs))]
     shutil.rmtree(root, ignore_errors=True)
     made: list[tuple[Path, Sequence[int], Path]] = []
-    for copies in given.copies:
+    for copies in options.copies:
         folder = root / f"crawl-{copies}"
         folder.mkdir(parents=True)
-        files = [[copy] for copy in range(copies)] if given.apart else [range(copies)]
+        files = [[copy] for copy in range(copies)] if options.apart else [range(copies)]
         made += [(source, some, folder / f"{some[0]:02d}-{source.name}") for source in sources for some in files]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         written = dict(zip((target for *_, target in made), pool.map(write, *zip(*made, strict=True)), strict=True))
@@ -138,7 +137,7 @@ def main() -> None:
     shown = ("JVM's share of extract", "each stage's largest process but the JVM, MiB", "kept")
     print(f"| responses | {' | '.join((*STAGES, *shown))} |")
     print(f"|---:|{'---:|' * (len(STAGES) + 2)}---|", flush=True)
-    for copies in given.copies:
+    for copies in options.copies:
         responses = sum(n for target, n in written.items() if target.parent.name == f"crawl-{copies}")
         empty = measured(SESSION, root / "session.txt", {"PYTHONPATH": str(HOME)})
         spent = stages(root / f"made-{copies}", str(root / f"crawl-{copies}/*.warc.gz"))
@@ -148,8 +147,8 @@ def main() -> None:
         cells = [f"{responses:,}", *each, f"{100 * jvm:.1f} %", workers, kept(root / f"made-{copies}")]
         print(f"| {' | '.join(cells)} |", flush=True)
         sizes.append((responses, spent))
-    print(f"\n| each 1,000 more, between | {' | '.join(STAGES)} |\n|---|{'---:|' * len(STAGES)}")
-    for (few, less), (many, more) in pairwise(sizes):  # what a stage costs once, whatever it has to do, is in neither
+    print(f"\n| per 1,000 more, between | {' | '.join(STAGES)} |\n|---|{'---:|' * len(STAGES)}")
+    for (few, less), (many, more) in pairwise(sizes):  # the fixed cost of a stage is in neither
         each = [f"{1000 * (more[stage].cpu - less[stage].cpu) / (many - few):.2f}" for stage in STAGES]
         print(f"| {few:,} and {many:,} | {' | '.join(each)} |")
     shutil.rmtree(root)

@@ -2,23 +2,23 @@
 
     python -m bench.simulate_dedup [--documents 150000000 1200000000] [--seed 1]
 
-The model of a crawl, all of it assumed but what is said to be measured:
+The model of a crawl; everything is assumed but what is called measured:
 
-- A share of the documents leaves: 73 of 757 on the shared crawl, 16 of 36 in FineWeb (36 trillion tokens before
-  MinHash within each snapshot, 20 after: Penedo et al. 2024), or 7 of 10, as a bad case. 31 of 73 of those are exact
-  copies (shared crawl).
-- The sizes of the clusters of the others have a Zipf distribution, whose exponent is the one that makes that share.
-- A near copy has kept each hash of its cluster's text with a chance drawn evenly from `min_jaccard` to 1. So what it
-  shares of bands, and its similarity to every other, follow hash by hash.
+- A share of the documents is dropped: 73 of 757 (measured on the shared crawl), 16 of 36 in FineWeb (36 trillion tokens
+  before MinHash within each snapshot, 20 after: Penedo et al. 2024), or 7 of 10, as a bad case. 31 of 73 of those are
+  exact copies (measured on the shared crawl).
+- The sizes of the clusters of the others have a Zipf distribution, with the exponent that yields that share.
+- A near copy has kept each hash of its cluster's text with a probability drawn uniformly from `min_jaccard` to 1. The
+  bands that it shares, and its similarity to every other copy, follow from its hashes.
 
-How many clusters there are of each size is drawn for the whole crawl. The load of every task of the band shuffle is
-drawn too, from the multinomial distributions that say how many buckets of a size fall to it; only that a cluster's 14
-buckets depend on each other is left out. The largest task is then made row by row, and the stage's own search
-(`clusters.pairs`) goes through it, its memory traced. What pairs cost after that is simulated hash by hash on up to
-20,000 documents of the clusters of 2, of 3 and 4, of 5 to 8 documents and so on, and multiplied by how many there are;
-for clusters beyond 16,384, whose documents cost no more each, with the rates of the class below.
+The number of clusters of each size is drawn for the whole crawl. The load of every task of the band shuffle is drawn
+too, from the multinomial distributions of the number of buckets of each size per task; it is neglected that a cluster's
+14 buckets depend on each other. The largest task is then generated row by row, and the stage's own search
+(`clusters.pairs`) runs on it, its memory traced. The cost of pairs after that is simulated hash by hash on up to 20,000
+documents of the clusters of 2, of 3 and 4, of 5 to 8 documents and so on, and multiplied by their number; for clusters
+beyond 16,384, whose documents cost no more each, with the rates of the class below.
 
-Bytes a row are Spark's own, `--bytes` measures them again (then Java is needed): rows of each shuffle with places of
+Bytes per row are Spark's own; `--bytes` measures them again (which needs Java): rows of each shuffle with places of
 90,000 parts, written compressed by a map task as large as one part of a snapshot.
 """
 
@@ -42,11 +42,11 @@ from jobs.stage import session
 from pipeline.recipe import Deduplicate, load
 
 HOME = Path(__file__).resolve().parents[1]
-LEAVE = {"shared crawl": 73 / 757, "FineWeb": 16 / 36, "bad case": 0.7}
-EXACT = 31 / 73  # of those that leave
+DROPPED = {"shared crawl": 73 / 757, "FineWeb": 16 / 36, "bad case": 0.7}  # share of the documents
+EXACT = 31 / 73  # share of exact copies among those
 LARGEST = 1 << 24  # documents of a cluster
 SAMPLED = 20_000  # documents of each class of sizes
-BYTES = {  # a row of each shuffle, written
+BYTES = {  # per row of each shuffle, as written
     "exact hashes": 36.4,
     "bands, to leave out exact copies": 137.2,
     "band hashes": 15.8,
@@ -56,18 +56,17 @@ BYTES = {  # a row of each shuffle, written
     "pairs to the first signature": 15.5,
     "pairs with it to the second": 246.0,
     "stars around others": 25.6,
-    "edges, a round of components": 5 * 15.5,  # about five times in a round
+    "edges, a round of components": 5 * 15.5,  # which shuffles them about five times
 }
-PARTS, PAGES = 90_000, 1_666  # of a snapshot, and the documents of a part that filter keeps of 150 million
-RATED = 1 << 14  # sizes up to which a class has rates of its own
+PARTS, PAGES = 90_000, 1_666  # parts of a snapshot; documents per part, where filter keeps 150 million
+RATED = 1 << 14  # size up to which classes have rates of their own
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 
 @functools.lru_cache
 def zipf(mean: float) -> tuple[float, Floats]:
-    """Exponent and chances of the sizes 1, 2, … `LARGEST` whose mean is this."""
+    """Exponent and probabilities of a Zipf distribution of the sizes 1, 2, … `LARGEST` with this mean."""
     sizes = np.arange(1.0, LARGEST + 1)
     logs = np.log(sizes)
     low, high = 1.5, 12.0
@@ -81,7 +80,7 @@ def zipf(mean: float) -> tuple[float, Floats]:
 
 @dataclass(frozen=True)
 class Crawl:
-    """Documents that filter kept, how many of them are no exact copies, and the clusters of those by their sizes."""
+    """The documents that filter kept, how many of them are no exact copies, and the sizes of the clusters of those."""
 
     documents: int
     unique: int
@@ -90,22 +89,22 @@ class Crawl:
     counts: Ints  # how many clusters have it
 
     @classmethod
-    def drawn(cls, documents: int, leave: float, rng: np.random.Generator) -> Crawl:
-        """A crawl of which this share leaves."""
-        unique = round(documents * (1 - leave * EXACT))
-        stay = documents * (1 - leave)
-        exponent, chances = zipf((1 - leave * EXACT) / (1 - leave))
-        counts = rng.poisson(stay * chances)
+    def drawn(cls, documents: int, dropped: float, rng: np.random.Generator) -> Crawl:
+        """A crawl of which this share is dropped."""
+        unique = round(documents * (1 - dropped * EXACT))
+        kept = documents * (1 - dropped)
+        exponent, chances = zipf((1 - dropped * EXACT) / (1 - dropped))
+        counts = rng.poisson(kept * chances)
         sizes = np.flatnonzero(counts)
         return cls(documents, unique, exponent, sizes + 1, counts[sizes])
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """How the band hashes of a crawl fall into tasks."""
+    """The distribution of a crawl's band hashes over buckets and tasks."""
 
-    small: Ints  # (most + 1, tasks): how many buckets of each size up to `most` fall to a task
-    large: Ints  # sizes of those beyond
+    small: Ints  # shape (max_bucket + 1, tasks): number of buckets of each size in a task
+    large: Ints  # sizes of the larger buckets
     task: Ints  # and the task of each
 
     @property
@@ -118,19 +117,19 @@ class Buckets:
 
     @property
     def pairs(self) -> int:
-        """Candidate pairs of all buckets, before those that several bands give are counted once."""
+        """Candidate pairs of all buckets; a pair that shares several bands counts for each."""
         sizes = np.arange(len(self.small))
         return int((sizes * (sizes - 1) // 2) @ self.small.sum(axis=1) + (self.large - 1).sum())
 
 
 def kept_band(recipe: Deduplicate) -> float:
-    """The chance that a near copy shares a band with its cluster: J^rows, over J from `min_jaccard` to 1."""
+    """The probability that a near copy has a band of its cluster's text: J^rows, averaged from `min_jaccard` to 1."""
     power, least = recipe.rows + 1, recipe.min_jaccard
     return (1 - least**power) / (power * (1 - least))
 
 
 def buckets(crawl: Crawl, recipe: Deduplicate, tasks: int, rng: np.random.Generator) -> Buckets:
-    """Of each cluster and band one bucket of its first document and those that kept the band; of others one each."""
+    """Per cluster and band: one bucket of its text and the copies that kept the band, and one for each other copy."""
     most, chance = recipe.max_bucket, kept_band(recipe)
     counts = np.zeros(most + 1, np.int64)
     alone, large = 0, []
@@ -155,7 +154,7 @@ def buckets(crawl: Crawl, recipe: Deduplicate, tasks: int, rng: np.random.Genera
 
 
 def binomial(trials: int, kept: int, chance: float) -> float:
-    """The chance of so many."""
+    """The probability of `kept` successes in so many trials."""
     ways = 1.0
     for i in range(kept):
         ways *= (trials - i) / (i + 1)
@@ -163,7 +162,7 @@ def binomial(trials: int, kept: int, chance: float) -> float:
 
 
 def searched(found: Buckets, task: int, most: int, rng: np.random.Generator) -> tuple[int, int, float]:
-    """Rows, pairs and most bytes a row of the stage's own search in this task."""
+    """Rows, pairs and peak bytes per row of the stage's own search in this task."""
     sizes = np.repeat(np.arange(most + 1), found.small[:, task])
     sizes = np.concatenate([sizes, found.large[found.task == task]])
     hashes = np.repeat(rng.integers(-(2**63), 2**63, len(sizes)), sizes)
@@ -175,22 +174,22 @@ def searched(found: Buckets, task: int, most: int, rng: np.random.Generator) -> 
     pairs = sum(len(low) for _, low, _ in clusters.pairs(hashes, places, most))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return len(hashes), pairs, peak / len(hashes) + 16  # and what was given
+    return len(hashes), pairs, peak / len(hashes) + 16  # with the row itself, which is not traced
 
 
 @dataclass
 class Costs:
-    """Rows of what follows the search: of a sample, or of a crawl."""
+    """Rows of the steps after the search, for a sample or for a crawl."""
 
     documents: float = 0
-    pairs: float = 0  # different candidates
-    places: float = 0  # different ends of candidates, whose signatures are looked up
-    edges: float = 0  # pairs that were verified
-    starred: float = 0  # rows of stars around others, all rounds
-    again: float = 0  # different pairs of those
+    pairs: float = 0  # distinct candidates
+    places: float = 0  # distinct ends of candidates, whose signatures are looked up
+    edges: float = 0  # verified pairs
+    starred: float = 0  # rows of the further stars, in all rounds
+    again: float = 0  # distinct pairs among those
 
     def add(self, other: Costs, times: float) -> None:
-        """Add another's, so many times."""
+        """Add the costs of another, multiplied."""
         for name in vars(self):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
@@ -200,9 +199,9 @@ def cost(sizes: Ints, recipe: Deduplicate, rng: np.random.Generator) -> Costs:
     hashes, documents = recipe.bands * recipe.rows, int(sizes.sum())
     cluster = np.repeat(np.arange(len(sizes)), sizes)
     like = rng.uniform(recipe.min_jaccard, 1, documents)
-    like[np.cumsum(sizes) - sizes] = 1.0  # the text that the others are copies of
+    like[np.cumsum(sizes) - sizes] = 1.0  # the text of which the others are copies
     kept = rng.random((documents, hashes), np.float32) < like[:, None]
-    place = rng.permutation(documents)  # any of them may be the first of the crawl
+    place = rng.permutation(documents)  # any of them may be the first in the crawl
     by_place = np.argsort(place)
     shares = kept.reshape(documents, recipe.bands, recipe.rows).all(axis=2)
     at, band = np.nonzero(shares)
@@ -239,20 +238,20 @@ def cost(sizes: Ints, recipe: Deduplicate, rng: np.random.Generator) -> Costs:
 
 
 def rates(crawl: Crawl, recipe: Deduplicate, rng: np.random.Generator) -> dict[int, Costs]:
-    """What a sample of the clusters of 2, of 3 and 4, … costs, by the largest size of the class."""
-    found, largest = {}, 2
+    """Costs of a sample of the clusters of 2, of 3 and 4, …, by the largest size of the class."""
+    by_class, largest = {}, 2
     while largest <= RATED:
         chosen = (crawl.sizes > largest // 2) & (crawl.sizes <= largest)
         sizes, counts = crawl.sizes[chosen], crawl.counts[chosen]
         if len(sizes):
             take = max(1, int(SAMPLED * counts.sum() / (sizes @ counts)))
-            found[largest] = cost(rng.choice(sizes, take, p=counts / counts.sum()), recipe, rng)
+            by_class[largest] = cost(rng.choice(sizes, take, p=counts / counts.sum()), recipe, rng)
         largest *= 2
-    return found
+    return by_class
 
 
 def costs(crawl: Crawl, sampled: dict[int, Costs]) -> Costs:
-    """Of the whole crawl, by the rates of its classes; the last one's for what is beyond."""
+    """Costs of the whole crawl, by the rates of its classes; beyond the last class by its rates."""
     total = Costs()
     ends = sorted(sampled)
     for largest, least in zip(ends, [1, *ends], strict=False):
@@ -280,12 +279,12 @@ def shuffled(crawl: Crawl, found: Buckets, spent: Costs) -> dict[str, tuple[floa
 
 
 def line(*cells: object) -> str:
-    """A row of a table."""
+    """A row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def measured(rng: np.random.Generator) -> None:
-    """Print bytes a row of shuffles written by Spark."""
+    """Print the bytes per row of shuffles that Spark writes."""
     spark = session.spark("bytes")
     spark.conf.set("spark.sql.adaptive.enabled", "false")
 
@@ -323,20 +322,19 @@ def measured(rng: np.random.Generator) -> None:
 
 
 def main() -> None:
-    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, nargs="+", default=[150_000_000, 1_200_000_000])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--bytes", action="store_true", help="only measure the bytes of a row of each shuffle")
-    given = parser.parse_args()
-    if given.bytes:
-        measured(np.random.default_rng(given.seed))
+    parser.add_argument("--bytes", action="store_true", help="only measure the bytes per row of each shuffle")
+    options = parser.parse_args()
+    if options.bytes:
+        measured(np.random.default_rng(options.seed))
         return
     recipe = load(HOME / "recipes/fineweb.yaml").deduplicate
-    told, tables = list[str](), list[tuple[str, dict[str, tuple[float, float]]]]()
-    for name, leave in LEAVE.items():
-        rng = np.random.default_rng(given.seed)
-        crawls = [Crawl.drawn(count, leave, rng) for count in given.documents]
+    lines, tables = list[str](), list[tuple[str, dict[str, tuple[float, float]]]]()
+    for name, dropped in DROPPED.items():
+        rng = np.random.default_rng(options.seed)
+        crawls = [Crawl.drawn(count, dropped, rng) for count in options.documents]
         sampled = rates(max(crawls, key=lambda crawl: crawl.documents), recipe, rng)
         for crawl in crawls:
             tasks = -(-crawl.documents * recipe.bands // clusters.BUCKETS_A_TASK)
@@ -344,7 +342,7 @@ def main() -> None:
             loads = found.loads
             rows, pairs, bytes_ = searched(found, int(loads.argmax()), recipe.max_bucket, rng)
             tables.append((f"{name}, {crawl.documents / 1e6:,.0f} M", shuffled(crawl, found, spent)))
-            told.append(
+            lines.append(
                 line(
                     f"{name}, {crawl.exponent:.2f}",
                     f"{crawl.documents / 1e6:,.0f}",
@@ -361,7 +359,7 @@ def main() -> None:
             )
     print(f"{datetime.date.today()}, {time.process_time():.0f} CPU seconds\n")
     heads = (
-        "leave as in, exponent",
+        "dropped as in, exponent",
         "M documents",
         "largest cluster",
         "tasks",
@@ -369,9 +367,9 @@ def main() -> None:
         "of the mean",
     )
     heads += ("large buckets", "largest bucket", "its pairs, M", "its memory, MiB", "pairs verified, M")
-    print("\n".join([line(*heads), f"|---|{'---:|' * (len(heads) - 1)}", *told, ""]))
+    print("\n".join([line(*heads), f"|---|{'---:|' * (len(heads) - 1)}", *lines, ""]))
     print("GB shuffled (million rows)\n")
-    print(line("shuffle", "bytes a row", *(name for name, _ in tables)))
+    print(line("shuffle", "bytes per row", *(name for name, _ in tables)))
     print(f"|---|{'---:|' * (len(tables) + 1)}")
     for shuffle, size in BYTES.items():
         cells = (f"{table[shuffle][1] / 1e9:,.1f} ({table[shuffle][0] / 1e6:,.0f})" for _, table in tables)

@@ -48,7 +48,7 @@ def summary(published: Published) -> Iterator[str]:
 
 
 def samples(published: Published, reason: str | None, count: int, seed: int) -> Iterator[str]:
-    """Lines with `count` rows, drawn uniformly; with `reason` from the rows that have it (`kept`: those without)."""
+    """Lines with `count` rows, drawn uniformly: from all rows, or from those with `reason` (`kept`: without one)."""
     rng, drawn, seen = random.Random(seed), list[dict[str, Any]](), 0
     for file in published.files(".parquet"):
         for row in read_rows(published.storage, file):

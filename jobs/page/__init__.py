@@ -1,1 +1,1 @@
-"""Plain functions on one page; they know nothing of Spark."""
+"""Plain functions on one page, which do not depend on Spark."""

@@ -11,8 +11,8 @@ import re
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _IN_HEADER = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.I)
 _IN_META = re.compile(rb"(?:<meta[^>]*?charset\s*=\s*[\"']?|<\?xml[^>]*?encoding\s*=\s*[\"'])([\w.:-]+)", re.I)
-_PRESCAN = 1024  # bytes a browser looks through for a meta element
-# Labels whose encoding, by the standard, is a superset of what Python takes them for.
+_PRESCAN = 1024  # bytes in which a browser looks for a meta element
+# Labels that by the standard mean a superset of the encoding that Python knows by this name.
 _SUPERSETS = {
     "big5": "big5hkscs",
     "iso8859-1": "cp1252",
@@ -26,15 +26,15 @@ _SUPERSETS = {
     "euc_kr": "cp949",
     "utf-16": "utf-16-le",
 }
-# The encodings of the standard by Python's names. All else Python knows ("undefined", which always raises and which
-# scripts do send; unicode-escape, utf-7, hz, iso2022_kr) is no charset of a page.
+# The encodings of the standard, by Python's names. Python's others are no charset of a page: "undefined", which always
+# raises and which servers do send; unicode-escape, utf-7, hz, iso2022_kr.
 _CODECS = frozenset(
     ["utf-8", "utf-16-le", "utf-16-be", "cp866", "koi8-r", "koi8-u", "mac-roman", "mac-cyrillic", "cp874"]
     + ["gb18030", "big5hkscs", "euc_jp", "iso2022_jp", "cp932", "cp949"]
     + [f"iso8859-{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)]
     + [f"cp{n}" for n in range(1250, 1259)]
 )
-# Labels of the standard that Python does not know.
+# Labels of the standard that Python lacks.
 _LABELS = {
     "x-sjis": "cp932",
     "ms932": "cp932",
@@ -71,7 +71,7 @@ def codec(label: str) -> str | None:
 
 
 def decode(body: bytes, content_type: str) -> tuple[str, str]:
-    """Text of the page and the codec used. Never fails: what cannot be decoded becomes U+FFFD."""
+    """Text of the page, and the codec used. Never raises: bytes that cannot be decoded become U+FFFD."""
     for bom, name in _BOMS:
         if body.startswith(bom):
             return body[len(bom) :].decode(name, "replace"), name
@@ -86,6 +86,6 @@ def decode(body: bytes, content_type: str) -> tuple[str, str]:
     try:
         return body.decode("utf-8"), "utf-8"
     except UnicodeDecodeError as error:
-        if declared or error.end >= len(body) - 3:  # labelled so, or only cut in its last character
+        if declared or error.end >= len(body) - 3:  # declared as UTF-8, or only truncated in its last character
             return body.decode("utf-8", "replace"), "utf-8"
         return body.decode("cp1252", "replace"), "cp1252"

@@ -1,6 +1,6 @@
-"""A document-quality classifier of the user's: fastText on lower-cased words and pairs of them, as DCLM's.
+"""A classifier of document quality that the user trains: fastText on lower-cased words and bigrams, as DCLM's.
 
-Li et al. 2024 (DataComp-LM), section 4.4: fastText with bigrams, on texts one wants more of against texts of the crawl.
+Li et al. 2024 (DataComp-LM), section 4.4: fastText with bigrams, texts of the wanted kind against texts of the crawl.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pipeline.errors import InputError
 
 GOOD, OTHER = "__label__good", "__label__other"
 SETTINGS = {"lr": 0.1, "epoch": 5, "wordNgrams": 2, "dim": 100, "minCount": 1, "thread": 1, "seed": 1, "verbose": 0}
-_CHARS = 50_000  # of a text: more tells nothing more
+_CHARS = 50_000  # read of a text: more does not change its score
 
 
 def line(text: str) -> str:
-    """A text as fastText reads it: words in small letters, one line."""
+    """A text as fastText reads it: words in lower case, on one line."""
     return " ".join(words(text[:_CHARS].lower()))
 
 
 def train(labelled: Sequence[tuple[str, bool]], scratch: Path) -> Any:
-    """A model from (text, whether it is good); the same texts in the same order give the same model."""
+    """A model trained on (text, whether it is good); the same texts in the same order give the same model."""
     file = scratch / "labelled.txt"
     file.write_text("".join(f"{GOOD if good else OTHER} {line(text)}\n" for text, good in labelled), encoding="utf-8")
     return fasttext.train_supervised(str(file), **SETTINGS)
@@ -34,8 +34,8 @@ def train(labelled: Sequence[tuple[str, bool]], scratch: Path) -> Any:
 
 @cache
 def load(path: str) -> Any:
-    """The model in a file. Raises `InputError` for a file that holds none with the two labels."""
-    fasttext.FastText.eprint = lambda *_: None
+    """The model in a file. Raises `InputError` where it holds none, or one with other labels."""
+    fasttext.FastText.eprint = lambda *_: None  # else it prints a warning of its own API at each load
     try:
         model = fasttext.load_model(path)
     except ValueError as error:
@@ -48,5 +48,5 @@ def load(path: str) -> Any:
 def score(text: str, model: Any) -> float:
     """Probability that a text is good."""
     labels, probabilities = model.predict([line(text)], k=2)
-    found = dict(zip(labels[0], probabilities[0], strict=True))
-    return min(1.0, float(found.get(GOOD, 0.0)))
+    by_label = dict(zip(labels[0], probabilities[0], strict=True))
+    return min(1.0, float(by_label.get(GOOD, 0.0)))  # fastText's sums can exceed 1 a little

@@ -14,7 +14,7 @@ from trafilatura.settings import Extractor
 
 Mode = Literal["precision", "default", "fast", "resiliparse"]
 _TITLE_END = re.compile("</title", re.IGNORECASE)
-TITLE_CHARS = 500  # shown to people; a longer one is no title
+TITLE_CHARS = 500  # kept of a title; it is shown to people
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Extracted:
 
 
 def extract(html: str, url: str, mode: Mode) -> Extracted:
-    """The main text and title; text is None where there is none. Run it under `guard`."""
+    """The main text and title; both are None where there is no text. Run it under `guard`: it can hang."""
     if mode == "resiliparse":
         text = extract_plain_text(html, main_content=True, alt_texts=False, noscript=False)
         return _extracted(text, html)
-    found = trafilatura.bare_extraction(html, url=url or None, options=_options(mode))
-    return _extracted((found.text or "") if found is not None else "", html)
+    document = trafilatura.bare_extraction(html, url=url or None, options=_options(mode))
+    return _extracted((document.text or "") if document is not None else "", html)
 
 
 @cache
@@ -48,8 +48,11 @@ def _extracted(text: str, html: str) -> Extracted:
 
 
 def _title(html: str) -> str | None:
-    """The page's <title>. trafilatura's own comes only with all metadata, dates too, which cost more than the text."""
+    """The page's <title>.
+
+    trafilatura finds it only with all other metadata, of which the dates cost more than the text.
+    """
     end = _TITLE_END.search(html)
     node = LexborHTMLParser(f"{html[: end.end()]}>").css_first("title") if end else None
-    node = node or LexborHTMLParser(html).css_first("title")  # that end stood in a comment or a script
+    node = node or LexborHTMLParser(html).css_first("title")  # the end tag was in a comment or a script
     return (" ".join(node.text().split())[:TITLE_CHARS] or None) if node is not None else None

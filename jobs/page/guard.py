@@ -1,4 +1,4 @@
-"""A page's work in a process of its own: a page that hangs, crashes or eats memory costs its own row, and no other.
+"""Processes a page in a child process: a page that hangs, crashes or exhausts memory costs its own row, and no other.
 
 with Guard(read, seconds=10) as read_guarded:
     row = read_guarded(payload)
@@ -20,25 +20,25 @@ from typing import Any
 
 Row = dict[str, Any]
 
-_OWN_SHARE = 0.95  # of the limit, after which Python code ends itself, which spares a fork; at the limit it is killed
-_AGAIN_SHARE = 0.02  # of the limit, after which it is told again: a callback from C loses an exception
-_WALL_SECONDS = 100.0  # a child that waits for something; less than the time after which Spark kills a silent worker
-_LOOK_SECONDS = 0.5
-_TICK_SECONDS = 0.01  # of the kernel's account of a process
-_SPACE_BYTES = 2 << 30  # address space that a page may take beyond what the worker holds
-_PEAK_BYTES = 400 << 20  # a child that ever grew so much makes room for a fresh one (parsers do not give back)
+_TIMER_SHARE = 0.95  # of the limit, when a signal ends Python code, which spares a fork; at the limit it is killed
+_REARM_SHARE = 0.02  # of the limit, when the signal is sent again: an exception raised in a C callback is swallowed
+_WALL_SECONDS = 100.0  # for a child that waits; less than the time after which Spark kills a silent worker
+_POLL_SECONDS = 0.5
+_TICK_SECONDS = 0.01  # resolution of the kernel's CPU time of a process
+_SPACE_BYTES = 2 << 30  # address space that a page may use beyond the worker's own
+_PEAK_BYTES = 400 << 20  # growth after which a child is replaced: parsers do not return memory to the system
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class _TooSlow(BaseException):
-    """Not an `Exception`: trafilatura and its helpers catch those of their steps and go on."""
+    """Not an `Exception`: trafilatura and its helpers catch those of their steps and continue."""
 
 
 def timed(work: Callable[[], Row], seconds: float) -> Row:
-    """What `work` returns, or a row with the reason why it did not: `page_timeout` (after 95 % of so much CPU time of
-    this process), `extraction_error` (a defect met in the page).
+    """What `work` returns, or a row with the reason why it did not return: `page_timeout` (95 % of `seconds` of this
+    process' CPU time are spent), `extraction_error` (it raised).
 
-    Only in the main thread. Code in C is interrupted when it comes back to Python: see `Guard` for code that does not.
+    Only in the main thread. C code is interrupted when it returns to Python; `Guard` also ends code that does not.
     """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -47,7 +47,7 @@ def timed(work: Callable[[], Row], seconds: float) -> Row:
     before = signal.signal(signal.SIGPROF, stop)
     try:
         try:
-            signal.setitimer(signal.ITIMER_PROF, seconds * _OWN_SHARE, seconds * _AGAIN_SHARE)
+            signal.setitimer(signal.ITIMER_PROF, seconds * _TIMER_SHARE, seconds * _REARM_SHARE)
             return work()
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -67,18 +67,17 @@ def _too_slow(seconds: float) -> Row:
 
 
 class Guard:
-    """Calls `work` in a forked child, one call after the other; the child is forked again where it was lost.
+    """Calls `work` in a forked child, one call after another; a child that was lost is forked anew.
 
-    A call may take `seconds` of CPU time: then it is killed, whatever it does.
-
-    Rows that `work` never made have the reasons of `timed`, and besides `page_crash` (the child died) and
-    `page_memory` (more than 2 GiB beyond what this process holds). Arguments and rows are pickled.
+    A child is killed, whatever it does, when a call has taken `seconds` of CPU time. Where `work` returns no row, the
+    row has a reason of `timed`, or `page_crash` (the child died), or `page_memory` (it used more than 2 GiB beyond this
+    process' own). Arguments and rows are pickled.
     """
 
     def __init__(self, work: Callable[..., Row], seconds: float) -> None:
         self._work, self._seconds = work, seconds
         self._child: int | None = None
-        self._spent = 0.0  # CPU seconds of the child when it began with this page
+        self._spent = 0.0  # CPU seconds of the child when this call began
 
     def __enter__(self) -> Guard:
         return self
@@ -93,7 +92,8 @@ class Guard:
         try:
             self._pipe.send(arguments)
             left = self._seconds
-            while not self._pipe.poll(min(_LOOK_SECONDS, max(_TICK_SECONDS, left))):  # it cannot spend more meanwhile
+            # Until `left` seconds have passed, the child cannot have spent them.
+            while not self._pipe.poll(min(_POLL_SECONDS, max(_TICK_SECONDS, left))):
                 left = self._seconds - (cpu_seconds(self._child) - self._spent)
                 if left <= 0:
                     self.close()
@@ -106,11 +106,11 @@ class Guard:
             return {"reason": "page_crash", "detail": f"the process ended with {_described(self.close())}"}
         if peak > _PEAK_BYTES or row.get("reason") == "page_memory":
             self.close()
-        found: Row = row
-        return found
+        whole: Row = row
+        return whole
 
     def close(self) -> int:
-        """End the child; its wait status."""
+        """End the child. Returns its wait status, 0 where there is none."""
         if self._child is None:
             return 0
         child, self._child = self._child, None
@@ -120,22 +120,23 @@ class Guard:
         return os.waitpid(child, 0)[1]
 
     def _fork(self) -> None:
-        self._pipe, theirs = multiprocessing.Pipe()
+        self._pipe, child_pipe = multiprocessing.Pipe()
         parent = os.getpid()
         child = os.fork()
         if child == 0:
             try:
-                self._serve(theirs, parent)
+                self._serve(child_pipe, parent)
             finally:
                 os._exit(0)
-        theirs.close()
+        child_pipe.close()
         self._child, self._spent = child, 0.0
 
     def _serve(self, pipe: Any, parent: int) -> None:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # or a page that hangs outlives a killed worker
-        if os.getppid() != parent:
+        """The child: call `work` for each message, and answer with (row, CPU seconds so far, growth in bytes)."""
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # else a page that hangs outlives a killed worker
+        if os.getppid() != parent:  # the worker was killed before that call
             return
-        for name in os.listdir("/proc/self/fd"):  # the worker's sockets are its own
+        for name in os.listdir("/proc/self/fd"):  # held open, the worker's sockets would outlive it
             if int(name) > 2 and int(name) != pipe.fileno():
                 with suppress(OSError):
                     os.close(int(name))
@@ -143,7 +144,7 @@ class Guard:
         resource.setrlimit(resource.RLIMIT_AS, (held + _SPACE_BYTES, held + _SPACE_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # what the worker holds, the child holds too
+        began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; a child begins with the worker's
         while True:
             try:
                 arguments = pipe.recv()
@@ -158,7 +159,7 @@ class Guard:
 
 
 def cpu_seconds(process: int | None) -> float:
-    """CPU seconds of a process so far; none of one that is gone."""
+    """CPU seconds of a process so far; 0 for one that has ended."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -167,6 +168,7 @@ def cpu_seconds(process: int | None) -> float:
 
 
 def _described(status: int) -> str:
+    """A wait status in words: the signal's name, or the exit code."""
     if os.WIFSIGNALED(status):
         return signal.Signals(os.WTERMSIG(status)).name
     return f"exit code {os.WEXITSTATUS(status)}"

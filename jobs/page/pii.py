@@ -1,7 +1,7 @@
 """Personal data in text: presidio's recognizers on windows around cheap candidates.
 
-A page without `@` and without a run of digits costs two scans. Placeholders are `<KIND>`, the same at every place, so
-a document's text does not depend on its neighbours.
+A page without `@` and without a run of digits costs two scans. Placeholders are `<KIND>`, the same everywhere, so that
+a document's text does not depend on other documents.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.errors import RecipeError
 if TYPE_CHECKING:
     from presidio_analyzer import EntityRecognizer, RecognizerResult
 
-# presidio's entity names behind the recipe's kinds, in order of precedence where spans overlap.
+# presidio's entity name for each of the recipe's kinds, in order of precedence where spans overlap.
 ENTITIES = {
     "EMAIL": "EMAIL_ADDRESS",
     "IBAN": "IBAN_CODE",
@@ -32,10 +32,10 @@ ENTITIES = {
     "PHONE": "PHONE_NUMBER",
     "PERSON": "PERSON",
 }
-REGIONS = ("US", "GB", "DE", "FR")  # whose national phone formats are read; numbers with +code are read anyway
-SHORTEST_PHONE = 4  # digits: no number of fewer is valid in any of the regions, with a country's code or without
+REGIONS = ("US", "GB", "DE", "FR")  # whose national phone formats are recognized; numbers with +code always are
+SHORTEST_PHONE = 4  # digits: no shorter number is valid in any of the regions, with a country code or without
 WINDOW = 60  # characters on each side of a candidate: room for the longest IBAN and a context word
-# What a recognizer alone is sure of; below it a context word must stand near (presidio: base score + 0.35).
+# Score at which a recognizer alone is believed; below it a context word must be near (presidio: base score + 0.35).
 MIN_SCORE = 0.4
 _CONTEXT = {
     "PASSPORT": ("passport",),
@@ -55,7 +55,7 @@ _CONTEXT = {
     ),
 }
 _PHONE_AFTER = re.compile(r"[\s,(-]{0,3}(?:office|fax|mobile|cell|phone|home|work)\b", re.I)
-# A street, as the United States and Britain write it: number, name in capitals, kind of street.
+# A street address, as in the United States and Britain: number, capitalized name, kind of street.
 _STREET = (
     r"Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Court|Ct|Boulevard|Blvd|Place|Pl|Way|Terrace|Ter|Circle|Cir|Highway"
     r"|Hwy|Parkway|Pkwy|Square|Sq|Trail|Crescent|Close|Mews|Gardens|Grove|Row|Walk|Hill"
@@ -70,9 +70,9 @@ _CANDIDATE = re.compile(
     r"|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}|\b[A-Za-z]{2}\d{2} ?[A-Za-z0-9]{4}"
     rf"|\b\d{{1,5}}[A-Z]? (?:[A-Z][\w'’.-]* ){{1,5}}?(?:{_STREET})\b"
 )
-# What presidio's recognizers leave: Mastercard's 2-series (ISO/IEC 7812, 222100-272099; Luhn is checked as for all
-# cards), and North American numbers by their form alone, whatever the area code, for phonenumbers knows assigned ones;
-# and, beside a word for it, any groups of digits.
+# What presidio's recognizers miss: Mastercard's 2-series (ISO/IEC 7812, 222100-272099; Luhn is checked as for all
+# cards); North American numbers by their form alone, since phonenumbers only accepts assigned area codes; and, beside a
+# word for a phone, any groups of digits.
 _SERIES_2 = ("Mastercard 2-series", r"\b2[2-7]\d{2}[- ]?\d{4}[- ]?\d{4}[- ]?\d{4}\b", 0.3)
 _PHONES = (
     (
@@ -84,7 +84,7 @@ _PHONES = (
     ("groups of digits", r"(?<![\w.+/-])(?:\(\d{1,4}\) ?)?\d{2,5}(?:[ .-]\d{2,8}){1,5}(?![\w/]|[.-]\d)", 0.3),
 )
 # Passport numbers of the United States, Britain (ISO/IEC 7501: nine characters), Germany and most others: letters, then
-# digits. Nothing in them tells them from an order number, so the word must stand before.
+# digits. An order number can look the same, so the word must precede it.
 _PASSPORT = ("passport", r"\b(?:\d{9}|[A-Z]{1,2}\d{6,8}|[CFGHJKLMNPRTVWXYZ][CFGHJKLMNPRTVWXYZ\d]{7}\d)\b", 0.1)
 _NAMES = ("PERSON", "PER")  # labels of spaCy's pipelines for people
 _CAPITALS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -95,7 +95,7 @@ _DATE = re.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}
 
 @contextmanager
 def _without(*modules: str) -> Iterator[None]:
-    """Imports within find none of these."""
+    """Within the block, importing one of these modules fails as if it were not installed."""
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules |= dict.fromkeys(modules)  # type: ignore[arg-type]
     try:
@@ -110,8 +110,8 @@ def _without(*modules: str) -> Iterator[None]:
 
 @cache
 def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
-    # presidio takes torch and transformers where they are installed; the pattern recognizers use neither, and every
-    # worker would pay 3.5 CPU seconds for them.
+    # presidio imports torch and transformers where they are installed: 3.5 CPU seconds per worker, for nothing that the
+    # pattern recognizers use.
     with _without("torch", "transformers"):
         import phonenumbers
         import tldextract
@@ -124,25 +124,25 @@ def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
             PhoneRecognizer,
             UsSsnRecognizer,
         )
-    # The e-mail recognizer checks the domain by the public-suffix list: the snapshot inside the package, no download.
+    # The e-mail recognizer checks domains by the public-suffix list, which tldextract would download: use its snapshot.
     tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
     tldextract.extract = tldextract.tldextract.TLD_EXTRACTOR
-    phonenumbers.enable_pattern_cache()  # its patterns are more than re's own cache holds
+    phonenumbers.enable_pattern_cache()  # it has more patterns than re's own cache can hold
 
     class Matcher(phonenumbers.PhoneNumberMatcher):  # type: ignore[misc]
-        """It would parse the groups of a date, an address or a time one after the other, each in all regions."""
+        """Skips groups of too few digits: the base class would parse those of a date or a time in every region."""
 
         def _parse_and_verify(self, candidate: str, offset: int) -> Any:
             long = sum(map(str.isdigit, candidate)) >= SHORTEST_PHONE
             return super()._parse_and_verify(candidate, offset) if long else None
 
     class Phones(PhoneRecognizer):  # type: ignore[misc]
-        """presidio's, which parses what it found once more, to name a region of which nothing is made here."""
+        """presidio's, without its second parse of each number, which only finds a region that is not used here."""
 
         def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None) -> list[RecognizerResult]:
             matchers = (Matcher(text, region, self.leniency) for region in REGIONS)
-            found = itertools.chain.from_iterable(matchers)
-            results = [RecognizerResult(entities[0], match.start, match.end, self.SCORE) for match in found]
+            matches = itertools.chain.from_iterable(matchers)
+            results = [RecognizerResult(entities[0], match.start, match.end, self.SCORE) for match in matches]
             return list(EntityRecognizer.remove_duplicates(results))
 
     return {
@@ -153,7 +153,7 @@ def _recognizers() -> dict[str, tuple[EntityRecognizer, ...]]:
         "IP": (IpRecognizer(),),
         "PHONE": (
             Phones(leniency=phonenumbers.Leniency.VALID),
-            PatternRecognizer(supported_entity=ENTITIES["PHONE"], patterns=[Pattern(*one) for one in _PHONES]),
+            PatternRecognizer(supported_entity=ENTITIES["PHONE"], patterns=[Pattern(*phone) for phone in _PHONES]),
         ),
         "PASSPORT": (PatternRecognizer(supported_entity=ENTITIES["PASSPORT"], patterns=[Pattern(*_PASSPORT)]),),
         "STREET_ADDRESS": (
@@ -179,7 +179,7 @@ def _pipeline(folder: str) -> Any:
 
 
 def people(text: str, folder: str) -> list[tuple[int, int, str]]:
-    """Spans of the names that a spaCy pipeline finds. Raises `RecipeError` where there is none in `folder`."""
+    """Spans of people's names that a spaCy pipeline finds. Raises `RecipeError` where `folder` holds none."""
     return [
         (name.start_char, name.end_char, "PERSON") for name in _pipeline(folder)(text).ents if name.label_ in _NAMES
     ]
@@ -187,45 +187,45 @@ def people(text: str, folder: str) -> list[tuple[int, int, str]]:
 
 def find(text: str, kinds: Sequence[str], person_model: str | None = None) -> list[tuple[int, int, str]]:
     """Spans (start, end, kind) of personal data, in order, without overlap."""
-    found = people(text, person_model) if person_model else []
+    candidates = people(text, person_model) if person_model else []
     for start, end in _windows(text):
         piece = text[start:end]
         for kind in _recognizers():
             if kind not in kinds:
                 continue
-            # An account number in small letters is one too; but in capitals the next word may look like a part of it.
+            # Also in capitals, for an IBAN in lower case; not only so: the next word may then look like a part of it.
             forms = (piece, piece.translate(_CAPITALS)) if kind == "IBAN" else (piece,)
             for form, recognizer in itertools.product(forms, _recognizers()[kind]):
                 for result in recognizer.analyze(form, [ENTITIES[kind]], None) or []:
                     span = (start + result.start, start + result.end, kind)
-                    if _holds(text, span, result):
-                        found.append(span)
+                    if _accepted(text, span, result):
+                        candidates.append(span)
     order = list(ENTITIES)
     spans: list[tuple[int, int, str]] = []
-    for span in sorted(set(found), key=lambda s: (order.index(s[2]), s[0], -s[1])):
+    for span in sorted(set(candidates), key=lambda s: (order.index(s[2]), s[0], -s[1])):  # by precedence, longest first
         if all(span[1] <= other[0] or span[0] >= other[1] for other in spans):
             spans.append(span)
     return sorted(spans)
 
 
 def redact(text: str, kinds: Sequence[str], person_model: str | None = None) -> tuple[str, list[tuple[str, str]]]:
-    """The text with placeholders, and what they stand for: (kind, `masked` string) in order."""
-    found: list[tuple[str, str]] = []
+    """The text with placeholders, and (kind, `masked` string) of each, in order."""
+    replaced: list[tuple[str, str]] = []
     pieces, at = [], 0
     for start, end, kind in find(text, kinds, person_model):
         pieces += [text[at:start], f"<{kind}>"]
-        found.append((kind, masked(text[start:end])))
+        replaced.append((kind, masked(text[start:end])))
         at = end
-    return "".join([*pieces, text[at:]]), found
+    return "".join([*pieces, text[at:]]), replaced
 
 
 def masked(value: str) -> str:
-    """The form of a string: letters as x, digits as 0. It tells mistakes (a version, a date) and nobody's data."""
+    """The form of a string: letters as x, digits as 0. It shows mistakes (a version, a date), but nobody's data."""
     return "".join("x" if letter.isalpha() else "0" if letter.isnumeric() else letter for letter in value)
 
 
 def _windows(text: str) -> list[tuple[int, int]]:
-    """Ranges around the candidates, overlapping ones joined; never cut inside a word."""
+    """Ranges around the candidates, merged where they overlap; none begins or ends inside a word of usual length."""
     ranges: list[tuple[int, int]] = []
     for match in _CANDIDATE.finditer(text):
         start, end = max(0, match.start() - WINDOW), min(len(text), match.end() + WINDOW)
@@ -240,7 +240,8 @@ def _windows(text: str) -> list[tuple[int, int]]:
     return ranges
 
 
-def _holds(text: str, span: tuple[int, int, str], result: RecognizerResult) -> bool:
+def _accepted(text: str, span: tuple[int, int, str], result: RecognizerResult) -> bool:
+    """Whether a recognizer's result is personal data, by its score and by what surrounds it."""
     start, end, kind = span
     value, before = text[start:end], text[max(0, start - WINDOW) : start]
     if kind == "IP":
@@ -252,7 +253,7 @@ def _holds(text: str, span: tuple[int, int, str], result: RecognizerResult) -> b
     if kind == "PHONE" and re.search(r"[A-Za-z][-_/#]$", before):
         return False  # INV-2023-004518
     if kind == "PHONE" and (result.score < MIN_SCORE or not re.search(r"[+()]|\d[ .-]\d", value)):
-        # A bare run of digits is an order number more often than a phone.
+        # A bare run of digits is an order number more often than a phone number.
         digits = sum(map(str.isdigit, value))
         return 6 <= digits <= 15 and (_near(before, kind) or bool(_PHONE_AFTER.match(text, end)))
     if kind == "STREET_ADDRESS" and _YEAR.match(value) and not re.search(r"\d{5}", value[4:]):
@@ -263,11 +264,12 @@ def _holds(text: str, span: tuple[int, int, str], result: RecognizerResult) -> b
 
 
 def _near(before: str, kind: str) -> bool:
+    """Whether a context word of the kind precedes."""
     return any(word in before.lower() for word in _CONTEXT.get(kind, ()))
 
 
 def is_public(value: str) -> bool:
-    """Whether an IP address, of either version, is one of the Internet's."""
+    """Whether a string is an IP address, of either version, that is reachable on the Internet."""
     try:
         address: Any = ipaddress.ip_address(value.partition("/")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Quality scores of a text, and the decision that a recipe's thresholds make of them.
+"""Quality scores of a text, and the decision by a recipe's thresholds.
 
 Definitions: Gopher (Rae et al. 2021, appendix A1), C4 (Raffel et al. 2020, section 2.2), FineWeb (Penedo et al. 2024,
 section 3.6), each as datatrove computes it where a paper leaves it open.
@@ -26,10 +26,10 @@ SHORT_LINE_CHARS = (10, 20, 30, 40, 50, 60)  # the limits for which a column is 
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _LINE_BREAKS = re.compile(r"\n+")
-# Between two sentences of a line. A run of marks is tried once, from its start, and never given back: else "....x"
-# costs the square of its length.
+# Between two sentences of a line. A run of marks is matched once, from its start and possessively: with backtracking,
+# "....x" would cost the square of its length.
 _SENTENCE_END = re.compile(r"(?<![.!?。！？])[.!?。！？]++[\"'”’)\]]*+(?=\s+\S)")
-# C4's lines (section 2.2 and its code): marks of Wikipedia that are taken out, and what drops a line.
+# C4's rules on lines (section 2.2 and its code): Wikipedia's marks, which are removed, and strings that drop a line.
 _CITATIONS = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _C4_TERMINAL = (".", "?", "!", '"', "'")
@@ -58,9 +58,10 @@ COLUMNS = (*INTEGERS, *FRACTIONS, *FLAGS)
 
 
 def scores(text: str, words: Sequence[str], stop_words: Collection[str], c4: C4Lines) -> dict[str, Any]:
-    """All scores of a text with its words (punctuation marks among them). Fractions lie in 0…1 for any input.
+    """All scores of a text, by name of column. Fractions are from 0 to 1 for any input.
 
-    `stop_words`: those of its language. `c4`: which lines the scores of C4 and FineWeb read.
+    `words`: of `jobs.page.words`, punctuation marks included. `stop_words`: those of its language. `c4`: which lines
+    the scores of C4 and FineWeb read.
     """
     chars = max(1, len(text))
     counts = Counter(words)
@@ -73,7 +74,7 @@ def scores(text: str, words: Sequence[str], stop_words: Collection[str], c4: C4L
     left = [line for line in (_c4_line(line, c4) for line in unscripted) if line]
     paragraphs = [part for part in _PARAGRAPHS.split(text.strip()) if part]
     real_words = sum(real.values())
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "words": real_words,
         "stop_words": len(set(stop_words).intersection(map(str.lower, real))),
         "sentences": sum(1 + len(_SENTENCE_END.findall(line)) for line in left),
@@ -82,7 +83,7 @@ def scores(text: str, words: Sequence[str], stop_words: Collection[str], c4: C4L
         "bullet_lines": _share(lines, lambda line: line.lstrip().startswith(("•", "-", "*"))),
         "ellipsis_lines": _share(lines, lambda line: line.rstrip().endswith(("...", "…"))),
         "alpha_words": alpha / max(1, len(words)),
-        # FineWeb's rules read what C4's leave.
+        # FineWeb's rules read the lines that C4's leave.
         "line_punctuation": _share(left, lambda line: line.endswith(TERMINAL)),
         "newline_word_ratio": min(1.0, max(0, len(left) - 1) / max(1, _words_of(left, stripped, words))),
         "c4_duplicate_line_chars": _duplicates(left)[1] / max(1, sum(map(len, left))),
@@ -90,23 +91,26 @@ def scores(text: str, words: Sequence[str], stop_words: Collection[str], c4: C4L
         "curly_brace": any("{" in line for line in unscripted),
     }
     for limit in SHORT_LINE_CHARS:
-        found[f"short_lines_{limit}"] = _share(left, lambda line, limit=limit: len(line) <= limit)
+        row[f"short_lines_{limit}"] = _share(left, lambda line, limit=limit: len(line) <= limit)
     for name, parts in (("line", _LINE_BREAKS.split(text.strip("\n"))), ("paragraph", paragraphs)):
         again, repeated = _duplicates(parts)
-        found[f"duplicate_{name}s"] = again / max(1, len(parts))
-        found[f"duplicate_{name}_chars"] = min(1.0, repeated / chars)
+        row[f"duplicate_{name}s"] = again / max(1, len(parts))
+        row[f"duplicate_{name}_chars"] = min(1.0, repeated / chars)
     ends = np.cumsum([0, *map(len, words)])
     for n, at, grams in _repeated(words, counts, max(DUPLICATE_NGRAMS)):
         covered = ends[at + n] - ends[at]
         if n in TOP_NGRAMS:
-            found[f"top_{n}gram_chars"] = min(1.0, _top_ngram(at, grams, covered) / chars)
+            row[f"top_{n}gram_chars"] = min(1.0, _top_ngram(at, grams, covered) / chars)
         if n in DUPLICATE_NGRAMS:
-            found[f"duplicate_{n}gram_chars"] = min(1.0, _repeated_ngrams(at, grams, covered, n) / chars)
-    return found
+            row[f"duplicate_{n}gram_chars"] = min(1.0, _repeated_ngrams(at, grams, covered, n) / chars)
+    return row
 
 
 class Check(NamedTuple):
-    """One rule of a recipe, held against a text: `value` of the column `score` must be at least or at most `limit`."""
+    """One rule of a recipe applied to a text: `value` of the column `score` must be in `relation` to `limit`.
+
+    `reason`: that of a document for which it is `broken`.
+    """
 
     reason: str
     score: str
@@ -117,7 +121,7 @@ class Check(NamedTuple):
 
 
 def checks(row: Mapping[str, Any], recipe: Filter) -> Iterator[Check]:
-    """The rules of its language, in order, for a row of scores (with `language` and `language_score`)."""
+    """The rules for a row of scores, in order; by its `language`, whose probability is `language_score`."""
     recipe = recipe.for_language.get(row["language"], recipe)
     gopher, c4, fineweb = recipe.gopher, recipe.c4, recipe.fineweb
 
@@ -165,21 +169,21 @@ def checks(row: Mapping[str, Any], recipe: Filter) -> Iterator[Check]:
 
 
 def decide(row: Mapping[str, Any], recipe: Filter) -> str | None:
-    """The reason of the first rule that a row breaks, or None where it stays."""
+    """The reason of the first rule that a row breaks, or None where the document is kept."""
     return next((check.reason for check in checks(row, recipe) if check.broken), None)
 
 
 def _long(line: str, c4: C4Lines) -> bool:
-    """Whether C4 keeps a line of so many words, none of them endless, with such an end."""
-    found = line.split()
-    if len(found) < c4.min_words or max(map(len, found), default=0) > c4.max_word_chars:
+    """Whether C4 keeps a line by the number and length of its words, and by its end."""
+    line_words = line.split()
+    if len(line_words) < c4.min_words or max(map(len, line_words), default=0) > c4.max_word_chars:
         return False
     plain = _CITATIONS.sub("", line) if c4.remove_citations else line
     return not c4.require_punctuation or (plain.endswith(_C4_TERMINAL) and not plain.endswith("..."))
 
 
 def _c4_line(line: str, c4: C4Lines) -> str | None:
-    """The line without citations; None where it speaks of cookies or terms."""
+    """The line without citations; None where it is on cookies, privacy or terms of use."""
     line = _CITATIONS.sub("", line) if c4.remove_citations else line
     if not c4.drop_policies:
         return line
@@ -188,7 +192,10 @@ def _c4_line(line: str, c4: C4Lines) -> str | None:
 
 
 def _words_of(left: Sequence[str], all_lines: Sequence[str], words: Sequence[str]) -> int:
-    """How many words the lines have that are left: no word goes over a line's end, so only the others are split."""
+    """Number of words in the lines `left`, of a text whose `words` and lines are known.
+
+    No word crosses the end of a line, so only the lines that C4 changed or removed are split again.
+    """
     gained, lost = Counter(left), Counter(all_lines)
     changed = sum(n * len(split(line)) for line, n in (gained - lost).items())
     return len(words) + changed - sum(n * len(split(line)) for line, n in (lost - gained).items())
@@ -199,7 +206,7 @@ def _share(parts: Sequence[str], holds: Any) -> float:
 
 
 def _duplicates(parts: Sequence[str]) -> tuple[int, int]:
-    """How many parts were there before, and their characters."""
+    """How many parts repeat an earlier one, and their characters."""
     seen: set[str] = set()
     again = chars = 0
     for part in parts:
@@ -211,14 +218,15 @@ def _duplicates(parts: Sequence[str]) -> tuple[int, int]:
 
 
 def _repeated(words: Sequence[str], known: Collection[str], longest: int) -> Iterator[tuple[int, Numbers, Numbers]]:
-    """For n = 2…longest: where the n-grams begin that stand in the text more than once, and a number for each of them.
+    """For n = 2…longest: (n, positions of the n-grams that occur more than once, a number for each different one).
 
-    `known`: the different words. Of n words only what repeats can be the begin of n + 1 words that do: so few places
-    are left after some steps.
+    `known`: the different words. An n-gram that repeats begins with an (n-1)-gram that does, so that each step only
+    looks at the positions that the last one left: few after some steps.
     """
     numbers = {word: number for number, word in enumerate(known)}
     ids = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
     at, grams = np.arange(len(ids)), ids
+    # An n-gram is identified by the number of its first n - 1 words and the id of its last one.
     for n in range(2, longest + 1):
         fits = at + n <= len(ids)
         at, grams = at[fits], grams[fits]
@@ -229,9 +237,9 @@ def _repeated(words: Sequence[str], known: Collection[str], longest: int) -> Ite
 
 
 def _top_ngram(at: Numbers, grams: Numbers, chars: Numbers) -> int:
-    """Characters covered by the n-gram that covers most among the most frequent ones; 0 where none repeats.
+    """Characters covered by all occurrences of the most frequent n-gram, of several the longest; 0 where none repeats.
 
-    `chars`: of the n-gram at each place of `at`.
+    `chars`: characters of the n-gram at each position of `at`.
     """
     if not len(at):
         return 0
@@ -241,7 +249,7 @@ def _top_ngram(at: Numbers, grams: Numbers, chars: Numbers) -> int:
 
 
 def _repeated_ngrams(at: Numbers, grams: Numbers, chars: Numbers, n: int) -> int:
-    """Characters of n-grams that were there before, counted without overlap."""
+    """Characters of n-grams that repeat an earlier one, counted from left to right without overlap."""
     seen: set[int] = set()
     total = free = 0
     for place, gram, size in zip(at.tolist(), grams.tolist(), chars.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The block list: domains and pages as a sorted array of hashes that all workers map from one file, and words."""
+"""The block list: domains and pages, as a sorted array of hashes that all workers map from one file, and words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.recipe import BlockList as BlockListRecipe
 
 _UT1 = "url_filterblacklistsv0_3_0.tar.gz"  # inside datatrove: UT1 of Toulouse University, CC BY-SA 4.0
 _WORD = re.compile(r"[a-z0-9]+")
-_SIMPLE = re.compile(r"[a-z0-9_.-]*[a-z0-9_-]")  # a host as it is compared, as nearly all of millions are
+_SIMPLE = re.compile(r"[a-z0-9_.-]*[a-z0-9_-]")  # a host in its normal form: nearly all of the list's millions
 
 
 def host_of(url: str) -> str:
@@ -34,30 +34,32 @@ def host_of(url: str) -> str:
 
 
 def terms(recipe: BlockListRecipe) -> dict[str, Any]:
-    """The recipe's word lists with the files behind them read in, as plain data for `BlockList`."""
-    found: dict[str, Any] = {
+    """The recipe's word lists, with the contents of files that they name, as plain data for `BlockList`."""
+    lists: dict[str, Any] = {
         name: _read(getattr(recipe, name)) for name in ("words", "soft_words", "sub_words", "allow")
     }
-    return found | {"soft_least": recipe.soft_least}
+    return lists | {"soft_least": recipe.soft_least}
 
 
 def _read(entries: Iterable[str]) -> list[str]:
-    found: list[str] = []
+    """A word list, sorted and in lower case; its entries are words, `file:PATH` or `datatrove:NAME`."""
+    words: list[str] = []
     for entry in entries:
         kind, _, name = entry.rpartition(":")
         if kind == "datatrove":
-            found += _datatrove(name).read_text(encoding="utf-8").splitlines()
+            words += _datatrove(name).read_text(encoding="utf-8").splitlines()
         elif kind == "file":
-            found += [line for _, line in lines.read(name, "correct the entry file:… of extract.block_list")]
+            words += [line for _, line in lines.read(name, "correct the entry file:… of extract.block_list")]
         else:
-            found.append(entry)
-    return sorted({line.strip().lower() for line in found if line.strip() and not line.startswith("#")})
+            words.append(entry)
+    return sorted({line.strip().lower() for line in words if line.strip() and not line.startswith("#")})
 
 
 def listed(source: str, categories: Iterable[str]) -> Iterator[str]:
     """Domains, and pages as `host/path`, of the chosen categories (all where none is named).
 
-    Raises `InputError` for a folder that is not in UT1's layout, `MachineError` where 'ut1' is not on this machine.
+    Raises `InputError` for a folder that is not in UT1's layout, `MachineError` where datatrove, which contains 'ut1',
+    is not installed.
     """
     chosen = set(categories)
     if source == "ut1":
@@ -83,38 +85,40 @@ def listed(source: str, categories: Iterable[str]) -> Iterator[str]:
 
 
 def identity(source: str, categories: Iterable[str]) -> str:
-    """Sha256 of what `listed` reads, without hashing millions of names."""
+    """Sha256 of the files that `listed` reads; quicker than hashing the millions of names in them."""
     if source == "ut1":
         files = [_datatrove(_UT1)]
     else:
         files = sorted(path for name in ("domains", "urls") for path in Path(source).glob(f"*/{name}"))
-    found = hashlib.sha256(repr(sorted(categories)).encode())
+    digest = hashlib.sha256(repr(sorted(categories)).encode())
     for path in files:
-        found.update(path.parent.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
+        digest.update(path.parent.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _datatrove(name: str) -> Path:
-    """A file among datatrove's assets; found without importing it."""
+    """A file among datatrove's assets; the package is not imported, which needs its dependencies."""
     spec = importlib.util.find_spec("datatrove")
-    found = (
+    paths = (
         sorted(Path(spec.submodule_search_locations[0]).rglob(name)) if spec and spec.submodule_search_locations else []
     )
-    if not found:
+    if not paths:
         remedy = "pip install --no-deps datatrove==0.10.1 (of the package, only its lists are used)"
-        raise MachineError(f"{name} lies in the package datatrove, which is not installed", remedy)
-    return found[0]
+        raise MachineError(f"{name} is part of the package datatrove, which is not installed", remedy)
+    return paths[0]
 
 
 def hashed(names: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """Sorted 64-bit hashes of domains and pages."""
+    """Sorted 64-bit hashes of domains and pages, each once; shape (names,)."""
     hashes = (_hash(name if _SIMPLE.fullmatch(name) else _entry(name)) for name in names)
-    found = np.sort(np.fromiter(hashes, np.uint64))  # np.unique takes thrice as long
-    table: npt.NDArray[np.uint64] = found[np.append(np.ones(len(found[:1]), bool), found[1:] != found[:-1])]
+    all_hashes = np.sort(np.fromiter(hashes, np.uint64))  # np.unique takes three times as long
+    first = np.append(np.ones(len(all_hashes[:1]), bool), all_hashes[1:] != all_hashes[:-1])
+    table: npt.NDArray[np.uint64] = all_hashes[first]
     return table
 
 
 def _entry(name: str) -> str:
+    """An entry of a list in the normal form of `_page` or `host_of`."""
     return _page(f"//{name}") if "/" in name else host_of(f"//{name}") or name.lower()
 
 
@@ -130,10 +134,11 @@ def _hash(name: str) -> int:
 
 
 class BlockList:
-    """Says whether a URL is blocked. `table` may be mapped (`np.load(mmap_mode='r')`): its pages are shared.
+    """Decides whether a URL is blocked.
 
-    `terms` as the function gives them. As FineWeb: any of `words`, or `soft_least` of `soft_words`, as whole words of
-    the URL; any of `sub_words` anywhere in its letters and digits. Unlike FineWeb's, words know no case.
+    `table`: of `hashed`; it may be mapped (`np.load(mmap_mode='r')`), so that processes share its memory. `terms`: of
+    the function of this name. As in FineWeb, a URL is blocked by any of `words`, or by `soft_least` of `soft_words`, if
+    they are whole words of it, and by any of `sub_words` in its letters and digits. Unlike in FineWeb, case is ignored.
     """
 
     def __init__(self, table: npt.NDArray[np.uint64], terms: Mapping[str, Any]) -> None:
@@ -154,8 +159,8 @@ class BlockList:
             return "blocked_domain"
         if self._has(_page(url)):
             return "blocked_url"
-        found = set(_WORD.findall(url.lower()))
-        if not found.isdisjoint(self._hard) or len(found & self._soft) >= self._soft_least:
+        words = set(_WORD.findall(url.lower()))
+        if not words.isdisjoint(self._hard) or len(words & self._soft) >= self._soft_least:
             return "blocked_word"
         return "blocked_word" if self._sub and self._sub.search(_plain(url)) else None
 

@@ -1,16 +1,16 @@
-"""The one word split that all quality scores, MinHash and decontamination share."""
+"""The word split that all quality scores, MinHash and decontamination share."""
 
 from __future__ import annotations
 
 import re
 
-# Letters and marks of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Hiragana, Han. As in the default
-# rules of Unicode (UAX #29) a character with its marks is a word there; a run of Katakana is one.
+# Letters and marks of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Hiragana, Han. As by the default
+# rules of Unicode (UAX #29), each character with its marks is a word; a run of Katakana is one word.
 _UNSPACED = (
     r"\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3"
     r"\u17d7\u17dc\u17dd\u3005-\u3007\u3041-\u309f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-# As spaCy's English splits, with which FineWeb counts: do|n't, it|'s, e|-|mail, 7|-|14; but COVID-19, 3.14, U.S.
+# As spaCy's English tokenizer, with which FineWeb counts: do|n't, it|'s, e|-|mail, 7|-|14; but COVID-19, 3.14, U.S.
 _CONTRACTION = r"['’](?i:s|ll|re|ve|d|m)\b"
 _LETTER, _LETTER_OR_DIGIT = rf"[^\W\d_{_UNSPACED}]", rf"[^\W_{_UNSPACED}]"
 _WORD = re.compile(
@@ -23,11 +23,11 @@ _WORD = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """Words and punctuation marks, in order. Where no spaces divide words, characters."""
-    found: list[str] = []
+    """Words and punctuation marks of a text, in order; single characters in scripts without spaces between words."""
+    split: list[str] = []
     for chunk in text.split():
-        if chunk.isascii() and chunk.isalpha():  # as most are
-            found.append(chunk)
+        if chunk.isascii() and chunk.isalpha():  # most chunks are one word: this spares the pattern
+            split.append(chunk)
         else:
-            found += _WORD.findall(chunk)
-    return found
+            split += _WORD.findall(chunk)
+    return split

@@ -26,7 +26,7 @@ from jobs.archive import warc
 from jobs.archive.response import Capture
 from jobs.page import charset, extraction, faster
 from jobs.page.faster import xpaths
-from jobs.page.faster.xpaths import Remembered, remembered
+from jobs.page.faster.xpaths import Compiled, compiled
 from tests.jobs.support import PROSE
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,13 +51,13 @@ def pages(count: int) -> list[str]:
     return [charset.decode(one.payload or b"", one.content_type)[0] for one in captures[:: len(captures) // count]]
 
 
-def test_what_is_remembered_is_what_an_xpath_finds() -> None:
+def test_a_compiled_xpath_finds_the_same() -> None:
     pairs = [pair for name in LISTS for pair in zip(LISTS[name], getattr(trafilatura.xpaths, name), strict=True)]
     pairs.append((BASIC_CLEAN_XPATH, import_module("trafilatura.baseline").BASIC_CLEAN_XPATH))
-    changed = [(before, after) for before, after in pairs if isinstance(after, Remembered)]
+    changed = [(before, after) for before, after in pairs if isinstance(after, Compiled)]
     assert len(changed) > 20
     for name in ("OVERALL_DISCARD_XPATH", "REMOVE_COMMENTS_AND_LISTS_XPATH", "RAW_TREE_PRUNE_XPATH"):
-        assert all(isinstance(one, Remembered) for one in getattr(trafilatura.xpaths, name))  # asked of every page
+        assert all(isinstance(one, Compiled) for one in getattr(trafilatura.xpaths, name))  # asked of every page
     found = Counter[str]()
     for tree in filter(lambda one: one is not None, map(trafilatura.utils.load_html, pages(64))):
         for before, after in changed:
@@ -71,7 +71,7 @@ PATHS = "".join(one.path for one in EXPRESSIONS)
 WORDS = sorted({part for string in re.findall("'([^']+)'", PATHS) for part in string.split("|")})
 VALUES = st.lists(st.sampled_from(["", " ", *WORDS]) | st.sampled_from(WORDS).map(str.upper), max_size=3).map("".join)
 NAMES, TAGS = (sorted(set(re.findall(pattern, PATHS))) for pattern in (r"@([\w-]+)", r"self::(\w+)"))
-AFTER = list(map(remembered, EXPRESSIONS))
+AFTER = list(map(compiled, EXPRESSIONS))
 ELEMENTS = st.tuples(st.sampled_from(TAGS), st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4))
 
 
@@ -82,7 +82,7 @@ def test_whatever_the_attributes_an_xpath_finds_the_same(elements: list[Any], rn
     nodes = [tree]
     for tag, attributes in elements:
         nodes.append(SubElement(rng.choice(nodes), tag, attributes))
-    for before, after in zip(EXPRESSIONS, AFTER, strict=True):  # what one example leaves in memory, the next finds
+    for before, after in zip(EXPRESSIONS, AFTER, strict=True):  # what one example leaves in the cache, the next finds
         assert after(tree) == before(tree), before.path
 
 
@@ -117,16 +117,16 @@ def test_a_pattern_is_found_as_an_xpath_finds_it(pattern: str, flags: str, value
     tree = Element("body")
     SubElement(tree, "p", {"class": value})
     expression = XPath(f".//*[re:test(@class, '{pattern}'{flags})]", namespaces={"re": UNCHANGED.REGEXP_NS})
-    after = remembered(expression)
-    assert isinstance(after, Remembered)
+    after = compiled(expression)
+    assert isinstance(after, Compiled)
     assert after(tree) == expression(tree)
 
 
-def test_a_full_memory_forgets_and_a_long_attribute_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xpaths, "_REMEMBERED", 2)
+def test_a_full_cache_is_cleared_and_a_long_attribute_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xpaths, "_CACHED", 2)
     expression = XPath(".//*[self::p or self::b][contains(@class, 'x]') or @id = 'a' or not(@id)][not(./i)]")
-    after = remembered(expression)
-    assert isinstance(after, Remembered)
+    after = compiled(expression)
+    assert isinstance(after, Compiled)
     marks = ["x]", "x] " + "y" * 1000, "y", "z", ""]
     inner = "".join(
         f"<p class='{mark}' id='{i}'><b>1</b><i class='x]'></i></p><b id=a class='{mark}'></b>"
@@ -135,7 +135,7 @@ def test_a_full_memory_forgets_and_a_long_attribute_is_not_kept(monkeypatch: pyt
     )
     tree = fromstring(f"<div class='x]'>{inner}{inner}</div>")
     assert after(tree) == after(tree) == expression(tree) != []
-    assert len(after._known) <= 2
+    assert len(after._cache) <= 2
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,13 @@ def test_a_full_memory_forgets_and_a_long_attribute_is_not_kept(monkeypatch: pyt
 )
 def test_what_hangs_on_more_than_tag_and_attributes_stays_an_xpath(path: str) -> None:
     expression = XPath(path)
-    assert remembered(expression) is expression
+    assert compiled(expression) is expression
 
 
 def test_the_attribute_that_comes_first_is_told_from_the_other() -> None:
     tree = fromstring("<div><b id=x class=cookie>1</b><b class=cookie id=x>2</b><b id=cookie class=x>3</b></div>")
     expression = XPath(".//*[re:test(@id|@class, 'cookie')]", namespaces={"re": UNCHANGED.REGEXP_NS})
-    assert [one.text for one in remembered(expression)(tree)] == [one.text for one in expression(tree)] == ["2", "3"]
+    assert [one.text for one in compiled(expression)(tree)] == [one.text for one in expression(tree)] == ["2", "3"]
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_forms_of_expressions(path: str, found: list[str]) -> None:
     first = "<p><b class=x>1</b><b class=x>2<i>i</i></b><b class=y>3</b></p>"
     tree = fromstring(f"<div>{first}<p><b class=x>4</b><b class='x z' id=a>5</b><b>6</b><b class=''>7</b></p></div>")
     expression = XPath(path)
-    after = remembered(expression)
-    assert isinstance(after, Remembered)
+    after = compiled(expression)
+    assert isinstance(after, Compiled)
     assert [one.text for one in after(tree)] == [one.text for one in expression(tree)] == found
 
 
