@@ -32,7 +32,7 @@ ui: $(READY) ## start Airflow and stay, to trigger DAGs by hand
 	@python -m local.run --ui --port "$(PORT)" --root "$(ROOT)"
 
 # Two processes, on machines of two cores and up: the jobs' tests share one Spark session, whole runs one group.
-PYTEST := python -m pytest -n 2 --dist loadgroup
+PYTEST := python -m pytest -n 2
 
 test: $(READY) ## the tests, in minutes (docs/testing.md says what each ring holds)
 	@$(PYTEST) -m "not slow" $(ARGS)

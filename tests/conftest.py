@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import boto3
 import pytest
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
+from xdist.scheduler import LoadScopeScheduling
 
 # No deadline: a machine with other work to do is no defect. `make test-all` draws ten times as many examples.
 settings.register_profile("test", deadline=None, max_examples=100)
@@ -19,13 +21,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 GROUPS = {"tests/jobs/": "spark", "tests/local/": "airflow", "tests/dags/test_dag_test.py": "airflow"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests share a process, where pytest-xdist runs several (`--dist loadgroup`)."""
-    for item in items:
-        for folder, group in GROUPS.items():
-            if item.nodeid.startswith(folder):
-                item.add_marker(pytest.mark.xdist_group(group))
+class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+    """Of several processes (pytest-xdist) one runs all tests of a group; any other test goes where there is room."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((group for folder, group in GROUPS.items() if nodeid.startswith(folder)), nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+    """pytest-xdist asks for it once, in the process that hands out the tests."""
+    return ByGroup(config, log)
 
 
 @pytest.fixture
