@@ -108,8 +108,10 @@ def stages(root: Path, warcs: str) -> dict[str, Spent]:
 
 def kept(root: Path) -> str:
     """How many pages are kept by each stage that drops some."""
-    found = [artifact.of_run(Storage(root), "bench", stage).content for stage in ("extract", "filter", "deduplicate")]
-    return ", ".join(f"{content.stage} {content.counts.kept:,}" for content in found if content.counts)
+    contents = [
+        artifact.of_run(Storage(root), "bench", stage).content for stage in ("extract", "filter", "deduplicate")
+    ]
+    return ", ".join(f"{content.stage} {content.counts.kept:,}" for content in contents if content.counts)
 
 
 def main() -> None:
@@ -122,14 +124,14 @@ def main() -> None:
     options = parser.parse_args()
     root, sources = options.root.resolve(), [Path(path) for path in sorted(glob.glob(options.warcs))]
     shutil.rmtree(root, ignore_errors=True)
-    made: list[tuple[Path, Sequence[int], Path]] = []
+    tasks: list[tuple[Path, Sequence[int], Path]] = []
     for copies in options.copies:
         folder = root / f"crawl-{copies}"
         folder.mkdir(parents=True)
         files = [[copy] for copy in range(copies)] if options.apart else [range(copies)]
-        made += [(source, some, folder / f"{some[0]:02d}-{source.name}") for source in sources for some in files]
+        tasks += [(source, some, folder / f"{some[0]:02d}-{source.name}") for source in sources for some in files]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        written = dict(zip((target for *_, target in made), pool.map(write, *zip(*made, strict=True)), strict=True))
+        written = dict(zip((target for *_, target in tasks), pool.map(write, *zip(*tasks, strict=True)), strict=True))
     print(
         f"{datetime.date.today()}, {os.cpu_count()} cores; CPU seconds per 1,000 responses, empty session taken off\n"
     )

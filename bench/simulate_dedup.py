@@ -218,7 +218,7 @@ def cost(sizes: Ints, recipe: Deduplicate, rng: np.random.Generator) -> Costs:
         return chosen
 
     candidates = np.unique(low * documents + high)
-    made = Costs(documents, len(candidates), len(np.unique([candidates // documents, candidates % documents])))
+    spent = Costs(documents, len(candidates), len(np.unique([candidates // documents, candidates % documents])))
     edges = alike(candidates)
     for _ in range(recipe.max_bucket):
         left = ~np.isin(hub * documents + point, edges)
@@ -231,10 +231,10 @@ def cost(sizes: Ints, recipe: Deduplicate, rng: np.random.Generator) -> Costs:
         hub = point[starts][np.cumsum(starts) - 1]
         bucket, point, hub = bucket[~starts], point[~starts], hub[~starts]
         again = np.unique(hub * documents + point)
-        made.starred, made.again = made.starred + len(bucket), made.again + len(again)
+        spent.starred, spent.again = spent.starred + len(bucket), spent.again + len(again)
         edges = np.union1d(edges, alike(again))
-    made.edges = len(edges)
-    return made
+    spent.edges = len(edges)
+    return spent
 
 
 def rates(crawl: Crawl, recipe: Deduplicate, rng: np.random.Generator) -> dict[int, Costs]:

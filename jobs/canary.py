@@ -42,9 +42,9 @@ def summary(storage: Storage, files: list[str], recipe: Filter) -> dict[str, Any
             reasons[row["reason"] or quality.decide(row, recipe)] += 1
             if row["detected"]:
                 languages[row["detected"]] += 1
-    kept, pages = reasons.pop(None, 0), reasons.total()
+    kept, dropped = reasons.pop(None, 0), reasons.total()
     return {
-        "pages": pages + kept,
+        "pages": kept + dropped,
         "kept": kept,
         "dropped": {str(reason): count for reason, count in sorted(reasons.items(), key=str)},
         "languages": dict(sorted(languages.items())),

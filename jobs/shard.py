@@ -56,6 +56,7 @@ _MOVED = pa.schema(
         ("ids", pa.binary()),
     ]
 )
+Records = dict[str, dict[str, Any]]  # by name: of a part, a shard, a corpus
 _BATCH = 1000  # documents per Arrow batch for the JVM: some megabytes
 
 
@@ -218,7 +219,7 @@ class Assembly:
         yield pa.RecordBatch.from_pydict({"part": [name]})
 
 
-def assemble(spark: SparkSession, building: Building, pieces: list[Piece], wanted: Shards) -> dict[str, dict[str, Any]]:
+def assemble(spark: SparkSession, building: Building, pieces: list[Piece], wanted: Shards) -> Records:
     """Bring the documents of all pieces into their shards. Returns the shards' records, by name."""
     names, committed = wanted.names(), set(building.committed())
     missing = [name for name in names if f"shard-{name}" not in committed]
@@ -284,7 +285,7 @@ class Selection:
     """What the shards are made of."""
 
     pieces: list[Piece]
-    mix: dict[str, dict[str, Any]]  # training tokens and epochs of each corpus, by name
+    mix: Records  # training tokens and epochs of each corpus, by name
     beyond: int  # documents for which the budget has no room
 
 
@@ -292,7 +293,7 @@ def select(
     spark: SparkSession,
     building: Building,
     mixed: list[Corpus],
-    tokenized: dict[str, dict[str, Any]],
+    tokenized: Records,
     tokenization: Tokenization,
     total: int | None,
 ) -> Selection:
@@ -303,7 +304,7 @@ def select(
     names_of = [[name for name in tokenized if name.startswith(f"{number:03d}-")] for number in range(len(mixed))]
     available = [sum(tokenized[name]["tokens"]["train"] for name in names) for names in names_of]
     pieces: list[Piece] = []
-    mix: dict[str, dict[str, Any]] = {}
+    mix: Records = {}
     beyond = 0
     wanted = budgets(mixed, available, total) if total else available
     for names, corpus, tokens, budget in zip(names_of, mixed, available, wanted, strict=True):
@@ -351,6 +352,7 @@ def run(job: Job) -> Published:
         raise errors.InputError(f"too little is left for both splits: {tokens}", remedy)
     # 3. The shards.
     dtype = shards.dtype_for(of_tokenizer.vocabulary)
+    # Powers of two: the leading bits of a key are the number of its shard.
     counts = {split: 1 << max(0, math.ceil(math.log2(tokens[split] / recipe.shard_tokens))) for split in SPLITS}
     records = assemble(spark, building, selection.pieces, Shards(counts, dtype.name, building.pointer.folder))
     seconds += parts.cpu_seconds(records, None)
@@ -369,12 +371,7 @@ def run(job: Job) -> Published:
     return published
 
 
-def numbers(
-    tokenizer: TokenizerNumbers,
-    tokens: dict[str, int],
-    mix: dict[str, dict[str, Any]],
-    records: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
+def numbers(tokenizer: TokenizerNumbers, tokens: dict[str, int], mix: Records, records: Records) -> dict[str, Any]:
     """Numbers of the manifest. `tokens`: of each split; `mix`: see `Selection`; `records`: of the shards."""
     of_split = {split: [record for name, record in records.items() if name.startswith(split)] for split in SPLITS}
     typed = ShardNumbers(

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Iterable
 
-from pipeline import artifact, errors
+from pipeline import artifact, command, errors
 from pipeline.artifact import Pointer
 from pipeline.progress import last_event
 from pipeline.storage import Storage
@@ -69,7 +69,7 @@ def unneeded(storage: Storage, keep: set[str]) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
+    command.add_root(parser)
     parser.add_argument("--keep-days", type=float, default=30, help="remove runs that did nothing for so long")
     parser.add_argument("--delete", action="store_true", help="remove; without it, only list")
     options = parser.parse_args()

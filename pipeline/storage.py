@@ -108,8 +108,8 @@ class Storage:
         system, path = self._at(folder or "x")  # the root itself has no name: take one below it and cut that off
         path = path if folder else path.removesuffix("/x")
         start = len(path) - len(folder) if folder else len(path) + 1
-        found = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-        return {info.path[start:]: int(info.size) for info in found if info.type == fs.FileType.File}
+        infos = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+        return {info.path[start:]: int(info.size) for info in infos if info.type == fs.FileType.File}
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises `StorageError` where it cannot be read."""

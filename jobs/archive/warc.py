@@ -107,7 +107,7 @@ class _Reading:
         self._search = Search(stream)
         self._gap: tuple[int, str] | None = None  # the open one: its offset, and why
         self._held: _Record | None = None
-        self._is_archive = False  # whether a record was read, and not only bytes that look like the begin of one
+        self._is_archive = False  # whether a record was read, not only bytes that look like one
 
     def records(self) -> Iterator[_Record]:
         """The records that are whole; `lost`, `NotWarc` and `Truncated` as in `captures`."""
@@ -133,10 +133,10 @@ class _Reading:
         if kind := kind_at(self._stream, start):
             return start, kind
         self._gap = start, "it does not begin with a WARC or ARC record"
-        found = self._search.begin(start)
-        if found is None:
+        first = self._search.begin(start)
+        if first is None:
             raise NotWarc(self._gap[1])
-        return found
+        return first
 
     def _until_damage(self, start: int, kind: Kind) -> Generator[_Record, None, _Damage | None]:
         """Yield the records from `start` on; returns the damage that ended this, or None at the end of the file."""
@@ -175,11 +175,11 @@ class _Reading:
         # Where a plain archive has no header, the record before may have declared too much and ended within another.
         suspect = None if kind.gzipped or damage.in_record else self._held
         lost_from = damage.offset
-        found = self._search.next((suspect.offset if suspect else lost_from) + 1, kind, damage.read_to)
-        if suspect and found is not None and found < damage.offset:
+        next_start = self._search.next((suspect.offset if suspect else lost_from) + 1, kind, damage.read_to)
+        if suspect and next_start is not None and next_start < damage.offset:
             self._held, lost_from = None, suspect.offset
         self._gap = self._gap or (lost_from, damage.why)
-        return found
+        return next_start
 
     def _end(self, damage: _Damage) -> Iterator[_Record]:
         """No record follows the damage: raise, or report the rest of the file as lost."""

@@ -22,7 +22,7 @@ from jobs.archive.response import Capture
 from jobs.copies import minhash
 from jobs.page import classifier, quality, urls
 from jobs.stage.table import read_rows
-from pipeline import artifact, errors
+from pipeline import artifact, command, errors
 from pipeline.artifact import Published
 from pipeline.errors import InputError
 from pipeline.recipe import Deduplicate, Extract, Filter, VerifiedDeduplicate
@@ -211,7 +211,7 @@ def tokens(records: list[dict[str, Any]], published: Published, _row: dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
-    parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
+    command.add_root(parser)
     parser.add_argument("--run", help="name of the run; by default the newest")
     options = parser.parse_args()
     storage = Storage(options.root)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from jobs.page.take_down import listed
 from jobs.stage.table import read_rows
-from pipeline import artifact, errors
+from pipeline import artifact, command, errors
 from pipeline.artifact import MANIFEST, Published
 from pipeline.stages import CORPUS, MODELS
 from pipeline.storage import Storage
@@ -74,7 +74,7 @@ def _training_data(storage: Storage, made: Published, holders: set[str]) -> list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entry", help="URL, host or document id")
-    parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
+    command.add_root(parser)
     options = parser.parse_args()
     storage = Storage(options.root)
     lines = list(holding(storage, options.entry))

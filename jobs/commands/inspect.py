@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jobs.stage.table import read_rows
-from pipeline import artifact, errors
+from pipeline import artifact, command, errors
 from pipeline.artifact import Published
 from pipeline.errors import InputError
 from pipeline.storage import Storage
@@ -77,7 +77,7 @@ def samples(published: Published, reason: str | None, count: int, seed: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", help="name of a stage, or folder of an artifact below the root")
-    parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
+    command.add_root(parser)
     parser.add_argument("--run", help="name of the run; by default the newest")
     parser.add_argument("--reason", help="only rows that were dropped for it; 'kept': only those that were kept")
     parser.add_argument("--samples", type=int, default=3)

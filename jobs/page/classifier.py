@@ -16,6 +16,7 @@ from jobs.page.words import words
 from pipeline.errors import InputError
 
 GOOD, OTHER = "__label__good", "__label__other"
+# fastText's defaults, but for bigrams; and one thread with a seed, since several threads give another model each time.
 SETTINGS = {"lr": 0.1, "epoch": 5, "wordNgrams": 2, "dim": 100, "minCount": 1, "thread": 1, "seed": 1, "verbose": 0}
 _CHARS = 50_000  # read of a text: more does not change its score
 

@@ -15,11 +15,13 @@ IDLE_SECONDS = 120  # after which a silent Python worker is killed; by default S
 SETTINGS = {
     "spark.sql.execution.pyspark.udf.idleTimeoutSeconds": str(IDLE_SECONDS),
     "spark.sql.execution.pyspark.udf.killOnIdleTimeout": "true",
+    # A worker that crashes in C code prints its Python stack.
     "spark.sql.execution.pyspark.udf.faulthandler.enabled": "true",
     "spark.python.worker.faulthandler.enabled": "true",
+    # After a shuffle, partitions of the advised size: by default there are as many small ones as cores.
     "spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
-    "spark.sql.execution.arrow.maxBytesPerBatch": "16m",
+    "spark.sql.execution.arrow.maxBytesPerBatch": "16m",  # bounds a worker's memory, whatever its rows hold
     "spark.sql.session.timeZone": "UTC",
     "spark.ui.showConsoleProgress": "false",
 }

@@ -106,15 +106,15 @@ class Filter(Section):
         try:
             return Filter.model_validate(rules)
         except ValidationError as error:
-            found = [
+            here = [
                 InitErrorDetails(
-                    type=PydanticCustomError("limit", "{reason}", {"reason": reason(one)}),
-                    loc=("by_language", language, *one["loc"]),
+                    type=PydanticCustomError("limit", "{reason}", {"reason": reason(detail)}),
+                    loc=("by_language", language, *detail["loc"]),
                     input={},
                 )
-                for one in error.errors()
+                for detail in error.errors()
             ]
-            raise ValidationError.from_exception_data("Filter", found) from None
+            raise ValidationError.from_exception_data("Filter", here) from None
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Filter:
