@@ -225,8 +225,7 @@ def with_sentence(body: bytes, sentence: str) -> bytes | None:
 
 def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
     """Copies, blocked pages, personal data, decoys, broken pages, other types and other statuses."""
-    english = [c for c in crawl if c.truth["language"] == "en"]
-    rng.shuffle(english)
+    rng.shuffle(english := [c for c in crawl if c.truth["language"] == "en"])
     supply = iter(english)
     yield from copies(supply, rng)
     yield from blocked(supply)
@@ -236,8 +235,6 @@ def planted(crawl: list[Capture], rng: random.Random) -> Iterator[Capture]:
 
 
 def copies(supply: Iterator[Capture], rng: random.Random) -> Iterator[Capture]:
-    """Exact copies, and copies with so many edits."""
-
     def copy(kind: str, origin: Capture, body: bytes) -> Capture:
         host = origin.url.replace("https://", f"https://mirror{rng.randrange(9)}.", 1)
         url = host.replace(".html", f"-{rng.randrange(10**6)}.html")
@@ -250,7 +247,6 @@ def copies(supply: Iterator[Capture], rng: random.Random) -> Iterator[Capture]:
 
 
 def blocked(supply: Iterator[Capture]) -> Iterator[Capture]:
-    """Pages of blocked domains, in all spellings of a host."""
     hosts = [(category, host) for category, names in BLOCKED.items() for host in names]
     variants = {4: "www.{}", 5: "m.{}", 7: "{}:8443", 8: "a.b.{}", 9: "old.{}", 10: "www2.{}"}
     for i in range(15):
@@ -263,7 +259,6 @@ def blocked(supply: Iterator[Capture]) -> Iterator[Capture]:
 
 
 def plant_strings(supply: Iterator[Capture]) -> None:
-    """Put personal data, and what looks like it, into pages."""
     for i in range(30):
         kind, sentence, forms = PII[i % len(PII)]
         string = forms[(i // len(PII)) % len(forms)].format(f"{20 + i}")
@@ -278,7 +273,6 @@ def plant_strings(supply: Iterator[Capture]) -> None:
 
 
 def broken_pages(some: bytes) -> Iterator[Capture]:
-    """Pages that are hard to read."""
     broken = {
         "cut": some[: len(some) // 3],
         "wrong_charset": "<html><body><p>Größe und Änderung</p></body></html>".encode("iso-8859-1"),
@@ -296,7 +290,6 @@ def broken_pages(some: bytes) -> Iterator[Capture]:
 
 
 def other_responses() -> Iterator[Capture]:
-    """Other types and other statuses."""
     others = (
         ("style.css", "text/css", b"body { color: black; margin: 0 }\n" * 20),
         ("app.js", "application/javascript", b"function f(a) { return a + 1; }\n" * 20),
@@ -309,15 +302,9 @@ def other_responses() -> Iterator[Capture]:
         url = f"https://files{i}.example/{name}"
         yield Capture(url, body, mime=mime, charset=None, truth={"planted": {"kind": "non_html"}})
     statuses = (
-        "301 Moved Permanently",
-        "302 Found",
-        "304 Not Modified",
-        "403 Forbidden",
-        "404 Not Found",
-        "410 Gone",
-        "500 Internal Server Error",
-        "503 Service Unavailable",
-    )
+        "301 Moved Permanently", "302 Found", "304 Not Modified", "403 Forbidden", "404 Not Found", "410 Gone",
+        "500 Internal Server Error", "503 Service Unavailable",
+    )  # fmt: skip
     for i in range(20):
         status = statuses[i % len(statuses)]
         body = b"" if status.startswith("304") else f"<html><body><h1>{status}</h1></body></html>".encode()

@@ -16,7 +16,7 @@ from jobs.copies import clusters, minhash
 from jobs.stage import decisions
 from jobs.stage.table import read_rows, write_table
 from pipeline import recipe
-from pipeline.recipe import Deduplicate
+from pipeline.recipe import Deduplicate, UnverifiedDeduplicate
 from pipeline.storage import Storage
 
 RECIPE = recipe.load(Path(__file__).parents[2] / "recipes/demo.yaml").deduplicate
@@ -52,6 +52,12 @@ def corpus(seed: int) -> list[dict[str, Any]]:
     return [document(number, text) for number, text in zip(ids, texts, strict=True)]
 
 
+def unverified(**changes: Any) -> UnverifiedDeduplicate:
+    """The demo's section without verification."""
+    kept = RECIPE.model_dump(exclude={"verify", "min_jaccard"})
+    return UnverifiedDeduplicate(verify=False, **kept | changes)
+
+
 def plain(documents: list[dict[str, Any]], settings: Deduplicate) -> dict[str, tuple[str, str]]:
     """id -> (cluster, reason) of those that leave, by comparing all pairs."""
     first: dict[bytes, str] = {}
@@ -68,7 +74,7 @@ def plain(documents: list[dict[str, Any]], settings: Deduplicate) -> dict[str, t
     for left, right in combinations(unique, 2):
         shares = any(a == b for a, b in zip(left["bands"], right["bands"], strict=True))
         alike = minhash.similarities(left["signature"], right["signature"], 1)[0]
-        if shares and alike >= settings.min_jaccard * settings.verify:
+        if shares and alike >= getattr(settings, "min_jaccard", 0.0):
             low, high = sorted((find(left["id"]), find(right["id"])))
             root[high] = low
     gone = {i: (find(i), "near_copy") for i in root if find(i) != i}
@@ -113,7 +119,7 @@ def found(
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_equal_to_all_pairs_in_plain_python(spark: Any, tmp_path: Path, verify: bool) -> None:
-    settings = RECIPE.model_copy(update={"verify": verify, "max_bucket": 1000})
+    settings = RECIPE.model_copy(update={"max_bucket": 1000}) if verify else unverified(max_bucket=1000)
     documents = corpus(5)
     gone, numbers = found(spark, tmp_path, documents, settings, 2)
     assert gone == plain(documents, settings)
@@ -251,7 +257,7 @@ def test_no_cluster_without_a_verified_path(spark: Any, tmp_path: Path, seed: in
 def test_without_verification_there_are_such_clusters(spark: Any, tmp_path: Path) -> None:
     """So the test above can fail: one band in common makes a cluster."""
     documents = drifting(1)
-    gone, _ = found(spark, tmp_path, documents, RECIPE.model_copy(update={"max_bucket": 2, "verify": False}), 3)
+    gone, _ = found(spark, tmp_path, documents, unverified(max_bucket=2), 3)
     assert len(unproven(documents, gone)) > 10
 
 

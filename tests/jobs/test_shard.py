@@ -20,6 +20,7 @@ from pipeline.errors import RecipeError
 from pipeline.storage import Storage
 from tests.jobs.conftest import job
 from tokenizer import bpe
+from tokenizer.chat import SPECIAL_TOKENS
 from tokenizer.shards import Shard
 
 TEXTS = [f"Document {i} says: " + " ".join(str(i * j) for j in range(i % 60)) for i in range(400)]
@@ -240,7 +241,7 @@ def test_the_sample_of_the_tokenizer_does_not_depend_on_parts(spark: Any, tmp_pa
     assert found[0] == found[1]
     numbers = found[0][1]
     assert 20_000 <= numbers["trained_bytes"] < 21_000
-    assert numbers["vocabulary"] == len(json.loads(found[0][0])["model"]["vocab"]) + 9
+    assert numbers["vocabulary"] == len(json.loads(found[0][0])["model"]["vocab"]) + len(SPECIAL_TOKENS)
     assert 1 < numbers["bytes_per_token"] < 10
 
 
