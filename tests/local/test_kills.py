@@ -24,7 +24,7 @@ from pipeline.storage import Storage
 from tests.local import runs
 from tests.local.runs import driver, ended, in_state, processes, until
 
-KILLED = ("extract", "redact", "sft", "evaluation-sft")
+KILLED = ("extract", "redact", "sft")  # their own process is; of the evaluation it is the scheduler
 
 
 @dataclass(frozen=True)
@@ -101,5 +101,7 @@ def test_a_run_survives_what_it_loses(tmp_path):
     for name in STEPS:
         artifact.of_run(Storage(root), "one", name).verify()
     attempts = {name: begun(Storage(root), name) for name in STEPS}
-    assert attempts == {name: 2 if name in KILLED else 1 for name in STEPS}, json.dumps(tries)
+    # The evaluation may end before its Airflow does, and is then found made.
+    assert attempts.pop("evaluation-sft") in (1, 2)
+    assert attempts == {name: 2 if name in KILLED else 1 for name in attempts}, json.dumps(tries)
     assert tries["corpus.extract"] == tries["corpus.redact"] == tries["model.sft"] == 2
