@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.tasks import Split, named
+from evaluation.tasks import Split, load_task
 from evaluation.tasks.arithmetic import DIGITS, SHARE_HELD_OUT, Arithmetic
-from inference.tools import named as tools
+from inference.tools import load_tools
 from pipeline.errors import RecipeError
 from tokenizer.chat import Part
 
@@ -30,7 +30,7 @@ def test_the_share_held_out_is_the_one_that_is_said() -> None:
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_questions_keep_to_their_split_and_are_right(split: Split) -> None:
-    task, calculator = Arithmetic(), tools(["calculator"])["calculator"]
+    task, calculator = Arithmetic(), load_tools(["calculator"])["calculator"]
     questions = list(islice(task.questions(split, "3"), 300))
     for question in questions:
         sign = "+" if "+" in question.key else "-"
@@ -58,11 +58,11 @@ def test_both_ways_to_answer_are_correct_and_alike_often() -> None:
 
 
 def test_a_task_is_found_by_its_name() -> None:
-    assert isinstance(named("arithmetic"), Arithmetic)
+    assert isinstance(load_task("arithmetic"), Arithmetic)
     with pytest.raises(RecipeError, match=r"no task 'poetry'(.|\n)*arithmetic"):
-        named("poetry")
+        load_task("poetry")
     with pytest.raises(RecipeError, match=r"no tool 'oracle'(.|\n)*calculator"):
-        tools(["oracle"])
+        load_tools(["oracle"])
 
 
 @pytest.mark.parametrize(

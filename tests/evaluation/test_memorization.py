@@ -116,11 +116,11 @@ def test_an_untrained_model_recites_nothing(tmp_path: Path, monkeypatch: pytest.
 
 def test_documents_are_chosen_by_hash_and_long_enough(tmp_path: Path) -> None:
     shards = support.publish_shards(tmp_path, {"train-00000": [[1] * n for n in range(20)], "train-00001": [[2] * 30]})
-    found = memorization.chosen([shards], "train", 5, 12, 1)
+    found = memorization.select_documents([shards], "train", 5, 12, 1)
     assert len(found) == 5 and all(len(row["ids"]) >= 12 for row in found)
-    assert found == memorization.chosen([shards], "train", 9, 12, 1)[:5]
-    assert found != memorization.chosen([shards], "train", 5, 12, 2)
-    assert len(memorization.chosen([shards], "train", 50, 12, 1)) == 9
+    assert found == memorization.select_documents([shards], "train", 9, 12, 1)[:5]
+    assert found != memorization.select_documents([shards], "train", 5, 12, 2)
+    assert len(memorization.select_documents([shards], "train", 50, 12, 1)) == 9
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,4 +137,4 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("left", "right", "same"), [([], [], 0), ([1], [], 0), ([1, 2, 3], [1, 2], 2), ([1], [2], 0)])
 def test_common_beginnings(left: list[int], right: list[int], same: int) -> None:
-    assert memorization.common(left, right) == same
+    assert memorization.common_prefix(left, right) == same

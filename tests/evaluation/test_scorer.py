@@ -95,7 +95,7 @@ def test_formats_read_as_their_prompts() -> None:
     exam = benchmarks.mmlu(ROWS["mmlu"][2])
     assert exam.context == "What crosses the lamp?\nA. a bridge\nB. music\nC. winter\nD. paper\nAnswer:"
     assert exam.choices == ("A", "B", "C", "D") and "about civil engineering." in exam.description
-    assert exam.solved() == exam.context + " C\n\n"
+    assert exam.as_example() == exam.context + " C\n\n"
     assert benchmarks.lambada(ROWS["lambada"][0]) == Item(
         "In the river there was a lamp, and beside it a", ("river",), 0
     )
@@ -106,7 +106,7 @@ def test_scores_are_those_of_one_row_alone_and_of_a_plain_pass(monkeypatch: pyte
     scorer = Scorer(net, TOKENIZER)
     rows = [scorer.pair(f"the {WORDS[: n * 5]}", f" {word}") for n, word in enumerate(WORDS.split())]
     together = scorer.score(rows)
-    monkeypatch.setattr("evaluation.scorer._TOKENS", 1)
+    monkeypatch.setattr("evaluation.scorer._BATCH_TOKENS", 1)
     alone = scorer.score(rows)
     for (ids, count), (value, likeliest), (other, _) in zip(rows, together, alone, strict=True):
         with torch.no_grad():
@@ -135,7 +135,7 @@ def test_a_long_row_loses_its_beginning_and_a_long_choice_is_refused() -> None:
 def test_bits_a_byte_tell_every_token_once(tmp_path: Path) -> None:
     net = network(window=16)
     text = f"{WORDS} {WORDS} and a bridge."
-    found = benchmarks.measure(Scorer(net, TOKENIZER), task("text", write(tmp_path / "t.jsonl", [{"text": text}])))
+    found = benchmarks.evaluate(Scorer(net, TOKENIZER), task("text", write(tmp_path / "t.jsonl", [{"text": text}])))
     ids = [TOKENIZER.end_of_text, *TOKENIZER.encode(text)]
     cost = 0.0
     for at in range(1, len(ids)):
@@ -150,12 +150,12 @@ def test_bits_a_byte_tell_every_token_once(tmp_path: Path) -> None:
 def test_accuracies_and_perplexity() -> None:
     items = [Item("", ("ab", "abcd"), 0), Item("", ("ab", "abcd"), 1)]
     told = [(-3.0, False), (-4.0, False), (-3.0, False), (-4.0, False)]
-    found = benchmarks._choice(told, items)
+    found = benchmarks._multiple_choice(told, items)
     assert (found["accuracy"], found["accuracy_normalised"]) == (0.5, 0.5)
-    assert benchmarks._choice(told[:2], items[:1]) == {
+    assert benchmarks._multiple_choice(told[:2], items[:1]) == {
         "accuracy": 1.0, "accuracy_error": 0.0, "accuracy_normalised": 0.0, "accuracy_normalised_error": 0.0,
     }  # fmt: skip
-    last = benchmarks._completion([(-1.0, True), (-3.0, False)])
+    last = benchmarks._last_words([(-1.0, True), (-3.0, False)])
     assert last == {"accuracy": 0.5, "accuracy_error": 0.5, "perplexity": round(math.exp(2.0), 4)}
 
 
@@ -182,7 +182,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         benchmarks.read(str(tmp_path / "none.jsonl"), "arc", None)
     file = write(tmp_path / "arc.jsonl", ROWS["arc"])
     with pytest.raises(InputError, match="holds 4 items, 9 are asked for"):
-        benchmarks.measure(Scorer(network(), TOKENIZER), task("arc", file, shots=9))
+        benchmarks.evaluate(Scorer(network(), TOKENIZER), task("arc", file, shots=9))
     assert len(benchmarks.read(file, "arc", 2)) == 2
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="holds no item"):
@@ -242,7 +242,7 @@ def test_numbers_are_those_of_the_harness_on_the_export(tmp_path: Path, kind: st
     export(network(), TOKENIZER, tmp_path / "model")
     rows = ROWS[kind]
     if kind == "hellaswag":  # the harness cleans these in Python, not in its template
-        rows = [row | {"endings": [benchmarks._without_marks(ending) for ending in row["endings"]]} for row in rows]
+        rows = [row | {"endings": [benchmarks._without_brackets(ending) for ending in row["endings"]]} for row in rows]
     file = write(tmp_path / "rows.jsonl", rows)
     told = {
         "task": f"ours_{kind}",
@@ -263,7 +263,7 @@ def test_numbers_are_those_of_the_harness_on_the_export(tmp_path: Path, kind: st
         bootstrap_iters=0,
     )
     theirs = found["results"][f"ours_{kind}"]
-    ours = benchmarks.measure(Scorer(network(), TOKENIZER), task(kind, file, shots))
+    ours = benchmarks.evaluate(Scorer(network(), TOKENIZER), task(kind, file, shots))
     assert ours["accuracy"] == pytest.approx(theirs["acc,none"], abs=1e-6)
     if kind == "lambada":
         assert ours["perplexity"] == pytest.approx(theirs["perplexity,none"], rel=1e-4)
@@ -272,7 +272,7 @@ def test_numbers_are_those_of_the_harness_on_the_export(tmp_path: Path, kind: st
         sample = found["samples"][f"ours_{kind}"][0]
         item = benchmarks.read(file, kind, None)[0]
         scorer = Scorer(network(), TOKENIZER)
-        examples = "".join(one.solved() for one in benchmarks.read(file, kind, shots)) if shots else ""
+        examples = "".join(one.as_example() for one in benchmarks.read(file, kind, shots)) if shots else ""
         mine = scorer.score([scorer.pair(item.description + examples + item.context, f" {c}") for c in item.choices])
         values = [
             float(reply[0][0]) if isinstance(reply[0], (list, tuple)) else float(reply[0]) for reply in sample["resps"]

@@ -23,7 +23,7 @@ def test_the_order_is_that_of_the_suffixes(tokens: list[int], period: int) -> No
     tokens = tokens + (tokens[:period] * 9)[:300]  # runs longer than the depth
     depth = spans.DEPTH
     expected = sorted(range(len(tokens)), key=lambda at: (tokens[at : at + depth], at))
-    assert spans.order_of(np.array(tokens, np.uint16)).tolist() == expected
+    assert spans.suffix_array(np.array(tokens, np.uint16)).tolist() == expected
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -88,4 +88,4 @@ def test_an_index_of_another_length_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     name = made.files(".bin")[0]
     with pytest.raises(ArtifactError, match="does not belong to"):
-        spans._Part(made.storage, name, made.storage.local_path(name), path)
+        spans._IndexedShard(made.storage, name, made.storage.local_path(name), path)

@@ -44,11 +44,11 @@ def test_operations_a_token_are_those_of_palm() -> None:
     """By hand: six a number that is multiplied, and attention's two products, forward and twice backward."""
     tied, untied = (network.build(shape("qwen3", tied), 64, 0, 1, 1) for tied in (True, False))
     attention = 12 * 2 * 2 * 16 * 24
-    assert network.flops_a_token(tied, 24) == 6 * network.parameters(tied) + attention
-    assert network.flops_a_token(untied, 24) == 6 * (network.parameters(untied) - 64 * 32) + attention
+    assert network.flops_per_token(tied, 24) == 6 * network.parameters(tied) + attention
+    assert network.flops_per_token(untied, 24) == 6 * (network.parameters(untied) - 64 * 32) + attention
     positions = 32 * 32
     gpt2 = network.build(shape("gpt2"), 64, 0, 1, 1)
-    assert network.flops_a_token(gpt2, 24) == 6 * (network.parameters(gpt2) - positions) + attention
+    assert network.flops_per_token(gpt2, 24) == 6 * (network.parameters(gpt2) - positions) + attention
 
 
 @pytest.mark.parametrize(

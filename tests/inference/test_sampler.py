@@ -13,7 +13,7 @@ from torch import nn
 from inference import generate
 from inference.network import build
 from inference.sampler import Sampler, Sampling, choose, seeds
-from inference.tools import named
+from inference.tools import load_tools
 from pipeline.errors import InputError
 from pipeline.recipe import Model
 from tokenizer import bpe
@@ -104,7 +104,7 @@ def test_a_tool_answers_at_token_level() -> None:
     output = [TOKENIZER.special(OUTPUT), *TOKENIZER.encode("132"), TOKENIZER.special(OUTPUT_END)]
     answer = [*TOKENIZER.encode("It is 132."), TOKENIZER.special(IM_END)]
     net = Scripted([*call, *[7] * len(output), *answer])
-    sampler = Sampler(net, TOKENIZER, named(["calculator"]))
+    sampler = Sampler(net, TOKENIZER, load_tools(["calculator"]))
     one = sampler.sample([[5, 6]], Sampling(48, 1.0), [1])[0]
     assert one.ids == call + output + answer
     assert one.mask == [1] * len(call) + [0] * len(output) + [1] * len(answer)
@@ -125,7 +125,7 @@ def test_a_tool_answers_at_token_level() -> None:
 )
 def test_a_call_that_is_none_gets_an_error(before: list[str], call: str, said: str) -> None:
     script = [*map(TOKENIZER.special, before), *TOKENIZER.encode(call), TOKENIZER.special(TOOL_END)]
-    one = Sampler(Scripted([*script, *[7] * 40]), TOKENIZER, named(["calculator"])).sample(
+    one = Sampler(Scripted([*script, *[7] * 40]), TOKENIZER, load_tools(["calculator"])).sample(
         [[5]], Sampling(30, 0.0), [1]
     )[0]
     expected = [TOKENIZER.special(OUTPUT), *TOKENIZER.encode(said), TOKENIZER.special(OUTPUT_END)]
@@ -205,9 +205,9 @@ def test_ids_are_heard_as_they_come() -> None:
 
 def test_many_prompts_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler, drawn = Sampler(network(), TOKENIZER), seeds("x", 4)
-    whole = sampler.many(PROMPTS, Sampling(8, 1.0), drawn)
-    monkeypatch.setattr("inference.sampler.TOGETHER", 3)
-    assert [one.ids for one in sampler.many(PROMPTS, Sampling(8, 1.0), drawn)] == [one.ids for one in whole]
+    whole = sampler.sample_all(PROMPTS, Sampling(8, 1.0), drawn)
+    monkeypatch.setattr("inference.sampler.BATCH_ROWS", 3)
+    assert [one.ids for one in sampler.sample_all(PROMPTS, Sampling(8, 1.0), drawn)] == [one.ids for one in whole]
 
 
 def said(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

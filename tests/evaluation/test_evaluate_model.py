@@ -12,10 +12,9 @@ import pytest
 import torch
 import yaml
 
-from evaluation import identity
-from evaluation import measure as evaluation
+from evaluation import evaluate_model, identity
+from evaluation.evaluate_model import Evaluator
 from evaluation.identity import NAME
-from evaluation.measure import Measurement
 from inference import network, sampler
 from inference.sampler import Sample, Sampler, Sampling
 from inference.tools.calculator import TOOL
@@ -53,7 +52,7 @@ class Oracle(Sampler):
         self.tokenizer, self._ends, self.rows = TOKENIZER, {TOKENIZER.special("<|im_end|>")}, 0
 
     def sample(self, prompts: Any, sampling: Sampling, seeds: Any, stream: Any = None) -> Any:
-        assert len(prompts) == len(seeds) <= sampler.TOGETHER
+        assert len(prompts) == len(seeds) <= sampler.BATCH_ROWS
         found = []
         for prompt in prompts:
             asked = TOKENIZER.decode(prompt)
@@ -70,13 +69,13 @@ class Oracle(Sampler):
         return found
 
 
-def measured() -> Measurement:
+def evaluator() -> Evaluator:
     chosen = recipe.load(REPOSITORY / "recipes" / "demo.yaml").evaluation
-    return Measurement(Oracle(), chosen.model_copy(update={"samples": 4}), 1)
+    return Evaluator(Oracle(), chosen.model_copy(update={"samples": 4}), 1)
 
 
 def test_arithmetic_counts_right_answers_calls_and_what_they_were_worth() -> None:
-    found = measured().task("arithmetic", 100)
+    found = evaluator().task("arithmetic", 100)
     length = found.pop("arithmetic.answer_length")
     assert 2 < length < 5
     assert {name.removeprefix("arithmetic."): value for name, value in found.items()} == {
@@ -98,7 +97,7 @@ def test_answers_that_do_not_end_are_wrong_and_empty_shares_are_none(monkeypatch
         return [Sample(one.ids, one.mask, [], False, 1) for one in original(self, *given, **more)]
 
     monkeypatch.setattr(Oracle, "sample", unfinished)
-    found = measured().task("arithmetic", 100)
+    found = evaluator().task("arithmetic", 100)
     assert (
         found["arithmetic.sampled_accuracy"]
         == found["arithmetic.greedy_accuracy"]
@@ -109,7 +108,7 @@ def test_answers_that_do_not_end_are_wrong_and_empty_shares_are_none(monkeypatch
 
 
 def test_identity_counts_both_directions() -> None:
-    numbers, rows = measured().identity()
+    numbers, rows = evaluator().identity()
     said = [NAME in row["assistant"] for row in rows]
     wanted = [row["claims"] for row in rows]
     assert numbers["identity_said"] == sum(s and w for s, w in zip(said, wanted, strict=True)) / 20
@@ -122,9 +121,9 @@ def test_it_publishes_under_the_name_of_the_model(
 ) -> None:
     path = small(tmp_path)
     publish(tmp_path, path)
-    arguments = ["evaluation.py", "--recipe", str(path), "--root", str(tmp_path), "--of", "sft"]
+    arguments = ["evaluate_model.py", "--recipe", str(path), "--root", str(tmp_path), "--of", "sft"]
     monkeypatch.setattr(sys, "argv", arguments)
-    evaluation.main()
+    evaluate_model.main()
     storage = Storage(tmp_path)
     made = artifact.of_run(storage, "demo", "evaluation-sft")
     results = json.loads(storage.read(made.file("results.json")))
@@ -134,10 +133,10 @@ def test_it_publishes_under_the_name_of_the_model(
     assert [row["user"] for row in results["chats"]] == ["Hi"] and isinstance(results["chats"][0]["assistant"], str)
     assert len(results["identity"]) == 40
     assert [e.done for e in progress.events(storage, f"_work/evaluation/{made.content.fingerprint}/progress")][-1] == 5
-    evaluation.main()
+    evaluate_model.main()
     assert "already made" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*arguments, "--force"])
-    evaluation.main()
+    evaluate_model.main()
     assert artifact.of_run(storage, "demo", "evaluation-sft").manifest.content_hash == made.manifest.content_hash
 
 
@@ -172,9 +171,9 @@ def test_demonstrations_end_at_their_stop_text(tmp_path: Path, monkeypatch: pyte
     data["evaluation"] |= {"max_new_tokens": 8, "demonstrations": [str(file), "builtin:translation"]}
     path = support.write(data, tmp_path)
     support.publish(tmp_path, path, "pretrain", tokenizer, knows_by_heart(path, tokenizer, text))
-    arguments = ["evaluation.py", "--recipe", str(path), "--root", str(tmp_path), "--of", "pretrain"]
+    arguments = ["evaluate_model.py", "--recipe", str(path), "--root", str(tmp_path), "--of", "pretrain"]
     monkeypatch.setattr(sys, "argv", arguments)
-    evaluation.main()
+    evaluate_model.main()
     made = artifact.of_run(Storage(tmp_path), "demo", "evaluation-pretrain")
     shown = json.loads(made.storage.read(made.file("results.json")))["demonstrations"]
     assert [{key: row[key] for key in ("name", "prompt", "stop")} for row in shown[:3]] == prompts
@@ -186,15 +185,15 @@ def test_demonstrations_end_at_their_stop_text(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("arguments", [[], ["--of"], ["--of", "shard"]])
 def test_whose_model_must_be_said(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["evaluation.py", "--recipe", "x", "--root", "y", *arguments])
+    monkeypatch.setattr(sys, "argv", ["evaluate_model.py", "--recipe", "x", "--root", "y", *arguments])
     with pytest.raises(SystemExit) as raised:
-        evaluation.main()
+        evaluate_model.main()
     assert raised.value.code == 2
 
 
 def test_only_one_process_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small(tmp_path)
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(sys, "argv", ["evaluation.py", "--recipe", str(path), "--root", str(tmp_path), "--of=sft"])
-    evaluation.main()
+    monkeypatch.setattr(sys, "argv", ["evaluate_model.py", "--recipe", str(path), "--root", str(tmp_path), "--of=sft"])
+    evaluate_model.main()
     assert not (tmp_path / "evaluation").exists()
