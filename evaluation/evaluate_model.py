@@ -144,6 +144,8 @@ def evaluate(
             floats = {name: value for name, value in results["numbers"].items() if isinstance(value, float)}
             progress(done, parts, **floats)
 
+    # Part by part, each followed by a line of progress. Tasks, identity and benchmarks give numbers, the other parts
+    # texts for people to read.
     for done, (name, count) in enumerate(recipe.tasks.items(), 1):
         results["numbers"] |= evaluator.task(name, count)
         report(done)
@@ -165,6 +167,7 @@ def main() -> None:
     job, of = parse(__doc__)
     if other_rank():
         return
+    # Sampling has its own seeds; this one covers what torch and numpy might draw besides.
     seed_all(job.recipe.seed)
     source = command.source(job, of)
     assets = identity.assets() | demonstrations.assets(job.recipe.evaluation)

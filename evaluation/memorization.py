@@ -101,6 +101,7 @@ class Measurement:
         answers = [sample.ids for sample in samples]
         rows = []
         for document, prompt, ids, span in zip(documents, prompts, answers, self.index.spans(answers), strict=True):
+            # Compared with what follows the prompt in this document; `span` may lie in any other.
             verbatim = common_prefix(ids, document["ids"][len(prompt) :])
             rows.append(
                 {
@@ -169,6 +170,7 @@ def main() -> None:
     job, of = parse(__doc__)
     if other_rank():
         return
+    # 1. Inputs: the model, the shards it was trained on, and the evaluation sets by their text.
     recipe = job.recipe.memorization
     assets = {file: hashlib.sha256("\n".join(questions(file)).encode()).hexdigest() for file in recipe.sets}
     seed_all(job.recipe.seed)
@@ -177,12 +179,13 @@ def main() -> None:
     building = command.open_stage(job, STAGE, [source, *shards], assets, f"memorization-{of}")
     if isinstance(building, Published):
         return
+    # 2. The index, which takes longest the first time, then the model.
     progress = Progress(building.storage, building.progress_folder, STAGE.name, "part")
     index = spans.build(job.storage, job.run, shards)
     folder = source.on_disk()
     network = load(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     measurement = Measurement(Sampler(network, Tokenizer.load(folder)), index, shards, recipe, job.recipe.seed)
-    # The keys are those of `results.json`. Contamination follows, once per set.
+    # 3. Extraction and free samples, by their keys in `results.json`; then contamination, once per set.
     parts = {
         "train": lambda: measurement.continuations("train"),
         "validation": lambda: measurement.continuations("validation"),
@@ -197,6 +200,7 @@ def main() -> None:
         numbers, rows = measurement.contamination(file)
         results["sets"][file] = numbers | {"rows": rows}
         progress(done, len(parts) + len(recipe.sets), **numbers)
+    # 4. Publish, and print the longest free samples, so that a log shows what was recited.
     publish(building, results)
     print(json.dumps(results["numbers"]), flush=True)
     for row in results["free"][:3]:

@@ -327,6 +327,7 @@ def _from_ranks(name: str, ranks: dict[bytes, int]) -> bytes:
 
 def _merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     """The two tokens that merge into `token`, found by running BPE on its bytes with the ranks below its own."""
+    # Merge the pair of lowest rank, the leftmost of equals, until two parts are left.
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         rank, i = min((ranks.get(parts[i] + parts[i + 1], 1 << 60), i) for i in range(len(parts) - 1))

@@ -78,7 +78,8 @@ class Shard:
         # 1. The header, and the length of the index that follows from it.
         try:
             size, length = path.stat().st_size, idx.stat().st_size
-            head = idx.open("rb").read(_HEADER.size)
+            with idx.open("rb") as stream:
+                head = stream.read(_HEADER.size)
         except FileNotFoundError as error:
             raise ArtifactError(f"{error.filename} does not exist", "run the shard stage again") from error
         if len(head) < _HEADER.size or not head.startswith(MAGIC):

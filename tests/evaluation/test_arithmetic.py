@@ -22,7 +22,7 @@ def test_a_pair_belongs_to_one_split_in_either_order(a: int, b: int) -> None:
     assert Arithmetic.split(a, b) == Arithmetic.split(b, a)
 
 
-def test_the_share_held_out_is_the_one_that_is_said() -> None:
+def test_the_held_out_share_is_as_documented() -> None:
     pairs = [(a, b) for a in range(10, 200) for b in range(a, 200)]
     share = sum(Arithmetic.split(a, b) == "held_out" for a, b in pairs) / len(pairs)
     assert share == pytest.approx(SHARE_HELD_OUT, abs=0.01)
@@ -42,7 +42,7 @@ def test_questions_keep_to_their_split_and_are_right(split: Split) -> None:
     assert questions == list(islice(task.questions(split, "3"), 300)) != list(islice(task.questions(split, "4"), 300))
 
 
-def test_both_ways_to_answer_are_correct_and_alike_often() -> None:
+def test_both_ways_to_answer_are_correct_and_equally_frequent() -> None:
     task, called = Arithmetic(), 0
     for question in islice(task.questions("train", "1"), 400):
         answer = str(question.columns["answer"])
