@@ -13,12 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evaluation import benchmarks, demonstrations, identity, tasks
 from evaluation.results import other_rank, parse, publish
 from evaluation.scorer import Scorer
-from inference.network import load, seed_all
+from inference.network import load_on_device, seed_all
 from inference.sampler import Sample, Sampler, Sampling, seeds
 from inference.tools import load_tools
 from pipeline import command, errors
@@ -134,7 +132,7 @@ def evaluate(
     folder: Path, recipe: Evaluation, tools: Sequence[str], seed: int, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Evaluate the model in a folder; returns the content of `results.json`, whose `numbers` are the manifest's."""
-    network = load(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_on_device(folder)
     evaluator = Evaluator(Sampler(network, Tokenizer.load(folder), load_tools(tools)), recipe, seed)
     results: dict[str, Any] = {"numbers": {}}
     parts = len(recipe.tasks) + 4  # identity, continuations, chats, benchmarks with demonstrations

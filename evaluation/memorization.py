@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 
 from evaluation import spans
 from evaluation.results import other_rank, parse, publish
-from inference.network import load, seed_all
+from inference.network import load_on_device, seed_all
 from inference.sampler import Sampler, Sampling, seeds
 from pipeline import artifact, command, errors, lines
 from pipeline.artifact import Published, Stage
@@ -183,7 +182,7 @@ def main() -> None:
     progress = Progress(building.storage, building.progress_folder, STAGE.name, "part")
     index = spans.build(job.storage, job.run, shards)
     folder = source.on_disk()
-    network = load(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_on_device(folder)
     measurement = Measurement(Sampler(network, Tokenizer.load(folder)), index, shards, recipe, job.recipe.seed)
     # 3. Extraction and free samples, by their keys in `results.json`; then contamination, once per set.
     parts = {

@@ -12,9 +12,7 @@ import argparse
 import codecs
 from pathlib import Path
 
-import torch
-
-from inference.network import load
+from inference.network import load_on_device
 from inference.sampler import Sampler, Sampling, seeds
 from inference.tools import load_tools
 from pipeline import errors
@@ -65,7 +63,7 @@ class Printer:
 def main() -> None:
     """Entry point."""
     args = options()
-    network = load(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_on_device(args.model)
     tokenizer = Tokenizer.load(args.model)
     sampler = Sampler(network, tokenizer, load_tools(args.tool) if args.chat else None)
     # An empty prompt starts a document, as <|endoftext|> does in pretraining.

@@ -201,6 +201,11 @@ def load(folder: Path) -> nn.Module:
     return cast(nn.Module, network)
 
 
+def load_on_device(folder: Path) -> nn.Module:
+    """The model of `load`, moved to the GPU if this machine has one."""
+    return load(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def flops_per_token(network: nn.Module, window: int) -> float:
     """Training FLOPs per token: 6 N + 12 L H Q T (PaLM, Chowdhery et al. 2022, appendix B).
 

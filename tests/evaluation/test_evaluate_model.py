@@ -132,9 +132,8 @@ def test_it_publishes_under_the_name_of_the_model(
     assert [row["prompt"] for row in results["continuations"]] == ["The", ""]
     assert [row["user"] for row in results["chats"]] == ["Hi"] and isinstance(results["chats"][0]["assistant"], str)
     assert len(results["identity"]) == 40
-    assert [e.done for e in progress.events(storage, f"_work/evaluation/{published.content.fingerprint}/progress")][
-        -1
-    ] == 5
+    events = list(progress.events(storage, f"_work/evaluation/{published.content.fingerprint}/progress"))
+    assert events[-1].done == 5
     evaluate_model.main()
     assert "already made" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*arguments, "--force"])

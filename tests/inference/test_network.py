@@ -99,7 +99,7 @@ def test_documents_in_a_window_do_not_see_each_other(preset: str) -> None:
 @pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
 @pytest.mark.parametrize("within", [False, True])
 def test_the_arguments_of_attention_decide_which_kernel_supports_it(preset: str, within: bool) -> None:
-    """Flash supports bf16 and `is_causal` without a mask: plain windows have none, windows of documents a boolean one."""
+    """Flash supports bf16 and `is_causal` without a mask: plain windows have none, those of documents a boolean one."""
     calls: list[dict[str, Any]] = []
 
     class Record(TorchFunctionMode):

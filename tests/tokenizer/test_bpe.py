@@ -190,7 +190,7 @@ def test_transformers_loads_it_and_renders_the_same_conversation(source: bytes, 
     assert bpe.Tokenizer.load(tmp_path).sha256 == encoder.sha256
 
 
-def test_a_given_tokenizer_needs_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_pretrained_tokenizer_needs_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
     with pytest.raises(MachineError, match="TIKTOKEN_CACHE_DIR"):
         bpe.pretrained("gpt2")
@@ -199,7 +199,7 @@ def test_a_given_tokenizer_needs_its_files(monkeypatch: pytest.MonkeyPatch, tmp_
         bpe.pretrained("cl100k_base")
 
 
-def test_a_package_may_carry_a_given_tokenizer(tmp_path: Path) -> None:
+def test_a_package_may_hold_a_pretrained_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tiktoken_ext").mkdir()
     (tmp_path / "tiktoken_ext" / "carried.py").write_text(
         "ranks = {bytes([i]): i for i in range(256)} | {b'ab': 256}\n"
@@ -214,17 +214,17 @@ def test_a_package_may_carry_a_given_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def given_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`TIKTOKEN_CACHE_DIR` holds the files of gpt2 and cl100k_base; skipped where nobody has them."""
+def tiktoken_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`TIKTOKEN_CACHE_DIR` holds the files of gpt2 and cl100k_base; the test is skipped on a machine without them."""
     if "TIKTOKEN_CACHE_DIR" not in os.environ:
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(BPE))
     if missing := [name for name in ("gpt2", "cl100k_base") if bpe.tiktoken_encoding(name) is None]:
         pytest.skip(f"neither TIKTOKEN_CACHE_DIR nor {BPE} holds {' and '.join(missing)}")
 
 
-@pytest.mark.usefixtures("given_tokenizers")
+@pytest.mark.usefixtures("tiktoken_files")
 @pytest.mark.parametrize("name", ["gpt2", "cl100k_base"])
-def test_a_given_tokenizer_keeps_its_ids_in_both_libraries(name: str) -> None:
+def test_a_pretrained_tokenizer_keeps_its_ids_in_both_libraries(name: str) -> None:
     source, known = bpe.pretrained(name), bpe.tiktoken_encoding(name)
     assert known is not None
     encoder, hf = bpe.Tokenizer.from_bytes(source), parity(source)
