@@ -48,8 +48,7 @@ class Evaluator:
 
     def continuations(self) -> list[dict[str, str]]:
         """Greedy continuations of the recipe's prompts, as plain text without turns."""
-        tokenizer = self.sampler.tokenizer
-        prompts = [tokenizer.encode(text) or [tokenizer.end_of_text] for text in self.recipe.prompts]
+        prompts = [self.sampler.tokenizer.encode_prompt(text) for text in self.recipe.prompts]
         rows = self.sample(prompts, 0.0, "continuations")
         return [
             {"prompt": text, "text": self.sampler.text(row)}
@@ -63,7 +62,7 @@ class Evaluator:
         for row in rows:
             # One at a time, as each has a stop text of its own. Greedy sampling makes no use of the seed.
             sampling = Sampling(self.recipe.max_new_tokens, stop=(row["stop"],))
-            [sample] = self.sampler.sample([self.sampler.tokenizer.encode(row["prompt"])], sampling, [0])
+            [sample] = self.sampler.sample([self.sampler.tokenizer.encode_prompt(row["prompt"])], sampling, [0])
             # The token that completes the stop text may begin before it and go on after it.
             answered.append(row | {"text": self.sampler.text(sample).split(row["stop"])[0]})
         return answered

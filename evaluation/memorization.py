@@ -178,7 +178,7 @@ def main() -> None:
     building = command.open_stage(job, STAGE, [source, *shards], assets, f"memorization-{of}")
     if isinstance(building, Published):
         return
-    # 2. The index, which takes longest the first time, then the model.
+    # 2. The index, built now where it is not published yet, and the model.
     progress = Progress(building.storage, building.progress_folder, STAGE.name, "part")
     index = spans.build(job.storage, job.run, shards)
     folder = source.on_disk()

@@ -66,11 +66,8 @@ def main() -> None:
     network = load_on_device(args.model)
     tokenizer = Tokenizer.load(args.model)
     sampler = Sampler(network, tokenizer, load_tools(args.tool) if args.chat else None)
-    # An empty prompt starts a document, as <|endoftext|> does in pretraining.
     encoded = [
-        prompt([Message(role="user", content=text)], tokenizer)
-        if args.chat
-        else tokenizer.encode(text) or [tokenizer.end_of_text]
+        prompt([Message(role="user", content=text)], tokenizer) if args.chat else tokenizer.encode_prompt(text)
         for text in args.prompt
     ]
     rows = [(text, ids) for text, ids in zip(args.prompt, encoded, strict=True) for _ in range(args.samples)]

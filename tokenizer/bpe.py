@@ -146,6 +146,10 @@ class Tokenizer:
         ids: list[int] = self._encoder.encode(text, add_special_tokens=False, **self._options).ids
         return ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to be continued. An empty one starts a document, as <|endoftext|> does in pretraining."""
+        return self.encode(text) or [self.end_of_text]
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes that ids stand for; a special token gives its name."""
         return b"".join([self._bytes[i] for i in ids])

@@ -164,6 +164,7 @@ def test_demonstrations_end_at_their_stop_text(tmp_path: Path, monkeypatch: pyte
         {"name": "translation", "prompt": "dog: Hund\ncat:", "stop": "\n"},
         {"name": "inside a word", "prompt": "dog: Hund\ncat: die Katze\nsun:", "stop": "nn"},
         {"name": "without an end", "prompt": "dog:", "stop": "never"},
+        {"name": "without a prompt", "prompt": "", "stop": "never"},
     ]
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, prompts)))
@@ -177,10 +178,10 @@ def test_demonstrations_end_at_their_stop_text(tmp_path: Path, monkeypatch: pyte
     evaluate_model.main()
     published = artifact.of_run(Storage(tmp_path), "demo", "evaluation-pretrain")
     shown = json.loads(published.storage.read(published.file("results.json")))["demonstrations"]
-    assert [{key: row[key] for key in ("name", "prompt", "stop")} for row in shown[:3]] == prompts
+    assert [{key: row[key] for key in ("name", "prompt", "stop")} for row in shown[:4]] == prompts
     whole = tokenizer.decode(tokenizer.encode(text.removeprefix("dog:"))[:8])
     assert [row["text"] for row in shown[:3]] == [" die Katze", " So", whole]
-    assert len(shown) == 6 and all("\n" not in row["text"] for row in shown[3:])  # of the set that comes with us
+    assert len(shown) == 7 and all("\n" not in row["text"] for row in shown[4:])  # of the set that comes with us
     assert set(published.content.assets) >= {str(file), "builtin:translation"}
 
 
