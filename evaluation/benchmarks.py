@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.ngrams import bits_per_byte
-from evaluation.scorer import Scorer
+from evaluation.scorer import Score, Scorer
 from pipeline import lines
 from pipeline.errors import InputError
 from pipeline.recipe import Benchmark
@@ -156,7 +156,7 @@ def evaluate(scorer: Scorer, benchmark: Benchmark) -> dict[str, float | int]:
     return {"questions": len(items)} | numbers
 
 
-def _multiple_choice(scores: Sequence[tuple[float, bool]], items: Sequence[Item]) -> dict[str, float]:
+def _multiple_choice(scores: Sequence[Score], items: Sequence[Item]) -> dict[str, float]:
     """Both accuracies, from the scores of all choices, item after item."""
     values = iter(value for value, _ in scores)
     right, normalised = [], []
@@ -168,7 +168,7 @@ def _multiple_choice(scores: Sequence[tuple[float, bool]], items: Sequence[Item]
     return _accuracy("accuracy", right) | _accuracy("accuracy_normalised", normalised)
 
 
-def _last_words(scores: Sequence[tuple[float, bool]]) -> dict[str, float]:
+def _last_words(scores: Sequence[Score]) -> dict[str, float]:
     """Accuracy and perplexity of LAMBADA, from the scores of the last words."""
     cost = -float(np.mean([value for value, _ in scores]))  # nats per word
     return _accuracy("accuracy", [likeliest for _, likeliest in scores]) | {"perplexity": round(math.exp(cost), 4)}

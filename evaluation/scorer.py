@@ -14,17 +14,19 @@ from inference.likelihood import LOGIT_BYTES, log_probabilities
 from pipeline.errors import InputError
 from tokenizer.bpe import Tokenizer
 
+Row = tuple[list[int], int]  # ids, and how many of the last ones are scored
+Score = tuple[float, bool]  # log-likelihood of those in nats, and whether each of them is the likeliest one
 _BATCH_TOKENS = 16_384  # tokens per batch: activations stay within some hundred MB for small models
 
 
 class Scorer:
-    """Log-likelihoods under one model. A row is a pair: ids, and how many of the last ones are to be scored."""
+    """Log-likelihoods under one model."""
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.window = int(model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
 
-    def pair(self, context: str, continuation: str) -> tuple[list[int], int]:
+    def pair(self, context: str, continuation: str) -> Row:
         """The row of a continuation after a context. Blanks between the two count as the continuation's."""
         # A blank belongs to the token of the word after it; left to the context, it would be a token of its own, which
         # the model has hardly seen before a word.
@@ -37,7 +39,7 @@ class Scorer:
         whole = self.tokenizer.encode(bare + continuation)
         return whole, len(whole) - len(self.tokenizer.encode(bare))
 
-    def windows(self, ids: list[int]) -> Iterator[tuple[list[int], int]]:
+    def windows(self, ids: list[int]) -> Iterator[Row]:
         """Rows that together score each token of a text once. The last overlaps its predecessor, for more context."""
         whole = [self.tokenizer.end_of_text, *ids]
         for start in range(1, len(whole), self.window):
@@ -45,8 +47,8 @@ class Scorer:
             yield whole[max(0, stop - self.window - 1) : stop], stop - start
 
     @torch.no_grad()
-    def score(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        """Per row, of the tokens to be scored: their log-likelihood in nats, and whether each is the likeliest one.
+    def score(self, rows: Sequence[Row]) -> list[Score]:
+        """The score of each row.
 
         A row longer than the window loses its beginning. Raises `InputError` where the scored tokens alone exceed it.
         """
@@ -54,8 +56,8 @@ class Scorer:
             raise InputError(f"a choice of {longest} tokens exceeds the window of {self.window}", "leave the item out")
         device = next(self.model.parameters()).device
         vocabulary = int(self.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-        scores: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-        # Longest first: rows of a batch are of like length, so little is padding, and the largest batch comes first, so
+        scores: list[Score] = [(0.0, True)] * len(rows)
+        # Longest first: rows of a batch are of like length, so little is padding, and the longest row is in the first, so
         # one that does not fit into memory fails at once.
         remaining = sorted(range(len(rows)), key=lambda row: (len(rows[row][0]), row), reverse=True)
         was_training = self.model.training
@@ -74,7 +76,7 @@ class Scorer:
             self.model.train(was_training)
         return scores
 
-    def _score(self, rows: Sequence[tuple[list[int], int]], device: torch.device) -> list[tuple[float, bool]]:
+    def _score(self, rows: Sequence[Row], device: torch.device) -> list[Score]:
         """The scores of one batch."""
         # 1. Cut each row at the window: the last id is only a target, so one more than the window stays.
         cut = [ids[-self.window - 1 :] for ids, _ in rows]

@@ -162,7 +162,7 @@ def samples(net: nn.Module, tokenizer: Tokenizer, prompts: list[str], step: int,
     if world.first:
         net.eval()
         for text in prompts:
-            ids = torch.tensor([tokenizer.encode(text) or [tokenizer.end_of_text]], device=world.device)
+            ids = torch.tensor([tokenizer.encode_prompt(text)], device=world.device)
             with torch.no_grad():
                 out = net.generate(  # type: ignore[operator]
                     ids,
