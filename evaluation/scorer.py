@@ -57,8 +57,8 @@ class Scorer:
         device = next(self.model.parameters()).device
         vocabulary = int(self.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         scores: list[Score] = [(0.0, True)] * len(rows)
-        # Longest first: rows of a batch are of like length, so little is padding, and the longest row is in the first, so
-        # one that does not fit into memory fails at once.
+        # Longest first: rows of a batch are of like length, so little is padding, and if memory does not suffice, the
+        # first batch already fails.
         remaining = sorted(range(len(rows)), key=lambda row: (len(rows[row][0]), row), reverse=True)
         was_training = self.model.training
         self.model.eval()
