@@ -85,7 +85,7 @@ def measure(recipe: Recipe, world: World, seconds: float, micro: int, dry: bool)
     finally:
         engine.deepspeed.destroy()  # also where memory was short: the next try needs it
     peak = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else 0
-    return speed, network.flops_a_token(net, section.window), peak, network.parameters(net)
+    return speed, network.flops_per_token(net, section.window), peak, network.parameters(net)
 
 
 def row(name: str, recipe: Recipe, world: World, seconds: float, dry: bool) -> str:

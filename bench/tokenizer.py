@@ -94,7 +94,7 @@ def main() -> None:
         for vocabulary in SIZES
         for pattern in bpe.PATTERNS
     }
-    sources |= {name: bpe.given(name) for name in ("gpt2", "cl100k_base") if bpe.cached(name)}
+    sources |= {name: bpe.pretrained(name) for name in ("gpt2", "cl100k_base") if bpe.tiktoken_encoding(name)}
     print("| tokenizer | ids | bytes a token | tokens a word |\n|---|---:|---:|---:|")
     for name, source in sources.items():
         encoder = bpe.Tokenizer.from_bytes(source)

@@ -1,1 +1,1 @@
-"""What a model is asked, and what counts as right."""
+"""Evaluation: tasks and their verifiers, benchmarks, memorization of the training text."""

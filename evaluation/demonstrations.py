@@ -1,4 +1,4 @@
-"""Prompts that show a base model at work: translation and an assistant, by examples alone."""
+"""Few-shot prompts that show what a base model can do without fine-tuning: translate, answer as an assistant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUILTIN = "builtin:"
 
 
 def read(source: str) -> list[dict[str, str]]:
-    """The prompts of a file or of a set that comes with the project: `name`, `prompt`, `stop`."""
+    """The prompts of a JSON-lines file, or of a bundled one (`builtin:translation`): `name`, `prompt`, `stop`."""
     rows = []
     for number, line in lines.read(str(_file(source)), "check evaluation.demonstrations"):
         try:
@@ -23,17 +23,20 @@ def read(source: str) -> list[dict[str, str]]:
             rows.append({key: str(row[key]) for key in ("name", "prompt", "stop")})
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{source}:{number}: {error!r}", "a line is {'name': …, 'prompt': …, 'stop': …}"
+                f"{source}:{number}: no demonstration: {error!r}",
+                "write the line as {'name': …, 'prompt': …, 'stop': …}",
             ) from error
     return rows
 
 
 def assets(recipe: Evaluation) -> dict[str, str]:
     """Sha256 by name of the files that a recipe's benchmarks and demonstrations read, for the fingerprint."""
-    named = {file: Path(file) for one in recipe.benchmarks for file in (one.file, one.examples) if file}
-    named |= {source: _file(source) for source in recipe.demonstrations}
+    paths = {
+        file: Path(file) for benchmark in recipe.benchmarks for file in (benchmark.file, benchmark.examples) if file
+    }
+    paths |= {source: _file(source) for source in recipe.demonstrations}
     try:
-        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in named.items()}
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
     except OSError as error:
         raise InputError(
             f"{error.filename} cannot be read: {error.strerror}", "check the evaluation section"

@@ -1,4 +1,4 @@
-"""Questions about who the assistant is, in wordings that no stage of training has seen."""
+"""Questions about the assistant's identity, and others of like wording, that no training stage has seen."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NAME = "crawl2chat"  # what the assistant of the bundled conversations calls its
 
 
 def questions() -> list[dict[str, Any]]:
-    """Each with `user`, and whether the answer should claim the name (`claims`)."""
+    """The questions: `user` is the message, `claims` whether the answer should claim the name."""
     return [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
 
 
 def assets() -> dict[str, str]:
-    """Sha256 of the questions, for the fingerprint."""
+    """Sha256 by name of the file of questions, for the fingerprint."""
     return {QUESTIONS.name: hashlib.sha256(QUESTIONS.read_bytes()).hexdigest()}

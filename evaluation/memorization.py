@@ -1,11 +1,13 @@
-"""Stage `memorization`: what a model says word for word from its training text, and from which pages.
+"""Stage `memorization`: what a model recites word for word from its training text, and from which pages.
 
     python evaluation/memorization.py --recipe recipes/demo.yaml --root .crawl2chat/data --of pretrain
 
-Three questions, answered by the exact index of `evaluation/spans.py` over the shards that the model was made from.
-Prompted with the beginning of a training document (and, to compare, of a held-out one): for how many tokens does it go
-on as the document does? Of what it says freely: what is the longest run of tokens that stands in the shards? Of an
-evaluation set: what is the longest run that the shards hold? (Greedy prompts: Carlini et al. 2023, arXiv:2202.07646.)
+Three measurements, by the exact index of `evaluation/spans.py` over the shards that the model was trained on:
+
+1. Extraction (Carlini et al. 2023, arXiv:2202.07646): prompted with the beginning of a training document, for how many
+   tokens does the greedy continuation equal the document? Validation documents are the control.
+2. Free samples: how long is the longest run of tokens in each that occurs in the shards?
+3. Contamination: how long is the longest run of each question of an evaluation set that occurs in the shards?
 """
 
 from __future__ import annotations
@@ -18,11 +20,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 
 from evaluation import spans
-from evaluation.results import parse, publish, spare
-from inference.network import load, seed_all
+from evaluation.results import other_rank, parse, publish
+from inference.network import load_on_device, seed_all
 from inference.sampler import Sampler, Sampling, seeds
 from pipeline import artifact, command, errors, lines
 from pipeline.artifact import Published, Stage
@@ -30,52 +31,58 @@ from pipeline.errors import ArtifactError
 from pipeline.progress import Progress
 from pipeline.recipe import Memorization
 from tokenizer.bpe import Tokenizer
-from tokenizer.shards import Shard, of_split, sidecar
+from tokenizer.shards import Shard, sidecar, split_files
 
 STAGE = Stage("memorization", 2, libraries=("torch", "transformers"))
-SHOWN = 20  # rows of each kind that the results show in full, the longest first
+SHOWN = 20  # examples per measurement in `results.json`, the longest first
 
 
-def shards_of(made: Published) -> list[Published]:
-    """The shard artifacts that a model was trained on."""
-    found = [source for source in artifact.lineage(made.storage, made) if source.content.stage == "shard"]
-    if not found:
-        raise ArtifactError(f"{made.folder} does not say which shards made it", "name a model of this pipeline")
-    return found
+def training_shards(model: Published) -> list[Published]:
+    """The shard artifacts that a model was trained on, by its lineage."""
+    shards = [source for source in artifact.lineage(model.storage, model) if source.content.stage == "shard"]
+    if not shards:
+        raise ArtifactError(
+            f"the manifest of {model.folder} does not say which shards made it",
+            "name a model that this pipeline trained",
+        )
+    return shards
 
 
-def chosen(shards: Sequence[Published], split: str, count: int, least: int, seed: int) -> list[dict[str, Any]]:
-    """`count` documents of a split with at least so many tokens, by a hash of (seed, id): `id`, `url`, `ids`."""
-    found: list[tuple[str, Path, str, str, int, int]] = []
+def select_documents(
+    shards: Sequence[Published], split: str, count: int, min_tokens: int, seed: int
+) -> list[dict[str, Any]]:
+    """The first `count` documents of a split by a hash of (seed, id), with `min_tokens` or more: `id`, `url`, `ids`."""
+    selected: list[tuple[str, Path, str, str, int, int]] = []
     for source in shards:
         folder = source.on_disk(".bin", ".idx")
-        for name in of_split(source, split):
+        for name in split_files(source, split):
             with source.storage.reading(source.file(sidecar(name))) as stream:
                 rows = pq.read_table(stream, columns=["id", "url", "start", "tokens"]).to_pylist()
             for row in rows:
                 key = hashlib.sha256(f"{seed}:memorization:{row['id']}".encode()).hexdigest()
-                if row["tokens"] >= least:
-                    found.append((key, folder / name, row["id"], row["url"], row["start"], row["tokens"]))
-            found = sorted(found)[:count]
-    tokens = {file: Shard(file).tokens for file in {file for _, file, *_ in found}}
+                if row["tokens"] >= min_tokens:
+                    selected.append((key, folder / name, row["id"], row["url"], row["start"], row["tokens"]))
+            # Cut after each file, so that no more than a shard's sidecar is held in memory.
+            selected = sorted(selected)[:count]
+    tokens = {file: Shard(file).tokens for file in {file for _, file, *_ in selected}}
     return [
         {"id": document, "url": url, "ids": tokens[file][start : start + size].tolist()}
-        for _, file, document, url, start, size in found
+        for _, file, document, url, start, size in selected
     ]
 
 
-def common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences share from their beginning."""
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the longest common prefix of two sequences."""
     return next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
 def questions(file: str) -> Iterator[str]:
-    """The questions of an evaluation set, a line each."""
+    """The texts of an evaluation set, one per line of the file."""
     return map("\n".join, lines.texts(file, "check memorization.sets"))
 
 
 class Measurement:
-    """The measurements of one model."""
+    """The three measurements of one model; each returns numbers for the manifest, and its longest examples."""
 
     def __init__(
         self, sampler: Sampler, index: spans.Index, shards: Sequence[Published], recipe: Memorization, seed: int
@@ -83,18 +90,22 @@ class Measurement:
         self.sampler, self.index, self.shards, self.recipe, self.seed = sampler, index, shards, recipe, seed
 
     def continuations(self, split: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Documents of a split, gone on with greedily: tokens verbatim, and the longest span of the answer."""
+        """Extraction: tokens of a greedy continuation that equal the document, and the longest span of any document."""
         recipe, tokenizer = self.recipe, self.sampler.tokenizer
-        found = chosen(self.shards, split, recipe.documents, recipe.prompt_tokens + recipe.new_tokens, self.seed)
-        prompts = [row["ids"][: recipe.prompt_tokens] for row in found]
-        said = [one.ids for one in self.sampler.many(prompts, Sampling(recipe.new_tokens), [0] * len(prompts))]
+        # Long enough that a continuation could be verbatim to its last token.
+        min_tokens = recipe.prompt_tokens + recipe.new_tokens
+        documents = select_documents(self.shards, split, recipe.documents, min_tokens, self.seed)
+        prompts = [document["ids"][: recipe.prompt_tokens] for document in documents]
+        samples = self.sampler.sample_all(prompts, Sampling(recipe.new_tokens), [0] * len(prompts))
+        answers = [sample.ids for sample in samples]
         rows = []
-        for row, prompt, ids, span in zip(found, prompts, said, self.index.spans(said), strict=True):
-            verbatim = common(ids, row["ids"][len(prompt) :])
+        for document, prompt, ids, span in zip(documents, prompts, answers, self.index.spans(answers), strict=True):
+            # Compared with what follows the prompt in this document; `span` may lie in any other.
+            verbatim = common_prefix(ids, document["ids"][len(prompt) :])
             rows.append(
                 {
-                    "document": row["id"],
-                    "url": row["url"],
+                    "document": document["id"],
+                    "url": document["url"],
                     "prompt": tokenizer.decode(prompt),
                     "verbatim": verbatim,
                     "text": tokenizer.decode(ids[:verbatim]),
@@ -105,36 +116,40 @@ class Measurement:
         lengths = [row["verbatim"] for row in rows]
         return self._numbers(split, lengths), _longest_first(rows, "verbatim")
 
-    def free(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Samples at temperature 1 from the beginning of a page: the longest span of each, and whose it is."""
+    def free_samples(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Samples at temperature 1 without a prompt: the longest span of each, with the document that it occurs in."""
         tokenizer, count = self.sampler.tokenizer, self.recipe.free_samples
-        drawn = seeds(f"{self.seed}:memorization", count)
-        found = self.sampler.many([[tokenizer.end_of_text]] * count, Sampling(self.recipe.new_tokens, 1.0), drawn)
-        ids = [[token for token in one.ids if token != tokenizer.end_of_text] for one in found]
+        row_seeds = seeds(f"{self.seed}:memorization", count)
+        # <|endoftext|> alone starts a document. It is left out of the answers, since every document ends with it.
+        samples = self.sampler.sample_all(
+            [[tokenizer.end_of_text]] * count, Sampling(self.recipe.new_tokens, 1.0), row_seeds
+        )
+        ids = [[token for token in sample.ids if token != tokenizer.end_of_text] for sample in samples]
         rows = self._rows(ids, self.index.spans(ids))
         return self._numbers("free", [row["tokens"] for row in rows]), _longest_first(rows, "tokens")
 
     def contamination(self, file: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The questions of an evaluation set: the longest span of each that the shards hold."""
+        """Contamination: the longest span of each question of an evaluation set that occurs in the shards."""
         ids = [self.sampler.tokenizer.encode(text) for text in questions(file)]
         rows = self._rows(ids, self.index.spans(ids))
         return self._numbers("contamination", [row["tokens"] for row in rows]), _longest_first(rows, "tokens")
 
-    def _rows(self, ids: Sequence[Sequence[int]], found: Sequence[spans.Span]) -> list[dict[str, Any]]:
+    def _rows(self, texts: Sequence[Sequence[int]], longest: Sequence[spans.Span]) -> list[dict[str, Any]]:
+        """One row of the results per text (ids), with its longest span."""
         return [
             {
                 "tokens": span.length,
-                "of": len(one),
+                "of": len(ids),
                 "times": span.times,
                 "document": span.document,
                 "url": span.url,
-                "text": self.sampler.tokenizer.decode(one[span.start : span.start + span.length]),
+                "text": self.sampler.tokenizer.decode(ids[span.start : span.start + span.length]),
             }
-            for one, span in zip(ids, found, strict=True)
+            for ids, span in zip(texts, longest, strict=True)
         ]
 
     def _numbers(self, name: str, lengths: list[int]) -> dict[str, Any]:
-        """Mean and largest length, and the share of those that count as recited; None where there are none."""
+        """Number, mean and maximum of the lengths, and the share that counts as recited; without any, the number 0."""
         if not lengths:
             return {f"{name}_samples": 0}
         return {
@@ -152,25 +167,28 @@ def _longest_first(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]
 def main() -> None:
     """Entry point."""
     job, of = parse(__doc__)
-    if spare():
+    if other_rank():
         return
+    # 1. Inputs: the model, the shards it was trained on, and the evaluation sets by their text.
     recipe = job.recipe.memorization
     assets = {file: hashlib.sha256("\n".join(questions(file)).encode()).hexdigest() for file in recipe.sets}
     seed_all(job.recipe.seed)
     source = command.source(job, of)
-    shards = shards_of(source)
+    shards = training_shards(source)
     building = command.open_stage(job, STAGE, [source, *shards], assets, f"memorization-{of}")
     if isinstance(building, Published):
         return
+    # 2. The index, built now where it is not published yet, and the model.
     progress = Progress(building.storage, building.progress_folder, STAGE.name, "part")
     index = spans.build(job.storage, job.run, shards)
     folder = source.on_disk()
-    network = load(folder).to("cuda" if torch.cuda.is_available() else "cpu")
-    measured = Measurement(Sampler(network, Tokenizer.load(folder)), index, shards, recipe, job.recipe.seed)
+    network = load_on_device(folder)
+    measurement = Measurement(Sampler(network, Tokenizer.load(folder)), index, shards, recipe, job.recipe.seed)
+    # 3. Extraction and free samples, by their keys in `results.json`; then contamination, once per set.
     parts = {
-        "train": lambda: measured.continuations("train"),
-        "validation": lambda: measured.continuations("validation"),
-        "free": measured.free,
+        "train": lambda: measurement.continuations("train"),
+        "validation": lambda: measurement.continuations("validation"),
+        "free": measurement.free_samples,
     }
     results: dict[str, Any] = {"numbers": {}, "sets": {}}
     for done, (name, measure) in enumerate(parts.items(), 1):
@@ -178,9 +196,10 @@ def main() -> None:
         results["numbers"] |= numbers
         progress(done, len(parts) + len(recipe.sets), **numbers)
     for done, file in enumerate(recipe.sets, len(parts) + 1):
-        numbers, rows = measured.contamination(file)
+        numbers, rows = measurement.contamination(file)
         results["sets"][file] = numbers | {"rows": rows}
         progress(done, len(parts) + len(recipe.sets), **numbers)
+    # 4. Publish, and print the longest free samples, so that a log shows what was recited.
     publish(building, results)
     print(json.dumps(results["numbers"]), flush=True)
     for row in results["free"][:3]:

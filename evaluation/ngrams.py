@@ -1,4 +1,4 @@
-"""What counting alone predicts: unigram and bigram tables, the yardsticks that a model must beat."""
+"""Unigram and bigram models: the baselines that a trained model must beat."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_HELD_BACK = 0.1  # share of the training tokens on which the bigram's weight is fitted
-_ROUNDS = 50  # of EM on one weight; it has settled to six digits well before
+_HELD_OUT = 0.1  # share of the training tokens on which the bigram's weight is fitted
+_EM_STEPS = 50  # with one weight, EM has converged to six digits well before
 
 
-class Tables:
-    """Unigram with add-one smoothing; bigram interpolated with it by one weight, fitted by EM on held-back tokens.
+class NgramTables:
+    """A unigram model with add-one smoothing, and a bigram model interpolated with it (Jelinek & Mercer 1980).
 
-    (Jelinek & Mercer 1980.) Costs are in nats a token and speak of `tokens[1:]`, as a model's do.
+    The weight of the interpolation is fitted by EM on held-out tokens. Costs are cross-entropies in nats per token, of
+    `tokens[1:]`, as a language model's loss is.
     """
 
     def __init__(self, tokens: Ints, vocabulary: int) -> None:
         self.vocabulary = vocabulary
-        cut = max(2, int(len(tokens) * (1 - _HELD_BACK)))
+        # A bigram looks reliable on the tokens it was counted on, so the weight is fitted on others; then all count.
+        cut = max(2, int(len(tokens) * (1 - _HELD_OUT)))
         self._count(tokens[:cut])
         self.weight = self._fit(tokens[cut - 1 :])
         self._count(tokens)
@@ -47,22 +49,24 @@ class Tables:
         weight = 0.5
         if len(tokens) < 2:
             return weight
+        # EM: the new weight is the mean probability that a token came from the bigram and not from the unigram.
         unigram, bigram = self._unigram[tokens[1:]], self._bigram(tokens)
-        for _ in range(_ROUNDS):
+        for _ in range(_EM_STEPS):
             mixed = weight * bigram
             weight = float(np.mean(mixed / (mixed + (1 - weight) * unigram)))
-        return min(max(weight, 0.0), 1 - 1e-6)  # the unigram alone keeps an unseen pair possible
+        # Below 1: only the unigram gives an unseen pair a probability above 0.
+        return min(max(weight, 0.0), 1 - 1e-6)
 
     def unigram_cost(self, tokens: Ints) -> float:
-        """Nats a token of `tokens[1:]`."""
+        """Cross-entropy of the unigram model, in nats per token of `tokens[1:]`."""
         return float(-np.log(self._unigram[tokens[1:]]).mean())
 
     def bigram_cost(self, tokens: Ints) -> float:
-        """Nats a token of `tokens[1:]`."""
+        """Cross-entropy of the interpolated bigram model, in nats per token of `tokens[1:]`."""
         mixed = self.weight * self._bigram(tokens) + (1 - self.weight) * self._unigram[tokens[1:]]
         return float(-np.log(mixed).mean())
 
 
 def bits_per_byte(cost: float, tokens: int, size: int) -> float:
-    """From nats a token, where `tokens` tokens stand for `size` bytes of text."""
+    """Bits per byte from a `cost` in nats per token, where `tokens` tokens encode `size` bytes of text."""
     return cost * tokens / (math.log(2) * size)

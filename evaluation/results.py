@@ -1,4 +1,4 @@
-"""What a measurement leaves: `results.json`, whose numbers are the manifest's too."""
+"""What evaluation and memorization share: the option `--of`, one process, and `results.json`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pipeline.stages import EVALUATIONS
 
 
 def parse(description: str | None) -> tuple[Job, str]:
-    """The command line of a stage that measures a model: `--of` says which of the run's steps made it."""
+    """Parse the command line of a stage that evaluates a model; returns the job, and the step that made the model."""
     parser: argparse.ArgumentParser = command.parser(description)
-    parser.add_argument("--of", required=True, choices=tuple(EVALUATIONS), help="the step whose model is measured")
+    parser.add_argument("--of", required=True, choices=tuple(EVALUATIONS), help="the step whose model is evaluated")
     options = parser.parse_args()
     return command.job(options), options.of
 
 
-def spare() -> bool:
-    """Whether this process has nothing to do: a measurement is one process, and this is another rank of a launch."""
+def other_rank() -> bool:
+    """Whether this process is a rank other than 0 of a launch, and so has nothing to do: evaluation is one process."""
     return os.environ.get("RANK", "0") != "0"
 
 
 def publish(building: Building, results: dict[str, Any]) -> Published:
-    """Publish `results.json`."""
+    """Publish `results.json`; its `numbers` go to the manifest as well."""
     building.storage.write(building.file("results.json"), json.dumps(results, ensure_ascii=False, indent=1).encode())
     files = [artifact.describe(building.storage, building.pointer.folder, "results.json", 1)]
     return building.publish(files, numbers=results["numbers"])

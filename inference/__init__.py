@@ -1,1 +1,1 @@
-"""A model that answers: network, sampling, tools. torch and transformers, never deepspeed."""
+"""Inference: the network, sampling, tools. torch and transformers, never deepspeed."""

@@ -1,11 +1,12 @@
-"""How likely a model finds given tokens."""
+"""Log-probabilities of tokens under a model, and how many logits fit into memory at a time."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-# Most bytes of a micro-batch's logits in fp32: on a CPU what its caches hold (measured), on a GPU a share of memory.
+# Bytes that the fp32 logits of a micro-batch may take: on a CPU what its caches hold (measured), on a GPU a share of
+# its memory.
 LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 2 << 30}
 
 

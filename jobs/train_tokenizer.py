@@ -118,7 +118,7 @@ def sampled(
 
 def compression(texts: list[str], encoder: bpe.Tokenizer) -> dict[str, float]:
     """Bytes per token, and tokens per word (fertility), on these texts."""
-    tokens = sum(map(len, encoder.encode_batch(texts)))
+    tokens = sum(len(encoder.encode(text)) for text in texts)
     return {
         "bytes_per_token": round(sum(len(text.encode()) for text in texts) / max(1, tokens), 4),
         "tokens_per_word": round(tokens / max(1, sum(len(words(text)) for text in texts)), 4),
@@ -128,7 +128,7 @@ def compression(texts: list[str], encoder: bpe.Tokenizer) -> dict[str, float]:
 def comparison(texts: list[str]) -> dict[str, float | None]:
     """Bytes per token of GPT-2's and GPT-4's tokenizers on these texts; None for one that is not on this machine."""
     size = sum(len(text.encode()) for text in texts)
-    encodings = {name: bpe.cached(name) for name in ("gpt2", "cl100k_base")}
+    encodings = {name: bpe.tiktoken_encoding(name) for name in ("gpt2", "cl100k_base")}
     return {
         f"{name}_bytes_per_token": round(size / max(1, sum(len(encoding.encode_ordinary(text)) for text in texts)), 4)
         if encoding
@@ -160,7 +160,7 @@ def run(job: Job) -> Published:
     recipe = job.recipe.tokenizer
     redacted, decided = command.upstream(job, "redact"), command.upstream(job, "decontaminate")
     assets = {"window": str(job.recipe.model.window)}  # it is written to tokenizer_config.json
-    source = None if isinstance(recipe, TrainedTokenizer) else bpe.given(recipe.source)
+    source = None if isinstance(recipe, TrainedTokenizer) else bpe.pretrained(recipe.source)
     if source:
         assets[recipe.source] = hashlib.sha256(source).hexdigest()
     building = command.open_stage(job, STAGE, [redacted, decided], assets)

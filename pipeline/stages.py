@@ -41,7 +41,7 @@ def _model(name: str, label: str, note: str, model: str, *more: str) -> Step:
 
 
 def _evaluation(of: str, label: str, task: str) -> Step:
-    name, script = f"evaluation-{of}", "evaluation/measure.py"
+    name, script = f"evaluation-{of}", "evaluation/evaluate_model.py"
     return Step(name, "evaluation", label, "evaluate", script, ("assistant", "evaluation"), f"model.{task}", of=of)
 
 

@@ -1,1 +1,1 @@
-"""Text to ids and back: byte-level BPE, conversations, token shards."""
+"""Text to token ids and back: byte-level BPE, the rendering of conversations, token shards."""

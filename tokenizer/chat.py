@@ -1,4 +1,4 @@
-"""One renderer: messages -> (ids, mask). Training, sampling and evaluation all use it.
+"""Renders a conversation to (ids, mask): the one renderer of training, sampling and evaluation.
 
 A conversation reads `<|im_start|>role<|im_sep|>content<|im_end|>` turn after turn. Only what the assistant wrote is
 trained (mask 1), its `<|im_end|>` included. A tool call, `<|tool|>name` newline `argument<|/tool|>`, is written by the
@@ -17,13 +17,14 @@ PAD = "<|pad|>"
 IM_START, IM_SEP, IM_END = "<|im_start|>", "<|im_sep|>", "<|im_end|>"
 TOOL, TOOL_END = "<|tool|>", "<|/tool|>"
 OUTPUT, OUTPUT_END = "<|output|>", "<|/output|>"
-NEEDED = (END_OF_TEXT, PAD, IM_START, IM_SEP, IM_END, TOOL, TOOL_END, OUTPUT, OUTPUT_END)
-# Without a meaning yet: a tokenizer that has them stays usable when more are needed (pictures, sound).
+REQUIRED = (END_OF_TEXT, PAD, IM_START, IM_SEP, IM_END, TOOL, TOOL_END, OUTPUT, OUTPUT_END)
+# Special tokens without a meaning yet: a tokenizer that has them, and a model trained with it, can be given new ones
+# (pictures, sound) without a change of the vocabulary. 32 cost that many rows of the embedding.
 RESERVED = tuple(f"<|reserved_{number}|>" for number in range(32))
-SPECIAL_TOKENS = (*NEEDED, *RESERVED)
+SPECIAL_TOKENS = (*REQUIRED, *RESERVED)
 
-# The same rendering as `render`, for `transformers`, vLLM and llama.cpp. Tool calls lie inside the content as text
-# of special tokens, so nothing more is needed.
+# What `render` does as a Jinja template, for `transformers`, vLLM and llama.cpp; a test compares the ids. A tool call
+# lies inside the content, written out with its special tokens, so the template needs no case for it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}<|im_sep|>{{ message['content'] }}<|im_end|>"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}"
@@ -33,11 +34,11 @@ _CALL = re.compile("(.*?)".join(map(re.escape, (TOOL, f"{TOOL_END}{OUTPUT}", OUT
 
 
 class Part(TypedDict):
-    """A piece of an assistant's turn: text it writes, a tool call it writes, or the output it is given."""
+    """A part of an assistant's turn: text or a tool call that it writes, or the output of a tool that is fed to it."""
 
     type: Literal["text", "tool", "output"]
-    text: str  # of a call: its argument
-    name: NotRequired[str]  # of a call: the tool's
+    text: str  # of a tool call: its argument
+    name: NotRequired[str]  # of a tool call: the tool's name
 
 
 class Message(TypedDict):
@@ -51,22 +52,22 @@ class Encoder(Protocol):
     """What rendering needs of a tokenizer (`tokenizer.bpe.Tokenizer` is one)."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; special tokens in it are not special."""
+        """Ids of plain text; special tokens in it are encoded as ordinary text."""
 
     def special(self, token: str) -> int:
-        """Id of a special token."""
+        """The id of a special token."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """`ids` and, as long, `mask`: 1 where the token is trained. `mask[i]` speaks of `ids[i]` as a *target*."""
+    """`ids`, and `mask` of the same length: 1 where the token is trained. `mask[i]` is about `ids[i]` as a *target*."""
 
     ids: list[int]
     mask: list[int]
 
 
 def render(messages: Sequence[Message], encoder: Encoder) -> Rendered:
-    """The whole conversation, for training."""
+    """The whole conversation as ids, with the loss mask, for training."""
     ids: list[int] = []
     mask: list[int] = []
 
@@ -78,6 +79,7 @@ def render(messages: Sequence[Message], encoder: Encoder) -> Rendered:
         trained = message["role"] == "assistant"
         add(_header(message["role"], encoder), False)
         content = message["content"]
+        # Part by part, so that no token spans the border of what is trained and what is not.
         parts = [Part(type="text", text=content)] if isinstance(content, str) else content
         for part in parts:
             if part["type"] == "text":
@@ -86,25 +88,26 @@ def render(messages: Sequence[Message], encoder: Encoder) -> Rendered:
                 call = encoder.encode(f"{part['name']}\n{part['text']}")
                 add([encoder.special(TOOL), *call, encoder.special(TOOL_END)], trained)
             else:
+                # Never trained: the model must call the tool, not learn to invent its output.
                 add([encoder.special(OUTPUT), *encoder.encode(part["text"]), encoder.special(OUTPUT_END)], False)
         add([encoder.special(IM_END)], trained)
     return Rendered(ids, mask)
 
 
 def prompt(messages: Sequence[Message], encoder: Encoder) -> list[int]:
-    """The conversation so far and the head of the assistant's turn, for sampling."""
+    """Ids of the conversation so far and of the header of the assistant's turn, from which sampling continues."""
     return render(messages, encoder).ids + _header("assistant", encoder)
 
 
-def call_of(text: str) -> tuple[str, str]:
+def parse_call(text: str) -> tuple[str, str]:
     """Name and argument of a tool call, from the text between `<|tool|>` and `<|/tool|>`."""
     name, _, argument = text.partition("\n")
     return name.strip(), argument
 
 
 def readable(text: str) -> str:
-    """An assistant's turn for people: each call and its output in brackets, `[calculator: 47+85 = 132]`."""
-    return _CALL.sub(lambda match: f"[{': '.join(call_of(match[1]))} = {match[2]}] ", text)
+    """An assistant's turn as people read it: each call with its output in brackets, `[calculator: 47+85 = 132]`."""
+    return _CALL.sub(lambda match: f"[{': '.join(parse_call(match[1]))} = {match[2]}] ", text)
 
 
 def _header(role: str, encoder: Encoder) -> list[int]:

@@ -1,4 +1,4 @@
-"""Token shards in Megatron's format: `.bin` holds ids one after another, `.idx` says where each document begins.
+"""Token shards in Megatron's format: `.bin` holds the ids of all documents in a row, `.idx` where each document begins.
 
 Format: Megatron-LM, `megatron/core/datasets/indexed_dataset.py` (MMIDIDX version 1).
 """
@@ -19,8 +19,8 @@ from pipeline.artifact import Published
 from pipeline.errors import ArtifactError
 
 MAGIC = b"MMIDIDX\x00\x00"
-# A row per document, in order: its number, where it came from, its first token in the shard, how many tokens it has,
-# and the UTF-8 bytes of the text that they stand for.
+# The sidecar has one row per document, in the order of the shard: its number; id, URL and WARC record (file and offset)
+# that it was extracted from; its first token in the shard, its number of tokens, and the UTF-8 bytes of its text.
 SIDECAR = pa.schema(
     [
         ("document", pa.int64()),
@@ -32,70 +32,78 @@ SIDECAR = pa.schema(
     ]
 )
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
+# Megatron's codes of the two dtypes that `dtype_for` chooses from; files of any other are refused.
 _CODES: dict[int, type[np.integer]] = {4: np.int32, 8: np.uint16}
 
 
-def of_split(published: Published, split: str) -> list[str]:
-    """The `.bin` files of a split in a shard artifact, as its manifest names them, in order."""
+def split_files(published: Published, split: str) -> list[str]:
+    """The `.bin` files of a split in a shard artifact, by the names and in the order of its manifest."""
     paths = (file.path for file in published.content.files)
     return [path for path in paths if path.startswith(f"{split}-") and path.endswith(".bin")]
 
 
 def sidecar(path: str) -> str:
-    """Name of the table beside a `.bin` that says which tokens came from which document and URL: `SIDECAR`."""
+    """Name of the table beside a `.bin` that says which tokens came from which document and URL (schema `SIDECAR`)."""
     return path.removesuffix(".bin") + ".documents.parquet"
 
 
 def dtype_for(vocabulary: int) -> np.dtype[np.integer]:
-    """uint16 for up to 65,535 ids, else int32."""
+    """The dtype that token ids are stored as: uint16 for a vocabulary of up to 65,535 ids, else int32."""
     return np.dtype(np.uint16 if vocabulary <= 65_535 else np.int32)
 
 
 def index(sizes: Sequence[int], dtype: np.dtype[np.integer]) -> bytes:
-    """The `.idx` of documents of so many tokens each."""
+    """The content of an `.idx` file, for documents of `sizes` tokens stored as `dtype`."""
     code = next(code for code, kind in _CODES.items() if np.dtype(kind) == dtype)
     counts = np.asarray(sizes, dtype=np.int32)
+    # Byte offset of each document: summed in int64, since a shard may exceed 2 GiB.
     pointers = np.zeros(len(counts), dtype=np.int64)
     np.cumsum(counts[:-1].astype(np.int64) * dtype.itemsize, out=pointers[1:])
+    # Megatron groups sequences into documents; ours are one sequence each.
     documents = np.arange(len(counts) + 1, dtype=np.int64)
     header = _HEADER.pack(MAGIC, 1, code, len(counts), len(documents))
     return header + counts.tobytes() + pointers.tobytes() + documents.tobytes()
 
 
 class Shard:
-    """A shard mapped into memory. `path` is the `.bin`; the `.idx` lies beside it.
+    """A token shard, memory-mapped. `path` is the `.bin`; the `.idx` lies beside it.
 
-    `tokens`: all ids, 1-D; `sizes`: tokens of each document. Raises `ArtifactError` where the two do not fit.
+    `tokens`: ids of all documents, 1-D; `sizes`: number of tokens of each document. Raises `ArtifactError` where a file
+    is missing or damaged, or where the two do not belong together.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        beside = path.with_suffix(".idx")
+        idx = path.with_suffix(".idx")
+        # 1. The header, and the length of the index that follows from it.
         try:
-            size, length = path.stat().st_size, beside.stat().st_size
-            head = beside.open("rb").read(_HEADER.size)
+            size, length = path.stat().st_size, idx.stat().st_size
+            with idx.open("rb") as stream:
+                head = stream.read(_HEADER.size)
         except FileNotFoundError as error:
             raise ArtifactError(f"{error.filename} does not exist", "run the shard stage again") from error
         if len(head) < _HEADER.size or not head.startswith(MAGIC):
-            raise ArtifactError(f"{beside} is no index of a token shard", "run the shard stage again")
+            raise ArtifactError(f"{idx} is not the index of a token shard", "run the shard stage again")
         _, version, code, count, boundaries = _HEADER.unpack(head)
         if version != 1 or code not in _CODES or length != _HEADER.size + 12 * count + 8 * boundaries:
-            raise ArtifactError(f"{beside} is damaged or of an unknown version", "run the shard stage again")
+            raise ArtifactError(f"{idx} is damaged or of an unknown version", "run the shard stage again")
         self.dtype: np.dtype[np.integer] = np.dtype(_CODES[code])
-        # Mapped, not read: the index of a large corpus is hundreds of megabytes, and most readers need its end only.
-        after = _HEADER.size + 4 * count
-        self.sizes: npt.NDArray[np.int32] = _mapped(beside, np.int32, count, _HEADER.size)
-        pointers = _mapped(beside, np.int64, count, after)
+        # 2. The index, mapped and not read: that of a large corpus takes hundreds of megabytes, and most readers need
+        #    only its end.
+        pointers_at = _HEADER.size + 4 * count
+        self.sizes: npt.NDArray[np.int32] = _mapped(idx, np.int32, count, _HEADER.size)
+        pointers = _mapped(idx, np.int64, count, pointers_at)
+        # 3. The last document must end where the `.bin` ends: a file cut short, or of another width, reads as junk.
         if (int(pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if count else 0) != size:
-            raise ArtifactError(f"{path} is not as long as {beside.name} says", "run the shard stage again")
+            raise ArtifactError(f"{path} is not as long as {idx.name} says", "run the shard stage again")
         self.tokens: npt.NDArray[np.integer] = np.zeros(0, self.dtype)
         if size:
             with path.open("rb") as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self.tokens = np.frombuffer(self._map, self.dtype)
 
-    def read_at_random(self) -> None:
-        """Tell the system to fetch a page when it is asked for one, and not its neighbours too."""
+    def advise_random_access(self) -> None:
+        """Switch off the kernel's read-ahead (`madvise`): of windows read in shuffled order, no neighbour is needed."""
         if len(self.tokens):
             self._map.madvise(mmap.MADV_RANDOM)
 
@@ -104,5 +112,6 @@ class Shard:
 
 
 def _mapped(path: Path, kind: type[np.integer], count: int, offset: int) -> npt.NDArray[Any]:
-    """`count` numbers of a file from `offset` on; what is empty cannot be mapped."""
+    """`count` numbers of a file from byte `offset` on, memory-mapped."""
+    # An empty range cannot be mapped.
     return np.memmap(path, kind, mode="r", offset=offset, shape=(count,)) if count else np.zeros(0, kind)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from inference.network import configuration, flops_a_token, parameters
+from inference.network import configuration, flops_per_token, parameters
 from pipeline import errors
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, TrainedTokenizer, load
@@ -61,7 +61,7 @@ def size(recipe: Recipe, vocabulary: int) -> Size:
         network = AutoModelForCausalLM.from_config(configuration(recipe.model, vocabulary, 0, 0))
     window = recipe.pretrain.window
     tokens = TOKENS_A_PARAMETER * parameters(network)
-    flops = flops_a_token(network, window) * tokens
+    flops = flops_per_token(network, window) * tokens
     rows = 2 ** max(0, round(math.log2(0.2920 * flops**0.3271 / window)))
     return Size(
         parameters(network), tokens, flops, float(f"{0.3118 * flops**-0.1250:.2g}"), rows,

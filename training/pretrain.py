@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from evaluation.ngrams import Tables, bits_per_byte
+from evaluation.ngrams import NgramTables, bits_per_byte
 from inference import network
 from pipeline import artifact, command, lines
 from pipeline.artifact import Building, Published, Stage
@@ -162,7 +162,7 @@ def samples(net: nn.Module, tokenizer: Tokenizer, prompts: list[str], step: int,
     if world.first:
         net.eval()
         for text in prompts:
-            ids = torch.tensor([tokenizer.encode(text) or [tokenizer.end_of_text]], device=world.device)
+            ids = torch.tensor([tokenizer.encode_prompt(text)], device=world.device)
             with torch.no_grad():
                 out = net.generate(  # type: ignore[operator]
                     ids,
@@ -186,7 +186,7 @@ class Pretraining(Loop):
     ) -> None:
         recipe = job.recipe
         rows_a_rank(recipe.pretrain.batch, world)
-        net = network.first(recipe.model, recipe.pretrain.weights, tokenizer, recipe.seed)
+        net = network.initial_model(recipe.model, recipe.pretrain.weights, tokenizer, recipe.seed)
         super().__init__(job, world, building, STAGE, net, tokenizer, recipe.pretrain.steps)
         self.recipe, self.corpus = recipe.pretrain, corpus
         self.end_of_text = tokenizer.end_of_text if recipe.pretrain.within_documents else None
@@ -198,7 +198,7 @@ class Pretraining(Loop):
         check = world.local_rank == 0 and job.storage.local
         self.verified = ThreadPoolExecutor(1).submit(corpus.verify) if check else None
         self.samples: list[dict[str, Any]] = []
-        self.flops = network.flops_a_token(net, recipe.pretrain.window)
+        self.flops = network.flops_per_token(net, recipe.pretrain.window)
 
     def state(self) -> dict[str, Any]:
         """See `Loop`; the loader's fingerprint guards the order of the windows."""
@@ -268,7 +268,7 @@ class Pretraining(Loop):
             return {}
         held = self.corpus.validation.read(0, self.corpus.validation.total)
         learned = self.corpus.train.read(0, min(self.corpus.train.total, TABLE_TOKENS))
-        tables = Tables(learned, self.tokenizer.vocabulary)
+        tables = NgramTables(learned, self.tokenizer.vocabulary)
         return loss_ends(self.metrics) | {
             "validation_loss": round(cost, 6),
             "bits_per_byte": round(self.corpus.bits_per_byte(cost), 6),

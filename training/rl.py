@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from inference.likelihood import log_probabilities
 from inference.sampler import Sample, Sampler, Sampling, seeds
-from inference.tools import named
+from inference.tools import load_tools
 from pipeline import command
 from pipeline.artifact import Building, Published, Stage
 from tokenizer.chat import PAD, prompt
@@ -71,7 +71,7 @@ class Reinforcement(Loop):
         self.share = rows_a_rank(self.rl.prompts, world)
         super().__init__(job, world, building, STAGE, *continued(source), self.rl.steps)
         self.questions = Questions(self.rl.tasks, job.recipe.seed)
-        self.sampler = Sampler(self.net, self.tokenizer, named(job.recipe.assistant.tools))
+        self.sampler = Sampler(self.net, self.tokenizer, load_tools(job.recipe.assistant.tools))
         self.loss = PolicyLoss(self.rl.temperature)
 
     def prompts(self, asked: list[Asked]) -> list[list[int]]:

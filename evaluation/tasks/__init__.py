@@ -1,7 +1,7 @@
-"""Tasks: questions, what may be learned from them, and what counts as right. One small class per file.
+"""Tasks: questions, conversations to learn from, and a verifier of answers. One small class per file.
 
-evaluation asks them, sft learns from their conversations, rl is rewarded by their verifier; a recipe names them, with a
-number of questions or a weight. Data and reward are TRL's contract, so that a verifier moves to and from TRL as it is.
+evaluation asks the questions, sft learns from the conversations, rl is rewarded by the verifier. A recipe names tasks
+with a number of questions or a weight. Data and reward follow TRL's contract, so a verifier can be used there as it is.
 """
 
 from __future__ import annotations
@@ -20,37 +20,39 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True)
 class Question:
-    """One question. `key` names it, whatever its wording; `columns` are what the verifier needs: the answer."""
+    """One question. `key` identifies it whatever its wording; `columns` hold what the verifier needs: the answer."""
 
     key: str
     text: str
     columns: dict[str, Any]
 
     def messages(self) -> list[Message]:
-        """The conversation up to the answer."""
+        """The conversation that the model is to answer."""
         return [Message(role="user", content=self.text)]
 
 
 class Task(Protocol):
-    """A file `evaluation/tasks/<name>.py` holds one as `TASK`."""
+    """What the stages need of a task; a file `evaluation/tasks/<name>.py` holds one as `TASK`."""
 
     name: str
     label: str  # as people read it, in the plural: "sums and differences"
 
     def questions(self, split: Split, seed: str) -> Iterator[Question]:
-        """Questions of a split without end; the same seed gives the same ones. A key belongs to one split for ever."""
+        """Endless questions of a split; the same seed yields the same ones. A key belongs to one split for ever."""
 
     def conversation(self, question: Question, tools: Collection[str]) -> list[Message]:
-        """The question with a right answer, for fine-tuning: by a call where the model has a tool that helps."""
+        """The question with a right answer, for fine-tuning; `tools` are those that the answer may call."""
 
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
-        """A score of 0 to 1 for each completion. As TRL calls it: prompts and completions are lists of messages, or
-        text; `columns` are those of the questions, one value per completion.
+        """The verifier: a score from 0 to 1 per completion.
+
+        The signature is that of TRL's reward functions: prompts and completions are texts or lists of messages,
+        `columns` are those of the questions with one value per completion.
         """
 
 
-def named(name: str) -> Task:
-    """The task of this name. Raises `RecipeError` where there is none."""
+def load_task(name: str) -> Task:
+    """The task of this name. Raises `RecipeError` for a name without a file."""
     if name not in (known := available.tasks()):
         raise RecipeError(f"there is no task {name!r}", f"name one of {', '.join(known)}")
     task: Task = import_module(f"evaluation.tasks.{name}").TASK
@@ -58,7 +60,8 @@ def named(name: str) -> Task:
 
 
 def rewards(task: Task, questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
-    """The task's reward of each answer to the question beside it."""
+    """The task's reward of each answer to its question: `questions` and `answers` correspond."""
+    # From one object per question to one list per column, as TRL passes a batch of a data set.
     columns: dict[str, list[Any]] = {}
     for question in questions:
         for column, value in question.columns.items():
@@ -69,5 +72,5 @@ def rewards(task: Task, questions: Sequence[Question], answers: Sequence[str]) -
 
 
 def text_of(completion: Any) -> str:
-    """The text of a completion, which TRL gives as text or as a list of messages."""
+    """The text of a completion, which TRL passes as text or as a list of messages."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])

@@ -1,4 +1,4 @@
-"""Sums and differences of two whole numbers, asked in words."""
+"""The task `arithmetic`: sums and differences of two whole numbers, asked in words."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from evaluation.tasks import Question, Split, text_of
 from tokenizer.chat import Message, Part
 
-SHARE_HELD_OUT = 0.2  # of the operand pairs: no training stage sees them
-DIGITS = (2, 3)  # of an operand, alike often: beyond what a small model adds reliably in its head
+SHARE_HELD_OUT = 0.2  # share of the operand pairs that no training stage sees
+DIGITS = (2, 3)  # digits of an operand, each equally often: too many for a small model to add reliably without a tool
 _WORDINGS = (
     "What is {a} {sign} {b}?",
     "Calculate {a} {sign} {b}.",
@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"-?[0-9]+")
 
 
 class Arithmetic:
-    """An operand pair belongs to one split for ever."""
+    """Sums and differences. An operand pair belongs to one split for ever."""
 
     name = "arithmetic"
     label = "arithmetic questions"
@@ -48,7 +48,8 @@ class Arithmetic:
             yield Question(f"{a}{sign}{b}", text, {"answer": a + b if sign == "+" else a - b})
 
     def conversation(self, question: Question, tools: Collection[str]) -> list[Message]:
-        """See `Task`. With a calculator, half of the questions call it: which is better is for rl to find out."""
+        """See `Task`. With a calculator, half of the questions call it: which is better is left to rl to find out."""
+        # By hash of the wording, not by a draw: a question is answered the same way in every run.
         answer: str | list[Part] = str(question.columns["answer"])
         if "calculator" in tools and hashlib.sha256(question.text.encode()).digest()[0] % 2:
             answer = [
@@ -61,10 +62,10 @@ class Arithmetic:
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         """1 where the last number the assistant wrote is the answer, else 0. `columns["answer"]`: the answers.
 
-        A completion is what the model itself wrote after its last tool call.
+        A completion is what the model itself wrote after its last tool call, so the output of a tool earns nothing.
         """
         return [
-            # Compared as text: what a model writes may be too long for `int`.
+            # Compared as text: `int` refuses more than 4,300 digits, and a model may write them.
             float(_NUMBER.findall(text_of(completion))[-1:] == [str(answer)])
             for completion, answer in zip(completions, columns["answer"], strict=True)
         ]

@@ -13,7 +13,7 @@ from airflow.sdk.timezone import utcnow
 from dags.parts import approval
 from dags.parts.approval import ApproveExtract, ApprovePretraining, forecast, language_shift, previous_canary
 from inference.network import build
-from inference.network import flops_a_token as counted
+from inference.network import flops_per_token as counted
 from pipeline import artifact
 from pipeline.artifact import Stage
 from pipeline.recipe import load

@@ -195,7 +195,7 @@ def test_training_runs_under_deepspeed_with_the_ranks_of_the_connection(monkeypa
 
 def test_an_evaluation_is_one_process(monkeypatch):
     command = rendered(dag.get_task("model.evaluate_sft"), force=True).command()
-    script = f"{operators.HOME}/evaluation/measure.py"
+    script = f"{operators.HOME}/evaluation/evaluate_model.py"
     assert command[1:5] == ["-u", script, "--of", "sft"]
     assert command[-1] == "--force"
 

@@ -271,7 +271,7 @@ def test_the_connection_chooses_the_back_end(cluster, tmp_path, monkeypatch):
     started = task.launch()
     assert isinstance(started, JobSet) and started.arguments == [*ARGUMENTS, "--x"] and not started.single
     alone = TrainingStage(task_id="e", step=STEPS["evaluation-sft"])
-    alone.arguments = [f"{operators.HOME}/evaluation/measure.py", *ARGUMENTS[1:]]
+    alone.arguments = [f"{operators.HOME}/evaluation/evaluate_model.py", *ARGUMENTS[1:]]
     assert alone.launch().single
     monkeypatch.setenv("AIRFLOW_CONN_DEEPSPEED_DEFAULT", json.dumps({"extra": {"backend": "slurm"}}))
     with pytest.raises(operators.AirflowFailException, match="slurm"):

@@ -61,7 +61,7 @@ ROAD = (
         for stage in ("pretrain", "sft", "rl")
         for launcher in ("torchrun --nproc_per_node 2 --", "deepspeed --num_gpus 2")
     ),
-    *("python evaluation/spans.py", "python evaluation/memorization.py", "python evaluation/measure.py"),
+    *("python evaluation/spans.py", "python evaluation/memorization.py", "python evaluation/evaluate_model.py"),
     *("python -m inference.generate", "python -m training.samples", "python -m training.depth"),
     *("python -m web.report", "python -m web.road", "python -m web.serve", "python -m pipeline.gc", "make clean"),
 )
@@ -238,9 +238,9 @@ def evaluation(folder: Path) -> None:
     mine = yaml.safe_load((folder / "recipes/demo.yaml").read_text())
     mine["evaluation"] |= section
     (folder / "recipes/mine.yaml").write_text(yaml.safe_dump(mine))
-    for task in section["tasks"]:
-        rows = ROWS.get(task["kind"], [{"text": "A river runs to the sea."}])
-        for file in filter(None, (task["file"], task["examples"])):
+    for benchmark in section["benchmarks"]:
+        rows = ROWS.get(benchmark["kind"], [{"text": "A river runs to the sea."}])
+        for file in filter(None, (benchmark["file"], benchmark["examples"])):
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.tasks import Split, named
+from evaluation.tasks import Split, load_task
 from evaluation.tasks.arithmetic import DIGITS, SHARE_HELD_OUT, Arithmetic
-from inference.tools import named as tools
+from inference.tools import load_tools
 from pipeline.errors import RecipeError
 from tokenizer.chat import Part
 
@@ -22,7 +22,7 @@ def test_a_pair_belongs_to_one_split_in_either_order(a: int, b: int) -> None:
     assert Arithmetic.split(a, b) == Arithmetic.split(b, a)
 
 
-def test_the_share_held_out_is_the_one_that_is_said() -> None:
+def test_the_held_out_share_is_as_documented() -> None:
     pairs = [(a, b) for a in range(10, 200) for b in range(a, 200)]
     share = sum(Arithmetic.split(a, b) == "held_out" for a, b in pairs) / len(pairs)
     assert share == pytest.approx(SHARE_HELD_OUT, abs=0.01)
@@ -30,7 +30,7 @@ def test_the_share_held_out_is_the_one_that_is_said() -> None:
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_questions_keep_to_their_split_and_are_right(split: Split) -> None:
-    task, calculator = Arithmetic(), tools(["calculator"])["calculator"]
+    task, calculator = Arithmetic(), load_tools(["calculator"])["calculator"]
     questions = list(islice(task.questions(split, "3"), 300))
     for question in questions:
         sign = "+" if "+" in question.key else "-"
@@ -42,7 +42,7 @@ def test_questions_keep_to_their_split_and_are_right(split: Split) -> None:
     assert questions == list(islice(task.questions(split, "3"), 300)) != list(islice(task.questions(split, "4"), 300))
 
 
-def test_both_ways_to_answer_are_correct_and_alike_often() -> None:
+def test_both_ways_to_answer_are_correct_and_equally_frequent() -> None:
     task, called = Arithmetic(), 0
     for question in islice(task.questions("train", "1"), 400):
         answer = str(question.columns["answer"])
@@ -58,11 +58,11 @@ def test_both_ways_to_answer_are_correct_and_alike_often() -> None:
 
 
 def test_a_task_is_found_by_its_name() -> None:
-    assert isinstance(named("arithmetic"), Arithmetic)
+    assert isinstance(load_task("arithmetic"), Arithmetic)
     with pytest.raises(RecipeError, match=r"no task 'poetry'(.|\n)*arithmetic"):
-        named("poetry")
+        load_task("poetry")
     with pytest.raises(RecipeError, match=r"no tool 'oracle'(.|\n)*calculator"):
-        tools(["oracle"])
+        load_tools(["oracle"])
 
 
 @pytest.mark.parametrize(

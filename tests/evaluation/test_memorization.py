@@ -50,9 +50,9 @@ def small(folder: Path, **changed: Any) -> Path:
 
 def over_trained(path: Path) -> Any:
     """200 steps on the one page, each from its beginning: a second of training."""
-    chosen = recipe.load(path)
+    section = recipe.load(path).model
     torch.manual_seed(1)
-    net: Any = network.build(chosen.model, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
+    net: Any = network.build(section, TOKENIZER.vocabulary, TOKENIZER.end_of_text, TOKENIZER.special(PAD), 1)
     page = torch.tensor([[TOKENIZER.end_of_text, *TOKENIZER.encode(PAGE)][:60]])
     optimizer = torch.optim.AdamW(net.parameters(), 0.01)
     for _ in range(200):
@@ -68,8 +68,8 @@ def measured(root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[P
     arguments = ["memorization.py", "--recipe", str(path), "--root", str(root), "--of", "pretrain"]
     monkeypatch.setattr(sys, "argv", arguments)
     memorization.main()
-    made = artifact.of_run(Storage(root), "demo", "memorization-pretrain")
-    return made, json.loads(made.storage.read(made.file("results.json")))
+    published = artifact.of_run(Storage(root), "demo", "memorization-pretrain")
+    return published, json.loads(published.storage.read(published.file("results.json")))
 
 
 def test_a_recited_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +83,8 @@ def test_a_recited_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     split = {"train-00000": ids(OTHERS[:6]), "train-00001": ids(OTHERS[6:]), "validation-00000": ids(HELD_OUT)}
     shards = [support.publish_shards(tmp_path, one) for one in (split, {"train-00007": ids([PAGE])})]  # one mixed in
     support.publish(tmp_path, path, "pretrain", TOKENIZER, over_trained(path), shards)
-    made, results = measured(tmp_path, path, monkeypatch)
-    numbers, url = made.content.numbers, "https://a.org/train-00007/0"
+    published, results = measured(tmp_path, path, monkeypatch)
+    numbers, url = published.content.numbers, "https://a.org/train-00007/0"
 
     best = results["train"][0]
     assert (best["url"], best["verbatim"]) == (url, 24) and best["text"] in PAGE and PAGE.startswith(best["prompt"])
@@ -102,28 +102,28 @@ def test_a_recited_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found["rows"][1]["tokens"] < 5
 
     again, _ = measured(tmp_path, path, monkeypatch)
-    assert again.manifest.content_hash == made.manifest.content_hash
-    assert made.content.assets.keys() == {str(questions)}
+    assert again.manifest.content_hash == published.manifest.content_hash
+    assert published.content.assets.keys() == {str(questions)}
 
 
 def test_an_untrained_model_recites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small(tmp_path)
     shards = support.publish_shards(tmp_path, {"train-00000": ids(OTHERS), "validation-00000": ids(HELD_OUT)})
     support.publish(tmp_path, path, "pretrain", TOKENIZER, inputs=[shards])
-    made, _ = measured(tmp_path, path, monkeypatch)
-    assert made.content.numbers["train_recited"] == made.content.numbers["free_recited"] == 0.0
+    published, _ = measured(tmp_path, path, monkeypatch)
+    assert published.content.numbers["train_recited"] == published.content.numbers["free_recited"] == 0.0
 
 
 def test_documents_are_chosen_by_hash_and_long_enough(tmp_path: Path) -> None:
     shards = support.publish_shards(tmp_path, {"train-00000": [[1] * n for n in range(20)], "train-00001": [[2] * 30]})
-    found = memorization.chosen([shards], "train", 5, 12, 1)
+    found = memorization.select_documents([shards], "train", 5, 12, 1)
     assert len(found) == 5 and all(len(row["ids"]) >= 12 for row in found)
-    assert found == memorization.chosen([shards], "train", 9, 12, 1)[:5]
-    assert found != memorization.chosen([shards], "train", 5, 12, 2)
-    assert len(memorization.chosen([shards], "train", 50, 12, 1)) == 9
+    assert found == memorization.select_documents([shards], "train", 9, 12, 1)[:5]
+    assert found != memorization.select_documents([shards], "train", 5, 12, 2)
+    assert len(memorization.select_documents([shards], "train", 50, 12, 1)) == 9
 
 
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_inputs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small(tmp_path)
     support.publish(tmp_path, path, "pretrain", TOKENIZER)
     with pytest.raises(ArtifactError, match="which shards made it"):
@@ -136,5 +136,5 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("left", "right", "same"), [([], [], 0), ([1], [], 0), ([1, 2, 3], [1, 2], 2), ([1], [2], 0)])
-def test_common_beginnings(left: list[int], right: list[int], same: int) -> None:
-    assert memorization.common(left, right) == same
+def test_the_common_prefix(left: list[int], right: list[int], same: int) -> None:
+    assert memorization.common_prefix(left, right) == same

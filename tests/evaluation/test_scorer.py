@@ -1,4 +1,4 @@
-"""Tasks by log-likelihood: the formats, the seam, the window, and agreement with lm-evaluation-harness where it is."""
+"""Benchmarks by log-likelihood: formats, context and choice, the window; the harness's numbers where installed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def network(window: int = 160) -> Any:
     )
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.mul_(3.0)  # less even, so that choices differ
+            parameter.mul_(3.0)  # less even distributions, so that choices differ
     return net
 
 
@@ -95,28 +95,30 @@ def test_formats_read_as_their_prompts() -> None:
     exam = benchmarks.mmlu(ROWS["mmlu"][2])
     assert exam.context == "What crosses the lamp?\nA. a bridge\nB. music\nC. winter\nD. paper\nAnswer:"
     assert exam.choices == ("A", "B", "C", "D") and "about civil engineering." in exam.description
-    assert exam.solved() == exam.context + " C\n\n"
+    assert exam.as_example() == exam.context + " C\n\n"
     assert benchmarks.lambada(ROWS["lambada"][0]) == Item(
         "In the river there was a lamp, and beside it a", ("river",), 0
     )
 
 
-def test_scores_are_those_of_one_row_alone_and_of_a_plain_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_a_batch_are_those_of_single_rows_and_of_a_plain_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     net = network()
     scorer = Scorer(net, TOKENIZER)
     rows = [scorer.pair(f"the {WORDS[: n * 5]}", f" {word}") for n, word in enumerate(WORDS.split())]
     together = scorer.score(rows)
-    monkeypatch.setattr("evaluation.scorer._TOKENS", 1)
+    monkeypatch.setattr("evaluation.scorer._BATCH_TOKENS", 1)
     alone = scorer.score(rows)
     for (ids, count), (value, likeliest), (other, _) in zip(rows, together, alone, strict=True):
         with torch.no_grad():
             logits = net(torch.tensor([ids])).logits[0].float()
-        told = torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])][-count:]
-        assert value == pytest.approx(float(told.sum()), abs=1e-4) == pytest.approx(other, abs=1e-4)
+        logprobs = torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])][-count:]
+        assert value == pytest.approx(float(logprobs.sum()), abs=1e-4) == pytest.approx(other, abs=1e-4)
         assert likeliest == (logits[:-1].argmax(-1)[-count:].tolist() == ids[-count:])
 
 
-def test_blanks_at_the_seam_belong_to_the_choice() -> None:
+def test_blanks_before_the_choice_are_scored_with_it() -> None:
     scorer = Scorer(network(), TOKENIZER)
     for context, choice in (("the river ", "stone"), ("the river", " stone"), ("", "stone"), ("  ", "stone")):
         ids, count = scorer.pair(context, choice)
@@ -132,14 +134,14 @@ def test_a_long_row_loses_its_beginning_and_a_long_choice_is_refused() -> None:
         scorer.score([(ids, 17)])
 
 
-def test_bits_a_byte_tell_every_token_once(tmp_path: Path) -> None:
+def test_bits_per_byte_score_every_token_once(tmp_path: Path) -> None:
     net = network(window=16)
     text = f"{WORDS} {WORDS} and a bridge."
-    found = benchmarks.measure(Scorer(net, TOKENIZER), task("text", write(tmp_path / "t.jsonl", [{"text": text}])))
+    found = benchmarks.evaluate(Scorer(net, TOKENIZER), task("text", write(tmp_path / "t.jsonl", [{"text": text}])))
     ids = [TOKENIZER.end_of_text, *TOKENIZER.encode(text)]
     cost = 0.0
     for at in range(1, len(ids)):
-        first = (at - 1) // 16 * 16  # what the window before holds, but the last window begins as early as it can
+        first = (at - 1) // 16 * 16  # where this window begins; the last one begins as early as the window allows
         if first + 16 >= len(ids):
             first = max(0, len(ids) - 17)
         with torch.no_grad():
@@ -149,13 +151,13 @@ def test_bits_a_byte_tell_every_token_once(tmp_path: Path) -> None:
 
 def test_accuracies_and_perplexity() -> None:
     items = [Item("", ("ab", "abcd"), 0), Item("", ("ab", "abcd"), 1)]
-    told = [(-3.0, False), (-4.0, False), (-3.0, False), (-4.0, False)]
-    found = benchmarks._choice(told, items)
+    scores = [(-3.0, False), (-4.0, False), (-3.0, False), (-4.0, False)]
+    found = benchmarks._multiple_choice(scores, items)
     assert (found["accuracy"], found["accuracy_normalised"]) == (0.5, 0.5)
-    assert benchmarks._choice(told[:2], items[:1]) == {
+    assert benchmarks._multiple_choice(scores[:2], items[:1]) == {
         "accuracy": 1.0, "accuracy_error": 0.0, "accuracy_normalised": 0.0, "accuracy_normalised_error": 0.0,
     }  # fmt: skip
-    last = benchmarks._completion([(-1.0, True), (-3.0, False)])
+    last = benchmarks._last_words([(-1.0, True), (-3.0, False)])
     assert last == {"accuracy": 0.5, "accuracy_error": 0.5, "perplexity": round(math.exp(2.0), 4)}
 
 
@@ -170,7 +172,7 @@ def test_accuracies_and_perplexity() -> None:
         ("text", '{"text": ""}', ":2: no text item"),
     ],
 )
-def test_a_line_that_is_none_is_named(tmp_path: Path, kind: str, line: str, said: str) -> None:
+def test_a_line_that_is_no_item_is_named(tmp_path: Path, kind: str, line: str, said: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f"\n{line}\n")
     with pytest.raises(InputError, match=said):
@@ -182,7 +184,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         benchmarks.read(str(tmp_path / "none.jsonl"), "arc", None)
     file = write(tmp_path / "arc.jsonl", ROWS["arc"])
     with pytest.raises(InputError, match="holds 4 items, 9 are asked for"):
-        benchmarks.measure(Scorer(network(), TOKENIZER), task("arc", file, shots=9))
+        benchmarks.evaluate(Scorer(network(), TOKENIZER), task("arc", file, shots=9))
     assert len(benchmarks.read(file, "arc", 2)) == 2
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="holds no item"):
@@ -205,7 +207,7 @@ def test_demonstrations_end_where_the_model_is_to_go_on(source: str) -> None:
         demonstrations.read("builtin:poetry")
 
 
-# What lm-evaluation-harness is told of our files (its own tasks, on local data).
+# The harness's own tasks as configurations on local files.
 HARNESS: dict[str, dict[str, Any]] = {
     "hellaswag": {
         "doc_to_text": "{{(activity_label ~ ': ' ~ ctx_a ~ ' ' ~ ctx_b.capitalize()) | replace('  ', ' ')}}",
@@ -242,9 +244,9 @@ def test_numbers_are_those_of_the_harness_on_the_export(tmp_path: Path, kind: st
     export(network(), TOKENIZER, tmp_path / "model")
     rows = ROWS[kind]
     if kind == "hellaswag":  # the harness cleans these in Python, not in its template
-        rows = [row | {"endings": [benchmarks._without_marks(ending) for ending in row["endings"]]} for row in rows]
+        rows = [row | {"endings": [benchmarks._without_brackets(ending) for ending in row["endings"]]} for row in rows]
     file = write(tmp_path / "rows.jsonl", rows)
-    told = {
+    config = {
         "task": f"ours_{kind}",
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": file, "dev": file}},
@@ -254,7 +256,7 @@ def test_numbers_are_those_of_the_harness_on_the_export(tmp_path: Path, kind: st
         "output_type": "multiple_choice",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     } | HARNESS[kind]
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump(told))
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
     found = lm_eval.simple_evaluate(
         model=huggingface.HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32", batch_size=1),
         tasks=[f"ours_{kind}"],
@@ -263,7 +265,7 @@ def test_numbers_are_those_of_the_harness_on_the_export(tmp_path: Path, kind: st
         bootstrap_iters=0,
     )
     theirs = found["results"][f"ours_{kind}"]
-    ours = benchmarks.measure(Scorer(network(), TOKENIZER), task(kind, file, shots))
+    ours = benchmarks.evaluate(Scorer(network(), TOKENIZER), task(kind, file, shots))
     assert ours["accuracy"] == pytest.approx(theirs["acc,none"], abs=1e-6)
     if kind == "lambada":
         assert ours["perplexity"] == pytest.approx(theirs["perplexity,none"], rel=1e-4)
@@ -272,7 +274,7 @@ def test_numbers_are_those_of_the_harness_on_the_export(tmp_path: Path, kind: st
         sample = found["samples"][f"ours_{kind}"][0]
         item = benchmarks.read(file, kind, None)[0]
         scorer = Scorer(network(), TOKENIZER)
-        examples = "".join(one.solved() for one in benchmarks.read(file, kind, shots)) if shots else ""
+        examples = "".join(example.as_example() for example in benchmarks.read(file, kind, shots)) if shots else ""
         mine = scorer.score([scorer.pair(item.description + examples + item.context, f" {c}") for c in item.choices])
         values = [
             float(reply[0][0]) if isinstance(reply[0], (list, tuple)) else float(reply[0]) for reply in sample["resps"]

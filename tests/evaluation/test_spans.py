@@ -1,4 +1,4 @@
-"""The index of spans against a plain search, on texts full of repeats."""
+"""The suffix array against sorting, and the longest spans against a plain search, on texts full of repeats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_order_is_that_of_the_suffixes(tokens: list[int], period: int) -> No
     tokens = tokens + (tokens[:period] * 9)[:300]  # runs longer than the depth
     depth = spans.DEPTH
     expected = sorted(range(len(tokens)), key=lambda at: (tokens[at : at + depth], at))
-    assert spans.order_of(np.array(tokens, np.uint16)).tolist() == expected
+    assert spans.suffix_array(np.array(tokens, np.uint16)).tolist() == expected
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -37,8 +37,8 @@ def test_the_longest_span_is_what_a_plain_search_finds(
 ) -> None:
     parts[0] = [*parts[0], [1, 2, 0] * repeats]
     queries = [*queries, [2, 0, 1] * (repeats + 2)]
-    made = support.publish_shards(tmp_path, {f"train-{n:05d}": part for n, part in enumerate(parts)})
-    found = spans.build(made.storage, "demo", [made]).spans(queries)
+    shards = support.publish_shards(tmp_path, {f"train-{n:05d}": part for n, part in enumerate(parts)})
+    found = spans.build(shards.storage, "demo", [shards]).spans(queries)
     texts = ["".join(map(str, (token for document in part for token in document))) for part in parts]
 
     def times(text: str) -> int:
@@ -61,10 +61,10 @@ def test_the_longest_span_is_what_a_plain_search_finds(
 
 
 def test_it_is_built_once_and_holds_the_training_split_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = support.publish_shards(
+    shards = support.publish_shards(
         tmp_path, {"train-00000": [[1, 2, 3]], "train-00001": [], "validation-00000": [[7, 8, 9]]}
     )
-    index = spans.build(made.storage, "demo", [made])
+    index = spans.build(shards.storage, "demo", [shards])
     assert index.spans([[7, 8], [0, 2, 3, 9], []]) == [
         spans.Span(0, 0, 0, "", ""),
         spans.Span(1, 2, 1, "train-00000/0", "https://a.org/train-00000/0"),
@@ -72,7 +72,7 @@ def test_it_is_built_once_and_holds_the_training_split_only(tmp_path: Path, monk
     ]
     before = sorted(tmp_path.glob("spans/**/*.order"))
     times = [path.stat().st_mtime_ns for path in before]
-    spans.build(made.storage, "demo", [made])
+    spans.build(shards.storage, "demo", [shards])
     assert [path.stat().st_mtime_ns for path in before] == times and len(before) == 2
     support.run(spans, tmp_path, support.write(support.demo(64), tmp_path), monkeypatch)
     assert [path.stat().st_mtime_ns for path in before] == times
@@ -82,10 +82,10 @@ def test_it_is_built_once_and_holds_the_training_split_only(tmp_path: Path, monk
 
 
 def test_an_index_of_another_length_is_refused(tmp_path: Path) -> None:
-    made = support.publish_shards(tmp_path, {"train-00000": [[1, 2, 3]]})
-    spans.build(made.storage, "demo", [made])
+    shards = support.publish_shards(tmp_path, {"train-00000": [[1, 2, 3]]})
+    spans.build(shards.storage, "demo", [shards])
     path = next(tmp_path.glob("spans/**/*.order"))
     path.write_bytes(path.read_bytes()[:-4])
-    name = made.files(".bin")[0]
+    name = shards.files(".bin")[0]
     with pytest.raises(ArtifactError, match="does not belong to"):
-        spans._Part(made.storage, name, made.storage.local_path(name), path)
+        spans._IndexedShard(shards.storage, name, shards.storage.local_path(name), path)

@@ -31,7 +31,7 @@ def test_it_computes_as_python_does(expression: str) -> None:
 
 
 @given(st.text(max_size=80))
-def test_whatever_is_written_it_answers_and_executes_nothing(text: str) -> None:
+def test_any_text_gets_an_answer_and_is_not_executed(text: str) -> None:
     assert calculator(text) == "error" or calculator(text).lstrip("-").isdigit()
 
 

@@ -1,4 +1,4 @@
-"""Models built from a recipe, and loaded from what an export wrote."""
+"""Models built from a recipe, and loaded from a folder."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def test_the_number_of_parameters_is_that_of_the_architecture() -> None:
     assert network.parameters(untied) == 2 * layer + 32 + 2 * 64 * 32
 
 
-def test_operations_a_token_are_those_of_palm() -> None:
-    """By hand: six a number that is multiplied, and attention's two products, forward and twice backward."""
+def test_flops_per_token_are_those_of_palm() -> None:
+    """By hand: six per parameter of a product, and attention's two products, once forward and twice backward."""
     tied, untied = (network.build(shape("qwen3", tied), 64, 0, 1, 1) for tied in (True, False))
     attention = 12 * 2 * 2 * 16 * 24
-    assert network.flops_a_token(tied, 24) == 6 * network.parameters(tied) + attention
-    assert network.flops_a_token(untied, 24) == 6 * (network.parameters(untied) - 64 * 32) + attention
+    assert network.flops_per_token(tied, 24) == 6 * network.parameters(tied) + attention
+    assert network.flops_per_token(untied, 24) == 6 * (network.parameters(untied) - 64 * 32) + attention
     positions = 32 * 32
     gpt2 = network.build(shape("gpt2"), 64, 0, 1, 1)
-    assert network.flops_a_token(gpt2, 24) == 6 * (network.parameters(gpt2) - positions) + attention
+    assert network.flops_per_token(gpt2, 24) == 6 * (network.parameters(gpt2) - positions) + attention
 
 
 @pytest.mark.parametrize(
@@ -63,14 +63,14 @@ def test_operations_a_token_are_those_of_palm() -> None:
         ("NVIDIA GH200 480GB", None),
     ],
 )
-def test_a_data_sheet_is_that_of_this_card(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None) -> None:
+def test_peak_flops_are_those_of_this_very_card(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert network.peak_flops(torch.device("cuda")) == peak
     assert network.peak_flops(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
-def test_a_new_model_knows_nothing_and_sees_no_future(preset: str) -> None:
+def test_a_new_model_predicts_uniformly_and_is_causal(preset: str) -> None:
     net = network.build(shape(preset), 64, 0, 1, 1).eval()
     ids = torch.arange(16)[None]
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_a_new_model_knows_nothing_and_sees_no_future(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
 def test_documents_in_a_window_do_not_see_each_other(preset: str) -> None:
-    """The second document's logits are those it has alone, whatever stands before it."""
+    """The second document's logits are those it has alone, whatever precedes it in the window."""
     net = network.build(shape(preset), 64, 0, 1, 1).eval()
     ids = torch.tensor([[5, 6, 7, 0, 8, 9, 10, 11], [12, 13, 14, 0, 8, 9, 10, 11]])
     with torch.no_grad():
@@ -98,14 +98,14 @@ def test_documents_in_a_window_do_not_see_each_other(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", ["qwen3", "llama", "gpt2"])
 @pytest.mark.parametrize("within", [False, True])
-def test_what_attention_is_asked_decides_which_kernel_can_take_it(preset: str, within: bool) -> None:
-    """Flash takes bf16 and `is_causal`, no mask: plain windows bring none, windows of documents a boolean one."""
-    asked: list[dict[str, Any]] = []
+def test_the_arguments_of_attention_decide_which_kernel_supports_it(preset: str, within: bool) -> None:
+    """Flash supports bf16 and `is_causal` without a mask: plain windows have none, those of documents a boolean one."""
+    calls: list[dict[str, Any]] = []
 
-    class Listen(TorchFunctionMode):
+    class Record(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
             if function is torch.nn.functional.scaled_dot_product_attention:
-                asked.append(options)
+                calls.append(options)
             return function(*arguments, **(options or {}))
 
     net = network.build(shape(preset), 64, 0, 1, 1)
@@ -113,10 +113,10 @@ def test_what_attention_is_asked_decides_which_kernel_can_take_it(preset: str, w
     batch = {"ids": ids, "mask": torch.ones_like(ids)}
     if within:
         batch["positions"] = document_positions(ids, 0)
-    with Listen(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with Record(), torch.autocast("cpu", dtype=torch.bfloat16):
         token_loss(net, batch).backward()
-    assert len(asked) == 2
-    for options in asked:
+    assert len(calls) == 2
+    for options in calls:
         assert options["is_causal"] is not within and options["dropout_p"] == 0.0
         if within:
             assert options["attn_mask"].shape == (1, 1, 8, 8) and options["attn_mask"].dtype == torch.bool

@@ -152,11 +152,6 @@ def test_vocabulary_is_what_was_asked_or_what_the_texts_give() -> None:
     assert bpe.Tokenizer.from_bytes(bpe.train(["ab"], 600, "qwen2")).vocabulary == 256 + 1 + len(chat.SPECIAL_TOKENS)
 
 
-def test_batches_give_the_same_ids(source: bytes) -> None:
-    encoder = bpe.Tokenizer.from_bytes(source)
-    assert encoder.encode_batch(TEXTS[:5]) == [encoder.encode(text) for text in TEXTS[:5]]
-
-
 @pytest.mark.parametrize(
     "damaged", [b"", b"{}", b"\xff", b"[]", b'{"added_tokens": [], "model": {"vocab": {"\\u4e00": 0}}}']
 )
@@ -195,23 +190,23 @@ def test_transformers_loads_it_and_renders_the_same_conversation(source: bytes, 
     assert bpe.Tokenizer.load(tmp_path).sha256 == encoder.sha256
 
 
-def test_a_given_tokenizer_needs_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_pretrained_tokenizer_needs_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
     with pytest.raises(MachineError, match="TIKTOKEN_CACHE_DIR"):
-        bpe.given("gpt2")
+        bpe.pretrained("gpt2")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))  # a folder, but without them: nothing is downloaded
     with pytest.raises(MachineError, match="TIKTOKEN_CACHE_DIR"):
-        bpe.given("cl100k_base")
+        bpe.pretrained("cl100k_base")
 
 
-def test_a_package_may_carry_a_given_tokenizer(tmp_path: Path) -> None:
+def test_a_package_may_hold_a_pretrained_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tiktoken_ext").mkdir()
     (tmp_path / "tiktoken_ext" / "carried.py").write_text(
         "ranks = {bytes([i]): i for i in range(256)} | {b'ab': 256}\n"
         "one = {'name': 'gpt2_offline', 'pat_str': '.', 'mergeable_ranks': ranks, 'special_tokens': {}}\n"
         "ENCODING_CONSTRUCTORS = {'gpt2_offline': lambda: one}\n"
     )
-    code = "from tokenizer import bpe; print(bpe.Tokenizer.from_bytes(bpe.given('gpt2')).encode('xab'))"
+    code = "from tokenizer import bpe; print(bpe.Tokenizer.from_bytes(bpe.pretrained('gpt2')).encode('xab'))"
     env = {name: value for name, value in os.environ.items() if name != "TIKTOKEN_CACHE_DIR"}
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(bpe.__file__).parents[1])])
     said = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
@@ -219,18 +214,18 @@ def test_a_package_may_carry_a_given_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def given_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`TIKTOKEN_CACHE_DIR` holds the files of gpt2 and cl100k_base; skipped where nobody has them."""
+def tiktoken_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`TIKTOKEN_CACHE_DIR` holds the files of gpt2 and cl100k_base; the test is skipped on a machine without them."""
     if "TIKTOKEN_CACHE_DIR" not in os.environ:
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(BPE))
-    if missing := [name for name in ("gpt2", "cl100k_base") if bpe.cached(name) is None]:
+    if missing := [name for name in ("gpt2", "cl100k_base") if bpe.tiktoken_encoding(name) is None]:
         pytest.skip(f"neither TIKTOKEN_CACHE_DIR nor {BPE} holds {' and '.join(missing)}")
 
 
-@pytest.mark.usefixtures("given_tokenizers")
+@pytest.mark.usefixtures("tiktoken_files")
 @pytest.mark.parametrize("name", ["gpt2", "cl100k_base"])
-def test_a_given_tokenizer_keeps_its_ids_in_both_libraries(name: str) -> None:
-    source, known = bpe.given(name), bpe.cached(name)
+def test_a_pretrained_tokenizer_keeps_its_ids_in_both_libraries(name: str) -> None:
+    source, known = bpe.pretrained(name), bpe.tiktoken_encoding(name)
     assert known is not None
     encoder, hf = bpe.Tokenizer.from_bytes(source), parity(source)
     assert (
@@ -277,7 +272,7 @@ def folder_with(tmp_path: Path, **changes: object) -> Path:
 def test_a_directory_keeps_its_ids_and_gets_our_special_tokens(tmp_path: Path, changes: dict[str, object]) -> None:
     folder = folder_with(tmp_path, **changes)
     before = HfTokenizer.from_file(str(folder / bpe.FILE))
-    source = bpe.given(str(folder))
+    source = bpe.pretrained(str(folder))
     encoder, hf = bpe.Tokenizer.from_bytes(source), parity(source)
     assert encoder.special("<0>") == before.token_to_id("<0>")
     assert encoder.end_of_text == before.token_to_id(chat.END_OF_TEXT)  # it has that one already
@@ -304,9 +299,9 @@ def test_a_directory_keeps_its_ids_and_gets_our_special_tokens(tmp_path: Path, c
 )
 def test_another_kind_of_directory_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=f"tokenizer.json: not a.*{said}"):
-        bpe.given(str(folder_with(tmp_path / "other", **changes)))
+        bpe.pretrained(str(folder_with(tmp_path / "other", **changes)))
     with pytest.raises(InputError, match=r"nowhere.*tokenizer\.json cannot be read"):
-        bpe.given(str(tmp_path / "nowhere"))
+        bpe.pretrained(str(tmp_path / "nowhere"))
     (tmp_path / bpe.FILE).write_bytes((folder_with(tmp_path / "plain") / bpe.FILE).read_bytes())
     with pytest.raises(ArtifactError, match="im_start"):
         bpe.Tokenizer.load(tmp_path)

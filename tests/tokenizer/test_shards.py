@@ -115,7 +115,7 @@ def test_a_missing_file_is_named(tmp_path: Path, ending: str) -> None:
 def test_tokens_are_mapped_not_read(tmp_path: Path) -> None:
     shard = Shard(write(tmp_path, [[1, 2, 3]], DTYPES["uint16"]))
     assert not shard.tokens.flags.owndata
-    shard.read_at_random()
+    shard.advise_random_access()
     assert shard.tokens.tolist() == [1, 2, 3]
     with pytest.raises(ValueError):
         shard.tokens[0] = 9  # read-only

@@ -57,7 +57,7 @@ def publish(root: Path, path: Path, vocabulary: int | None = None, given: Path |
 
     texts = documents(120)
     building = opened("tokenizer", [])
-    source = bpe.given(str(given)) if given else bpe.train(texts, 512, "qwen2")
+    source = bpe.pretrained(str(given)) if given else bpe.train(texts, 512, "qwen2")
     storage.write(building.file("tokenizer.json"), source)
     made_by = building.publish([describe(storage, building.pointer.folder, "tokenizer.json", 1)])
     tokenizer = bpe.Tokenizer.from_bytes(source)

@@ -28,7 +28,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from evaluation.ngrams import Tables, bits_per_byte
+from evaluation.ngrams import NgramTables, bits_per_byte
 from inference import network
 from pipeline import artifact, errors, progress, recipe
 from pipeline.artifact import Published
@@ -259,7 +259,7 @@ def test_checkpoints_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
     def refused(said: str, **config: Any) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(errors.ArtifactError, match=said):
-            network.first(section, str(tmp_path), tokenizer, 1)
+            network.initial_model(section, str(tmp_path), tokenizer, 1)
 
     refused("holds no model that transformers loads", model_type="llama", vocab_size=400, **shape)  # no safetensors
     refused("holds no model that transformers loads", model_type="t5")  # no decoder alone
@@ -267,7 +267,7 @@ def test_checkpoints_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
     Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=400, **shape, **experts)).save_pretrained(tmp_path)
     with pytest.raises(errors.ArtifactError, match="mixture of experts"):
-        network.first(section, str(tmp_path), tokenizer, 1)
+        network.initial_model(section, str(tmp_path), tokenizer, 1)
 
 
 def test_it_learns_within_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +321,7 @@ def test_validation_shares_windows_between_ranks() -> None:
 def test_tables_are_the_counts_by_hand() -> None:
     tokens = np.random.default_rng(1).integers(0, 5, 400).cumsum() % 7
     held = tokens[50:120]
-    tables = Tables(tokens, 9)
+    tables = NgramTables(tokens, 9)
     ones, pairs = Counter(tokens.tolist()), Counter(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
     before = Counter(tokens[:-1].tolist())
     unigram = [(ones[t] + 1) / (400 + 9) for t in held[1:].tolist()]

@@ -208,7 +208,7 @@ def test_tasks_are_drawn_by_their_weights_and_rewarded_by_their_own_verifier(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {"arithmetic": Arithmetic(), "parity": Parity()}
-    monkeypatch.setattr("evaluation.tasks.named", lambda name: known[name])
+    monkeypatch.setattr("evaluation.tasks.load_task", lambda name: known[name])
     made = stage(tmp_path)
     made.questions = Questions({"arithmetic": 1, "parity": 3}, 1)
     asked = [made.questions.at(number) for number in range(400)]

@@ -72,7 +72,7 @@ def load(section: Sft, tools: Collection[str], seed: int) -> list[list[Message]]
         path, repeats = _file(source)
         found += list(read(path)) * repeats
     for name, count in section.tasks.items():
-        task = tasks.named(name)
+        task = tasks.load_task(name)
         questions = islice(task.questions("train", f"{seed}:sft:{name}"), count)
         found += [task.conversation(question, tools) for question in questions]
     random.Random(f"{seed}:conversations").shuffle(found)

@@ -100,7 +100,7 @@ def open_split(published: Published, split: str, vocabulary: int, tokenizer: str
     vocabulary than the tokenizer's `vocabulary`, by another `tokenizer` (its sha256), or a file is of another type
     than the manifest says.
     """
-    from tokenizer.shards import Shard, of_split
+    from tokenizer.shards import Shard, split_files
 
     numbers = ShardNumbers.of(published)
     if numbers.vocabulary != vocabulary:
@@ -115,11 +115,11 @@ def open_split(published: Published, split: str, vocabulary: int, tokenizer: str
         )
     arrays = []
     folder = published.on_disk(".bin", ".idx")
-    for path in of_split(published, split):
+    for path in split_files(published, split):
         shard = Shard(folder / path)
         tokens = shard.tokens
         if split == "train":  # its windows come in no order
-            shard.read_at_random()
+            shard.advise_random_access()
         if str(tokens.dtype) != numbers.dtype:
             raise ArtifactError(
                 f"{folder / path} holds {tokens.dtype}, its manifest says {numbers.dtype}",

@@ -23,7 +23,7 @@ class Questions:
     """Questions of tasks, drawn by their weights."""
 
     def __init__(self, weights: Mapping[str, float], seed: int) -> None:
-        self.tasks, self.weights, self.seed = [tasks.named(name) for name in weights], list(weights.values()), seed
+        self.tasks, self.weights, self.seed = [tasks.load_task(name) for name in weights], list(weights.values()), seed
 
     def at(self, index: int) -> Asked:
         """The training question of this index, the same whatever the number of ranks."""

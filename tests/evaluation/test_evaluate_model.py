@@ -1,4 +1,4 @@
-"""Evaluation: what is counted, by a model that says what it is told to, and what is published."""
+"""Evaluation: what is counted, by a sampler with scripted answers, and what is published."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import pytest
 import torch
 import yaml
 
-from evaluation import identity
-from evaluation import measure as evaluation
+from evaluation import evaluate_model, identity
+from evaluation.evaluate_model import Evaluator
 from evaluation.identity import NAME
-from evaluation.measure import Measurement
 from inference import network, sampler
 from inference.sampler import Sample, Sampler, Sampling
 from inference.tools.calculator import TOOL
@@ -53,33 +52,33 @@ class Oracle(Sampler):
         self.tokenizer, self._ends, self.rows = TOKENIZER, {TOKENIZER.special("<|im_end|>")}, 0
 
     def sample(self, prompts: Any, sampling: Sampling, seeds: Any, stream: Any = None) -> Any:
-        assert len(prompts) == len(seeds) <= sampler.TOGETHER
-        found = []
+        assert len(prompts) == len(seeds) <= sampler.BATCH_ROWS
+        samples = []
         for prompt in prompts:
-            asked = TOKENIZER.decode(prompt)
+            text = TOKENIZER.decode(prompt)
             wrong = sampling.temperature > 0 and self.rows % 2 == 0
             self.rows += 1
-            sums = re.search(r"(\d+) ([-+]) (\d+)", asked)
+            sums = re.search(r"(\d+) ([-+]) (\d+)", text)
             if sums:
                 said = "0" if wrong else TOOL.run("".join(sums.groups()))
             else:
-                said = "I am crawl2chat." if "you" in asked.split("user<|im_sep|>")[-1] else "I do not know."
+                said = "I am crawl2chat." if "you" in text.split("user<|im_sep|>")[-1] else "I do not know."
             ids = TOKENIZER.encode(said)
             before = [] if wrong else [7, 8]
-            found.append(Sample([*before, *ids], [0] * len(before) + [1] * len(ids), [], True, int(not wrong)))
-        return found
+            samples.append(Sample([*before, *ids], [0] * len(before) + [1] * len(ids), [], True, int(not wrong)))
+        return samples
 
 
-def measured() -> Measurement:
+def evaluator() -> Evaluator:
     chosen = recipe.load(REPOSITORY / "recipes" / "demo.yaml").evaluation
-    return Measurement(Oracle(), chosen.model_copy(update={"samples": 4}), 1)
+    return Evaluator(Oracle(), chosen.model_copy(update={"samples": 4}), 1)
 
 
-def test_arithmetic_counts_right_answers_calls_and_what_they_were_worth() -> None:
-    found = measured().task("arithmetic", 100)
-    length = found.pop("arithmetic.answer_length")
+def test_a_task_counts_right_answers_and_tool_calls() -> None:
+    numbers = evaluator().task("arithmetic", 100)
+    length = numbers.pop("arithmetic.answer_length")
     assert 2 < length < 5
-    assert {name.removeprefix("arithmetic."): value for name, value in found.items()} == {
+    assert {name.removeprefix("arithmetic."): value for name, value in numbers.items()} == {
         "questions": 100,
         "samples": 4,
         "sampled_accuracy": 0.5,
@@ -94,22 +93,22 @@ def test_arithmetic_counts_right_answers_calls_and_what_they_were_worth() -> Non
 def test_answers_that_do_not_end_are_wrong_and_empty_shares_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Oracle.sample
 
-    def unfinished(self: Oracle, *given: Any, **more: Any) -> Any:
-        return [Sample(one.ids, one.mask, [], False, 1) for one in original(self, *given, **more)]
+    def unfinished(self: Oracle, *arguments: Any, **options: Any) -> Any:
+        return [Sample(sample.ids, sample.mask, [], False, 1) for sample in original(self, *arguments, **options)]
 
     monkeypatch.setattr(Oracle, "sample", unfinished)
-    found = measured().task("arithmetic", 100)
+    numbers = evaluator().task("arithmetic", 100)
     assert (
-        found["arithmetic.sampled_accuracy"]
-        == found["arithmetic.greedy_accuracy"]
-        == found["arithmetic.accuracy_with_tool"]
+        numbers["arithmetic.sampled_accuracy"]
+        == numbers["arithmetic.greedy_accuracy"]
+        == numbers["arithmetic.accuracy_with_tool"]
         == 0.0
     )
-    assert found["arithmetic.accuracy_without_tool"] is None
+    assert numbers["arithmetic.accuracy_without_tool"] is None
 
 
 def test_identity_counts_both_directions() -> None:
-    numbers, rows = measured().identity()
+    numbers, rows = evaluator().identity()
     said = [NAME in row["assistant"] for row in rows]
     wanted = [row["claims"] for row in rows]
     assert numbers["identity_said"] == sum(s and w for s, w in zip(said, wanted, strict=True)) / 20
@@ -122,26 +121,27 @@ def test_it_publishes_under_the_name_of_the_model(
 ) -> None:
     path = small(tmp_path)
     publish(tmp_path, path)
-    arguments = ["evaluation.py", "--recipe", str(path), "--root", str(tmp_path), "--of", "sft"]
+    arguments = ["evaluate_model.py", "--recipe", str(path), "--root", str(tmp_path), "--of", "sft"]
     monkeypatch.setattr(sys, "argv", arguments)
-    evaluation.main()
+    evaluate_model.main()
     storage = Storage(tmp_path)
-    made = artifact.of_run(storage, "demo", "evaluation-sft")
-    results = json.loads(storage.read(made.file("results.json")))
-    assert results["numbers"] == made.content.numbers
-    assert made.content.assets == identity.assets()
+    published = artifact.of_run(storage, "demo", "evaluation-sft")
+    results = json.loads(storage.read(published.file("results.json")))
+    assert results["numbers"] == published.content.numbers
+    assert published.content.assets == identity.assets()
     assert [row["prompt"] for row in results["continuations"]] == ["The", ""]
     assert [row["user"] for row in results["chats"]] == ["Hi"] and isinstance(results["chats"][0]["assistant"], str)
     assert len(results["identity"]) == 40
-    assert [e.done for e in progress.events(storage, f"_work/evaluation/{made.content.fingerprint}/progress")][-1] == 5
-    evaluation.main()
+    events = list(progress.events(storage, f"_work/evaluation/{published.content.fingerprint}/progress"))
+    assert events[-1].done == 5
+    evaluate_model.main()
     assert "already made" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*arguments, "--force"])
-    evaluation.main()
-    assert artifact.of_run(storage, "demo", "evaluation-sft").manifest.content_hash == made.manifest.content_hash
+    evaluate_model.main()
+    assert artifact.of_run(storage, "demo", "evaluation-sft").manifest.content_hash == published.manifest.content_hash
 
 
-def knows_by_heart(path: Path, tokenizer: bpe.Tokenizer, text: str) -> Any:
+def overfitted(path: Path, tokenizer: bpe.Tokenizer, text: str) -> Any:
     """A tiny model after 150 steps on one text: a second of training."""
     torch.manual_seed(1)
     ends = tokenizer.end_of_text, tokenizer.special(PAD)
@@ -164,6 +164,7 @@ def test_demonstrations_end_at_their_stop_text(tmp_path: Path, monkeypatch: pyte
         {"name": "translation", "prompt": "dog: Hund\ncat:", "stop": "\n"},
         {"name": "inside a word", "prompt": "dog: Hund\ncat: die Katze\nsun:", "stop": "nn"},
         {"name": "without an end", "prompt": "dog:", "stop": "never"},
+        {"name": "without a prompt", "prompt": "", "stop": "never"},
     ]
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, prompts)))
@@ -171,30 +172,30 @@ def test_demonstrations_end_at_their_stop_text(tmp_path: Path, monkeypatch: pyte
     data["model"]["window"] = 512  # so few ids spell the set's prompts nearly byte by byte
     data["evaluation"] |= {"max_new_tokens": 8, "demonstrations": [str(file), "builtin:translation"]}
     path = support.write(data, tmp_path)
-    support.publish(tmp_path, path, "pretrain", tokenizer, knows_by_heart(path, tokenizer, text))
-    arguments = ["evaluation.py", "--recipe", str(path), "--root", str(tmp_path), "--of", "pretrain"]
+    support.publish(tmp_path, path, "pretrain", tokenizer, overfitted(path, tokenizer, text))
+    arguments = ["evaluate_model.py", "--recipe", str(path), "--root", str(tmp_path), "--of", "pretrain"]
     monkeypatch.setattr(sys, "argv", arguments)
-    evaluation.main()
-    made = artifact.of_run(Storage(tmp_path), "demo", "evaluation-pretrain")
-    shown = json.loads(made.storage.read(made.file("results.json")))["demonstrations"]
-    assert [{key: row[key] for key in ("name", "prompt", "stop")} for row in shown[:3]] == prompts
+    evaluate_model.main()
+    published = artifact.of_run(Storage(tmp_path), "demo", "evaluation-pretrain")
+    shown = json.loads(published.storage.read(published.file("results.json")))["demonstrations"]
+    assert [{key: row[key] for key in ("name", "prompt", "stop")} for row in shown[:4]] == prompts
     whole = tokenizer.decode(tokenizer.encode(text.removeprefix("dog:"))[:8])
     assert [row["text"] for row in shown[:3]] == [" die Katze", " So", whole]
-    assert len(shown) == 6 and all("\n" not in row["text"] for row in shown[3:])  # of the set that comes with us
-    assert set(made.content.assets) >= {str(file), "builtin:translation"}
+    assert len(shown) == 7 and all("\n" not in row["text"] for row in shown[4:])  # of the set that comes with us
+    assert set(published.content.assets) >= {str(file), "builtin:translation"}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--of"], ["--of", "shard"]])
-def test_whose_model_must_be_said(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["evaluation.py", "--recipe", "x", "--root", "y", *arguments])
+def test_the_option_of_is_required(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate_model.py", "--recipe", "x", "--root", "y", *arguments])
     with pytest.raises(SystemExit) as raised:
-        evaluation.main()
+        evaluate_model.main()
     assert raised.value.code == 2
 
 
 def test_only_one_process_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small(tmp_path)
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(sys, "argv", ["evaluation.py", "--recipe", str(path), "--root", str(tmp_path), "--of=sft"])
-    evaluation.main()
+    monkeypatch.setattr(sys, "argv", ["evaluate_model.py", "--recipe", str(path), "--root", str(tmp_path), "--of=sft"])
+    evaluate_model.main()
     assert not (tmp_path / "evaluation").exists()
