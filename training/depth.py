@@ -1,9 +1,9 @@
-"""One dial: a recipe for a model of so many layers, by compute-optimal rules.
+"""A recipe from one number, the depth: model, horizon, learning rate and batch by compute-optimal rules.
 
     python -m training.depth 20 --recipe recipes/fineweb.yaml > my.yaml
 
-Fills `model` and the schedule of `pretrain`; all else is the given recipe's. What it chose stands above the recipe it
-prints, and the recipe is complete: the dial has no say afterwards.
+Sets `model`, and the schedule of `pretrain`; all else is the given recipe's. The printed recipe is complete, with the
+choices as a comment above: no rule of this file decides what it builds later.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pipeline import errors
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, TrainedTokenizer, load
 
-ASPECT = 64  # width a layer: nanochat's
+ASPECT = 64  # hidden size per layer: nanochat's
 HEAD_DIM = 128  # nanochat's, and Qwen3's
-MLP = 8 / 3  # of the width: as many numbers as GPT's 4 with SwiGLU's third matrix (Shazeer 2020, section 2)
-MLP_MULTIPLE = 64  # a shape that tensor cores fill
-TOKENS_A_PARAMETER = 20  # Chinchilla (Hoffmann et al. 2022, table 3)
+MLP = 8 / 3  # of the hidden size: with SwiGLU's third matrix as many weights as GPT's 4 (Shazeer 2020, section 2)
+MLP_MULTIPLE = 64  # so that the matrices fill the tiles of tensor cores
+TOKENS_PER_PARAMETER = 20  # Chinchilla (Hoffmann et al. 2022, table 3)
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a depth comes to. `flops`: of the whole pretraining, by PaLM's formula. `batch`: rows a step."""
+    """What follows from a depth. `flops`: of the whole pretraining, by PaLM's formula. `batch`: rows per step."""
 
     parameters: int
     tokens: int
@@ -41,7 +41,7 @@ class Size:
 
 
 def shape(depth: int, recipe: Recipe) -> dict[str, Any]:
-    """The `model` section."""
+    """The `model` section of a depth: `ASPECT` times as wide, without grouped-query attention."""
     width = ASPECT * depth
     heads = max(1, math.ceil(width / HEAD_DIM))
     mlp = math.ceil(MLP * width / MLP_MULTIPLE) * MLP_MULTIPLE
@@ -52,15 +52,16 @@ def shape(depth: int, recipe: Recipe) -> dict[str, Any]:
 
 
 def size(recipe: Recipe, vocabulary: int) -> Size:
-    """Horizon, rate and batch of the recipe's model.
+    """Horizon, learning rate and batch for the recipe's model.
 
-    Rate and batch by the fits of DeepSeek LLM (Bi et al. 2024, section 3.1) to the compute C: 0.3118 C^-0.1250, and
-    0.2920 C^0.3271 tokens, here the nearest power of two of rows.
+    Learning rate and batch by the fits of DeepSeek LLM (Bi et al. 2024, section 3.1) to the compute C:
+    0.3118 C^-0.1250, and 0.2920 C^0.3271 tokens, here rounded to a power of two of rows.
     """
+    # On the meta device a network has shapes but no numbers: its parameters are counted without memory for them.
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(configuration(recipe.model, vocabulary, 0, 0))
     window = recipe.pretrain.window
-    tokens = TOKENS_A_PARAMETER * parameters(network)
+    tokens = TOKENS_PER_PARAMETER * parameters(network)
     flops = flops_per_token(network, window) * tokens
     rows = 2 ** max(0, round(math.log2(0.2920 * flops**0.3271 / window)))
     return Size(
@@ -72,29 +73,30 @@ def size(recipe: Recipe, vocabulary: int) -> Size:
 def dial(depth: int, path: str) -> tuple[Recipe, Size]:
     """The recipe in `path` with a model of `depth` layers."""
     if depth < 1:
-        raise RecipeError(f"a depth of {depth} makes no model", "give 1 or more")
+        raise RecipeError(f"a depth of {depth} makes no model: it is the number of layers", "give 1 or more")
     base = load(path)
     if not isinstance(base.tokenizer, TrainedTokenizer):
         raise RecipeError(
-            f"{path}: the tokenizer {base.tokenizer.source!r} says how many ids there are only once it is loaded",
+            f"{path}: the size of the tokenizer {base.tokenizer.source!r} is known only once it is loaded, and the "
+            "embeddings count among the parameters",
             "start from a recipe with tokenizer.source: train",
         )
     vocabulary = base.tokenizer.vocabulary
     changes = {f"model.{key}": value for key, value in shape(depth, base).items()} | {"name": f"{base.name}-d{depth}"}
-    found = size(load(path, changes), vocabulary)
-    changes |= {"pretrain.optimizer.lr": found.lr, "pretrain.batch": found.batch, "pretrain.steps": found.steps}
-    return load(path, changes), found
+    chosen = size(load(path, changes), vocabulary)
+    changes |= {"pretrain.optimizer.lr": chosen.lr, "pretrain.batch": chosen.batch, "pretrain.steps": chosen.steps}
+    return load(path, changes), chosen
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("depth", type=int, help="layers")
-    parser.add_argument("--recipe", required=True, help="recipe for all that the dial does not set")
-    given = parser.parse_args()
-    recipe, found = dial(given.depth, given.recipe)
-    print(f"# {given.recipe} with a model of depth {given.depth}: {found.parameters:,} parameters, ")
-    print(f"# {found.tokens:,} tokens ({TOKENS_A_PARAMETER} a parameter), {found.flops:.2e} FLOP.")
+    parser.add_argument("--recipe", required=True, help="recipe for everything that the depth does not decide")
+    options = parser.parse_args()
+    recipe, chosen = dial(options.depth, options.recipe)
+    print(f"# {options.recipe} with a model of depth {options.depth}: {chosen.parameters:,} parameters,")
+    print(f"# {chosen.tokens:,} tokens ({TOKENS_PER_PARAMETER} per parameter), {chosen.flops:.2e} FLOP.")
     print("# The rules and their sources: training/depth.py. The rate is AdamW's; Muon's is the given recipe's.")
     print(recipe.to_yaml(), end="")
 

@@ -3,8 +3,9 @@
     deepspeed --num_gpus 2 training/pretrain.py --recipe recipes/demo.yaml --root .crawl2chat/data
     torchrun --nproc_per_node 2 -- training/pretrain.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
-Killed at any moment and started again it goes on from its last checkpoint and makes the same bytes; asked to stop by
-SIGTERM it saves first and exits with 85. `metrics.jsonl` and `samples.jsonl` of the artifact hold what it went through.
+Killed at any moment and started again it resumes from its last checkpoint and makes the same bytes; asked to stop by
+SIGTERM it saves first and exits with 85. The artifact holds the model, the metrics of each step (`metrics.jsonl`) and
+continuations of the recipe's prompts at each evaluation (`samples.jsonl`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from tokenizer.bpe import Tokenizer
 from tokenizer.chat import PAD
 from training.data import loader
 from training.engine import checkpoint
-from training.engine.engine import MAX_SKIPPED, micro_rows, rows_a_rank
+from training.engine.engine import MAX_SKIPPED, micro_rows, rows_per_rank
 from training.engine.loop import Loop, loss_ends
-from training.engine.losses import TokenLoss, token_loss
-from training.engine.optimizer import fall_begins
+from training.engine.losses import Batch, TokenLoss, token_loss
+from training.engine.optimizer import decay_start
 from training.launch import processes
 from training.launch.command import TrainingJob, parse
 from training.launch.processes import World
@@ -40,40 +41,40 @@ from training.launch.stage import open_stage
 from training.samples import SAMPLES
 
 STAGE = Stage("pretrain", 2, libraries=("torch", "transformers", "deepspeed"))
-VALIDATION_WINDOWS = 64  # looked at while training; all of them at the end
-SAMPLE_TOKENS = 32  # a sample's length, enough to see whether it says words or sentences
-TABLE_TOKENS = 50_000_000  # the tables count no more than these: their bigrams stay within some hundred MB
+VALIDATION_WINDOWS = 64  # evaluated during training, so that it costs little; all of the split at the end
+SAMPLE_TOKENS = 32  # a sample's length: enough to see whether the model has learned words or sentences
+TABLE_TOKENS = 50_000_000  # at most so many are counted for the n-gram tables, whose bigrams then take some hundred MB
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Both splits of a shard artifact, and how many bytes of text a validation token stands for.
+class PretrainingData:
+    """Both splits of a shard artifact, and how many bytes of text its validation tokens encode.
 
-    `others`: training splits mixed in, each with its share of the samples. `sources`: all artifacts they are from.
+    `mixed`: training splits of other artifacts, each with its share of the samples. `sources`: all these artifacts.
     """
 
     sources: tuple[Published, ...]
     train: loader.Stream
-    others: tuple[tuple[loader.Stream, float], ...]
+    mixed: tuple[tuple[loader.Stream, float], ...]
     validation: loader.Stream
     validation_tokens: int
     validation_bytes: int
 
-    def samples(self, window: int, seed: int) -> loader.Loader:
-        """What the model learns from."""
-        if not self.others:
+    def training_loader(self, window: int, seed: int) -> loader.Loader:
+        """The loader of training samples."""
+        if not self.mixed:
             return loader.Loader(self.train, window, seed)
-        own = 1 - sum(share for _, share in self.others)
-        return loader.Mixture([(self.train, own), *self.others], window, seed)
+        own = 1 - sum(share for _, share in self.mixed)
+        return loader.Mixture([(self.train, own), *self.mixed], window, seed)
 
     def verify(self) -> None:
-        """Raise `ArtifactError` where a file is not what its manifest says."""
+        """Raise `ArtifactError` if a file is not what its manifest says."""
         for source in self.sources:
             source.verify()
 
-    def bits_per_byte(self, cost: float) -> float:
-        """From nats a validation token."""
-        return bits_per_byte(cost, self.validation_tokens, self.validation_bytes)
+    def bits_per_byte(self, nats: float) -> float:
+        """Bits per byte of text, which tokenizers do not change, from nats per validation token."""
+        return bits_per_byte(nats, self.validation_tokens, self.validation_bytes)
 
 
 def inputs(job: TrainingJob) -> list[Published]:
@@ -87,68 +88,76 @@ def inputs(job: TrainingJob) -> list[Published]:
 
 
 def assets(job: TrainingJob) -> dict[str, str]:
-    """What a run begins with, where it is not nothing; a checkpoint of ours by what its commit file says of it."""
+    """Hashes of the weights or the checkpoint that the recipe begins with, for the fingerprint; without any, none."""
     section = job.recipe.pretrain
-    found = network.assets(section.weights)
+    hashes = network.assets(section.weights)
     if section.continue_from:
-        found["continue_from"] = artifact.digest(checkpoint.read_commit(job.storage, section.continue_from))
-    return found
+        # The commit file holds the hashes of all files of the checkpoint.
+        hashes["continue_from"] = artifact.digest(checkpoint.read_commit(job.storage, section.continue_from))
+    return hashes
 
 
-def open_corpus(shards: Published, tokenizer: Tokenizer, mix: Iterable[tuple[Published, float]] = ()) -> Corpus:
-    """Map the shards; refused where they are not this tokenizer's, or where nothing is held out."""
+def open_data(shards: Published, tokenizer: Tokenizer, mix: Iterable[tuple[Published, float]] = ()) -> PretrainingData:
+    """Map the shards into memory. `ArtifactError` if another tokenizer made them, or if there is no validation text."""
     numbers = ShardNumbers.of(shards)
     tokens, size = numbers.validation_tokens, numbers.validation_bytes
     if tokens < 2 or size < 1:
-        raise ArtifactError(f"{shards.folder} holds no validation text", "raise shard.validation in the recipe")
+        raise ArtifactError(
+            f"{shards.folder} holds no validation text, on which the model is evaluated",
+            "raise shard.validation in the recipe",
+        )
 
-    def opened(source: Published, split: str) -> loader.Stream:
-        return loader.open_split(source, split, tokenizer.vocabulary, tokenizer.sha256)
+    def split(source: Published, name: str) -> loader.Stream:
+        return loader.open_split(source, name, tokenizer.vocabulary, tokenizer.sha256)
 
-    mixed = list(mix)
-    others = tuple((opened(other, "train"), share) for other, share in mixed)
-    sources = (shards, *(other for other, _ in mixed))
-    return Corpus(sources, opened(shards, "train"), others, opened(shards, "validation"), tokens, size)
+    others = list(mix)
+    mixed = tuple((split(other, "train"), share) for other, share in others)
+    sources = (shards, *(other for other, _ in others))
+    return PretrainingData(sources, split(shards, "train"), mixed, split(shards, "validation"), tokens, size)
 
 
-def windows(stream: loader.Stream, window: int, most: int | None) -> Iterator[torch.Tensor]:
-    """The stream's windows in order, `window` + 1 ids each, the last one shorter; at most `most` of them."""
+def windows(stream: loader.Stream, window: int, limit: int | None) -> Iterator[torch.Tensor]:
+    """The first `limit` windows of the stream (None: all), `window` + 1 ids each; the stream's last one is shorter."""
     stop = stream.total - 1
     for n, start in enumerate(range(0, stop, window)):
-        if n == most:
+        if n == limit:
             return
         yield torch.from_numpy(stream.read(start, min(start + window, stop) + 1))
 
 
-def rows_of(ids: torch.Tensor, end_of_text: int | None) -> dict[str, torch.Tensor]:
-    """A batch of windows [rows, n]; with `end_of_text`, documents do not see each other."""
-    rows = {"ids": ids, "mask": torch.ones_like(ids)}
-    return rows if end_of_text is None else rows | {"positions": loader.document_positions(ids, end_of_text)}
+def as_batch(ids: torch.Tensor, end_of_text: int | None) -> Batch:
+    """A batch of windows [rows, n]. With `end_of_text`, no document attends to another."""
+    batch = {"ids": ids, "mask": torch.ones_like(ids)}
+    return batch if end_of_text is None else batch | {"positions": loader.document_positions(ids, end_of_text)}
 
 
 def validation_loss(
-    net: nn.Module, stream: loader.Stream, window: int, world: World, most: int | None, end_of_text: int | None = None
+    net: nn.Module, stream: loader.Stream, window: int, world: World, limit: int | None, end_of_text: int | None = None
 ) -> float:
-    """Mean nats a token over `most` windows of the stream (all with None), the ranks sharing them."""
-    rows = [ids for n, ids in enumerate(windows(stream, window, most)) if n % world.size == world.rank]
+    """Mean nats per token over the first `limit` windows of the stream (None: all), which the ranks share."""
+    own = [ids for n, ids in enumerate(windows(stream, window, limit)) if n % world.size == world.rank]
+    vocabulary = int(net.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    rows = micro_rows(VALIDATION_WINDOWS, window, vocabulary, world.device.type)
+    # Loss and tokens in float64: with millions of tokens a sum in float32 would lose the small losses.
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-    together = micro_rows(VALIDATION_WINDOWS, window, int(net.config.vocab_size), world.device.type)  # type: ignore[union-attr, arg-type]
     net.eval()
     with torch.no_grad():
-        for same in _of_one_length(rows, together):
-            rows_here = rows_of(torch.stack(same), end_of_text)
-            sums[0] += token_loss(net, {name: one.to(world.device) for name, one in rows_here.items()}).double()
-            sums[1] += rows_here["ids"][:, 1:].numel()
+        for group in _groups_of_one_length(own, rows):
+            rows_here = as_batch(torch.stack(group), end_of_text)
+            batch = {name: tensor.to(world.device) for name, tensor in rows_here.items()}
+            sums[0] += token_loss(net, batch).double()
+            sums[1] += batch["ids"][:, 1:].numel()
     net.train()
     if world.size > 1:
         dist.all_reduce(sums)
     return float(sums[0] / sums[1])
 
 
-def _of_one_length(rows: list[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:
+def _groups_of_one_length(rows: list[torch.Tensor], limit: int) -> Iterator[list[torch.Tensor]]:
+    """Rows in order, in groups of at most `limit` that `torch.stack` accepts: the last window is shorter."""
     group: list[torch.Tensor] = []
     for row in rows:
-        if group and (len(group) == most or len(group[0]) != len(row)):
+        if group and (len(group) == limit or len(group[0]) != len(row)):
             yield group
             group = []
         group.append(row)
@@ -156,13 +165,15 @@ def _of_one_length(rows: list[torch.Tensor], most: int) -> Iterator[list[torch.T
         yield group
 
 
-def samples(net: nn.Module, tokenizer: Tokenizer, prompts: list[str], step: int, world: World) -> list[dict[str, Any]]:
-    """Greedy continuations of the prompts, by rank 0; the others wait."""
-    made = []
+def continuations(
+    net: nn.Module, tokenizer: Tokenizer, prompts: list[str], step: int, world: World
+) -> list[dict[str, Any]]:
+    """Greedy continuations of the prompts, as rows of `step`, `prompt`, `text`; rank 0's, the other ranks have none."""
+    rows = []
     if world.first:
         net.eval()
-        for text in prompts:
-            ids = torch.tensor([tokenizer.encode_prompt(text)], device=world.device)
+        for prompt in prompts:
+            ids = torch.tensor([tokenizer.encode_prompt(prompt)], device=world.device)
             with torch.no_grad():
                 out = net.generate(  # type: ignore[operator]
                     ids,
@@ -172,33 +183,37 @@ def samples(net: nn.Module, tokenizer: Tokenizer, prompts: list[str], step: int,
                     eos_token_id=tokenizer.end_of_text,
                     pad_token_id=tokenizer.special(PAD),
                 )
-            made.append({"step": step, "prompt": text, "text": tokenizer.decode(out[0, ids.shape[1] :].tolist())})
+            rows.append({"step": step, "prompt": prompt, "text": tokenizer.decode(out[0, ids.shape[1] :].tolist())})
         net.train()
     processes.barrier(world)
-    return made
+    return rows
 
 
 class Pretraining(Loop):
-    """Windows of the shards, in an order that the seed decides, and what the model says on the way."""
+    """Next-token prediction on windows of the shards, in an order that the seed decides."""
 
     def __init__(
-        self, job: TrainingJob, world: World, building: Building, corpus: Corpus, tokenizer: Tokenizer
+        self, job: TrainingJob, world: World, building: Building, data: PretrainingData, tokenizer: Tokenizer
     ) -> None:
+        # 1. The model; a batch that the ranks cannot share is refused before it is built.
         recipe = job.recipe
-        rows_a_rank(recipe.pretrain.batch, world)
+        rows_per_rank(recipe.pretrain.batch, world)
         net = network.initial_model(recipe.model, recipe.pretrain.weights, tokenizer, recipe.seed)
         super().__init__(job, world, building, STAGE, net, tokenizer, recipe.pretrain.steps)
-        self.recipe, self.corpus = recipe.pretrain, corpus
+        self.recipe, self.data = recipe.pretrain, data
         self.end_of_text = tokenizer.end_of_text if recipe.pretrain.within_documents else None
-        self.start = recipe.pretrain.continue_from
-        self.checkpoints.before = fall_begins(self.steps, self.recipe.optimizer)
-        self.loader = corpus.samples(recipe.pretrain.window, recipe.seed)
+        self.continue_from = recipe.pretrain.continue_from
+        self.checkpoints.keep_until = decay_start(self.steps, self.recipe.optimizer)
+        # 2. The data: a pure function of the step, read by a thread while the step before runs.
+        self.loader = data.training_loader(recipe.pretrain.window, recipe.seed)
         self.prefetch = loader.Prefetch(self.loader, recipe.pretrain.batch, world.rank, world.size)
-        # Hashing ten billion tokens takes half a minute: the model learns meanwhile, and is not published before.
-        check = world.local_rank == 0 and job.storage.local
-        self.verified = ThreadPoolExecutor(1).submit(corpus.verify) if check else None
+        # Hashing ten billion tokens takes half a minute: a thread does it during the first steps, and nothing is
+        # published before it is done. One process per machine suffices; a remote root's files are hashed when copied.
+        verifies = world.local_rank == 0 and job.storage.local
+        self.verification = ThreadPoolExecutor(1).submit(data.verify) if verifies else None
+        # 3. What is reported.
         self.samples: list[dict[str, Any]] = []
-        self.flops = network.flops_per_token(net, recipe.pretrain.window)
+        self.flops_per_token = network.flops_per_token(net, recipe.pretrain.window)
 
     def state(self) -> dict[str, Any]:
         """See `Loop`; the loader's fingerprint guards the order of the windows."""
@@ -209,7 +224,7 @@ class Pretraining(Loop):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See `Loop`. Refused where the shards are others than those of the checkpoint."""
+        """See `Loop`. Raises an error if the checkpoint is of other shards, or does not fit the recipe's schedule."""
         super().restore(state)
         self.loader.check(state["loader"])
         if state["batch"] != self.recipe.batch:
@@ -226,9 +241,11 @@ class Pretraining(Loop):
         self.samples = state["samples"]
 
     def remedy(self) -> str:
-        """See `Loop`. Weights that a step before the broken ones made can become others by a lower rate."""
-        before = self.engine.done - MAX_SKIPPED - 1
-        folder = self.checkpoints.last(before) or (self.start if self.first_step <= before else None)
+        """See `Loop`; names the checkpoint from which a lower learning rate may help."""
+        # Skipped steps leave the weights as they are, so those of the last sound step would break again at any rate:
+        # the checkpoint must be at least one step older.
+        taken = self.engine.done - MAX_SKIPPED - 1
+        folder = self.checkpoints.newest(taken) or (self.continue_from if self.first_step <= taken else None)
         if folder is None:
             return super().remedy()
         return (
@@ -237,51 +254,52 @@ class Pretraining(Loop):
         )
 
     def step(self) -> dict[str, Any]:
-        """One step over windows."""
+        """See `Loop`."""
         started = time.perf_counter()
-        rows = rows_of(self.prefetch.batch(self.engine.done), self.end_of_text)
-        self.waited += time.perf_counter() - started
-        if self.verified and self.verified.done():
-            self.verified.result()
-        found = self.engine.step(rows, TokenLoss(self.recipe.optimizer.z_loss))
-        return {"loss": found.loss, "grad_norm": found.grad_norm, "lr": found.lr, "tokens": found.units}
+        batch = as_batch(self.prefetch.batch(self.engine.done), self.end_of_text)
+        self.data_seconds += time.perf_counter() - started
+        if self.verification and self.verification.done():
+            self.verification.result()  # raises its error here, at the first step after a damaged shard was found
+        metrics = self.engine.step(batch, TokenLoss(self.recipe.optimizer.z_loss))
+        return {"loss": metrics.loss, "grad_norm": metrics.grad_norm, "lr": metrics.lr, "tokens": metrics.units}
 
-    def validation_loss(self, most: int | None) -> float:
+    def validation_loss(self, limit: int | None) -> float:
         """See the function of this name."""
-        stream, window = self.corpus.validation, self.recipe.window
-        return validation_loss(self.net, stream, window, self.world, most, self.end_of_text)
+        stream, window = self.data.validation, self.recipe.window
+        return validation_loss(self.net, stream, window, self.world, limit, self.end_of_text)
 
     def evaluate(self) -> dict[str, Any]:
-        """Loss on part of what is held out, and samples."""
-        cost = self.validation_loss(VALIDATION_WINDOWS)
-        said = samples(self.net, self.tokenizer, self.recipe.prompts, self.engine.done, self.world)
-        self.samples += said
+        """Loss on part of the validation split; continuations of the prompts go into the progress and `samples`."""
+        nats = self.validation_loss(VALIDATION_WINDOWS)
+        rows = continuations(self.net, self.tokenizer, self.recipe.prompts, self.engine.done, self.world)
+        self.samples += rows
         if self.progress:
-            self.progress.say(self.engine.done, said)
+            self.progress.add_samples(self.engine.done, rows)
             lines.write(self.building.storage, f"{self.building.work}/{SAMPLES}", self.samples)
-        return {"validation_loss": cost, "bits_per_byte": self.corpus.bits_per_byte(cost)}
+        return {"validation_loss": nats, "bits_per_byte": self.data.bits_per_byte(nats)}
 
     def numbers(self) -> dict[str, Any]:
-        """Results for the manifest: the model on all that is held out, beside the tables. All ranks call it."""
-        cost = self.validation_loss(None)
+        """Results for the manifest, on the whole validation split, beside those of n-gram tables. All ranks call it."""
+        nats = self.validation_loss(None)
         if not self.world.first:
             return {}
-        held = self.corpus.validation.read(0, self.corpus.validation.total)
-        learned = self.corpus.train.read(0, min(self.corpus.train.total, TABLE_TOKENS))
-        tables = NgramTables(learned, self.tokenizer.vocabulary)
+        # The tables count training tokens and predict the same validation tokens: yardsticks that a model must beat.
+        validation = self.data.validation.read(0, self.data.validation.total)
+        counted = self.data.train.read(0, min(self.data.train.total, TABLE_TOKENS))
+        tables = NgramTables(counted, self.tokenizer.vocabulary)
         return loss_ends(self.metrics) | {
-            "validation_loss": round(cost, 6),
-            "bits_per_byte": round(self.corpus.bits_per_byte(cost), 6),
-            "unigram_bits_per_byte": round(self.corpus.bits_per_byte(tables.unigram_cost(held)), 6),
-            "bigram_bits_per_byte": round(self.corpus.bits_per_byte(tables.bigram_cost(held)), 6),
+            "validation_loss": round(nats, 6),
+            "bits_per_byte": round(self.data.bits_per_byte(nats), 6),
+            "unigram_bits_per_byte": round(self.data.bits_per_byte(tables.unigram_cost(validation)), 6),
+            "bigram_bits_per_byte": round(self.data.bits_per_byte(tables.bigram_cost(validation)), 6),
             "bigram_weight": round(tables.weight, 6),
             "tokens_seen": sum(row["tokens"] for row in self.metrics),
         }
 
     def publish_model(self) -> None:
-        """See `Loop.publish`. Not before the shards proved to be what their manifest says."""
-        if self.verified:
-            self.verified.result()
+        """See `Loop.publish`. Waits until the shards are verified."""
+        if self.verification:
+            self.verification.result()
         numbers = self.numbers()
         files = [lines.write_rows(self.building, SAMPLES, self.samples)] if self.world.first else []
         self.publish(numbers, files=files)
@@ -293,10 +311,10 @@ def main() -> None:
     world = processes.start(job.recipe.seed)
     opened, sources = open_stage(job, world, STAGE, lambda: inputs(job), lambda: assets(job))
     if isinstance(opened, Building):
-        shards, made_by, *others = sources
-        tokenizer = Tokenizer.load(made_by.on_disk())
+        shards, tokenizer_source, *others = sources
+        tokenizer = Tokenizer.load(tokenizer_source.on_disk())
         mix = zip(others, job.recipe.pretrain.mix.values(), strict=True)
-        stage = Pretraining(job, world, opened, open_corpus(shards, tokenizer, mix), tokenizer)
+        stage = Pretraining(job, world, opened, open_data(shards, tokenizer, mix), tokenizer)
         stage.run()
         stage.publish_model()
     processes.barrier(world)

@@ -1,12 +1,13 @@
-"""Stage `rl`: GRPO on tasks with a verifier: sample many answers, score them, learn from the difference.
+"""Stage `rl`: GRPO on tasks with a verifier: sample many answers per question, score them, learn from the difference.
 
     deepspeed --num_gpus 2 training/rl.py --recipe recipes/demo.yaml --root .crawl2chat/data
     torchrun --nproc_per_node 2 -- training/rl.py --recipe recipes/demo.yaml --root .crawl2chat/data
 
-Each step samples anew from the model it then moves (on-policy: the ratio of GRPO's objective is 1). A group whose
-answers all score alike says nothing: it leaves the mean, not the step. The reward is the verifier's and nothing else:
-no bonus for a call or a short answer, no KL penalty towards the model before. Shao et al. 2024 (DeepSeekMath), section
-4.1; one denominator over all sampled tokens as in Yu et al. 2025 (DAPO), section 3.3.
+Each step samples from the model that it then updates (on-policy: the ratio of GRPO's objective is 1). A group whose
+answers all have the same reward has no advantage to learn from: its tokens are left out of the loss and of its mean.
+The reward is the verifier's and nothing else: no bonus for a tool call or a short answer, no KL penalty towards the
+model before. Shao et al. 2024 (DeepSeekMath), section 4.1; one denominator over all sampled tokens as in Yu et al. 2025
+(DAPO), section 3.3.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from inference.tools import load_tools
 from pipeline import command
 from pipeline.artifact import Building, Published, Stage
 from tokenizer.chat import PAD, prompt
-from training.engine.engine import rows_a_rank
+from training.engine.engine import rows_per_rank
 from training.engine.loop import Loop
 from training.engine.losses import Batch, supervised
 from training.launch import processes
 from training.launch.command import TrainingJob, parse
 from training.launch.processes import World
-from training.launch.stage import continued, open_stage
+from training.launch.stage import load_model, open_stage
 from training.rollouts import rewards
-from training.rollouts.advantages import advantages
-from training.rollouts.questions import Asked, Questions
+from training.rollouts.advantages import group_advantages
+from training.rollouts.questions import Questions, TaskQuestion
 
 STAGE = Stage("rl", 2, libraries=("torch", "transformers", "deepspeed"))
-EVALUATION_QUESTIONS = 64  # held out, measured between steps; the evaluation stage asks more, and others
+EVALUATION_QUESTIONS = 64  # of the held-out split, between steps; the evaluation stage has more, and others
 EVALUATION_SAMPLES = 4  # per question, at temperature 1
-GAP_ROWS = 8  # samples per rank whose log-probabilities are computed twice, every step
+GAP_ROWS = 8  # samples per rank and step whose log-probabilities sampler and trainer both compute: a cheap spot check
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class PolicyLoss:
     temperature: float
 
     def log_probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Of each id but the first, at the temperature it was sampled at [rows, n - 1]."""
+        """Log-probability of each id but the first [rows, n - 1], at the temperature of sampling."""
         ids = batch["ids"]
-        logits = model(input_ids=ids[:, :-1], attention_mask=batch["seen"][:, :-1], use_cache=False).logits
+        logits = model(input_ids=ids[:, :-1], attention_mask=batch["attention_mask"][:, :-1], use_cache=False).logits
         return log_probabilities(logits.float() / self.temperature, ids[:, 1:])
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -64,57 +65,58 @@ class PolicyLoss:
 
 
 class Reinforcement(Loop):
-    """Rollouts of this rank's share of the questions, and the step they lead to."""
+    """GRPO: rollouts for this rank's share of a step's questions, and the optimizer step on them."""
 
     def __init__(self, job: TrainingJob, world: World, building: Building, source: Published) -> None:
         self.rl = job.recipe.rl
-        self.share = rows_a_rank(self.rl.prompts, world)
-        super().__init__(job, world, building, STAGE, *continued(source), self.rl.steps)
+        self.rank_questions = rows_per_rank(self.rl.prompts, world)
+        super().__init__(job, world, building, STAGE, *load_model(source), self.rl.steps)
         self.questions = Questions(self.rl.tasks, job.recipe.seed)
         self.sampler = Sampler(self.net, self.tokenizer, load_tools(job.recipe.assistant.tools))
         self.loss = PolicyLoss(self.rl.temperature)
 
-    def prompts(self, asked: list[Asked]) -> list[list[int]]:
-        """Ids of the questions, up to the answer."""
-        return [prompt(one.question.messages(), self.tokenizer) for one in asked]
+    def prompt_ids(self, questions: list[TaskQuestion]) -> list[list[int]]:
+        """Ids of each question's conversation, up to the answer."""
+        return [prompt(question.question.messages(), self.tokenizer) for question in questions]
 
     def rollout(self, prompts: list[list[int]], samples: int, temperature: float, numbers: list[int]) -> list[Sample]:
-        """`samples` of each prompt, in order; `numbers` name the questions, for their seeds."""
+        """`samples` per prompt, in the order of prompts. `numbers` identify the questions, for the samples' seeds."""
         repeated = [ids for ids in prompts for _ in range(samples)]
-        drawn = [seed for number in numbers for seed in seeds(f"{self.job.recipe.seed}:rl:{number}", samples)]
-        return self.sampler.sample(repeated, Sampling(self.rl.max_new_tokens, temperature), drawn)
+        row_seeds = [seed for number in numbers for seed in seeds(f"{self.job.recipe.seed}:rl:{number}", samples)]
+        return self.sampler.sample(repeated, Sampling(self.rl.max_new_tokens, temperature), row_seeds)
 
-    def scores(self, asked: list[Asked], samples: list[Sample]) -> list[float]:
-        """Rewards of samples, as many of each question."""
-        each = len(samples) // len(asked)
-        return rewards.scores(self.sampler, [one for one in asked for _ in range(each)], samples)
+    def scores(self, questions: list[TaskQuestion], samples: list[Sample]) -> list[float]:
+        """Rewards of samples, of which each question has as many."""
+        group = len(samples) // len(questions)
+        return rewards.scores(self.sampler, [question for question in questions for _ in range(group)], samples)
 
     def step(self) -> dict[str, Any]:
-        """Sample, score, learn."""
-        # 1. This rank's questions of the step, and some samples of each from the model as it is now.
-        first = self.engine.done * self.rl.prompts + self.world.rank * self.share
-        numbers = list(range(first, first + self.share))
-        asked = [self.questions.at(number) for number in numbers]
-        prompts = self.prompts(asked)
+        """See `Loop`: sample, score, learn."""
+        # 1. This rank's questions of the step, and a group of samples for each from the model as it is now.
+        first = self.engine.done * self.rl.prompts + self.world.rank * self.rank_questions
+        numbers = list(range(first, first + self.rank_questions))
+        questions = [self.questions.at(number) for number in numbers]
+        prompts = self.prompt_ids(questions)
         self.engine.refresh_plain()
         samples = self.rollout(prompts, self.rl.samples, self.rl.temperature, numbers)
-        # 2. Rewards [questions, samples], and how much better each sample is than the others of its question.
-        scored = torch.tensor(self.scores(asked, samples)).view(len(asked), -1)
-        relative, informative = advantages(scored)
-        batch = self.batch([ids for ids in prompts for _ in range(self.rl.samples)], samples, relative, informative)
-        # 3. The numbers of the step over all ranks.
-        told, informative_groups = self._numbers(scored, informative, samples, batch)
+        # 2. Rewards [questions, samples], and the advantage of each sample over the others of its group.
+        scored = torch.tensor(self.scores(questions, samples)).view(len(questions), -1)
+        advantages, informative = group_advantages(scored)
+        batch = self.batch([ids for ids in prompts for _ in range(self.rl.samples)], samples, advantages, informative)
+        # 3. Metrics over all ranks.
+        metrics, informative_groups = self._rollout_metrics(scored, informative, samples, batch)
         if not informative_groups:  # every group of every rank scored alike: there is nothing to learn in this step
             self.engine.done += 1
-            return told | {"loss": 0.0, "grad_norm": 0.0}
+            return metrics | {"loss": 0.0, "grad_norm": 0.0}
         # 4. One optimizer step towards the better samples.
-        moved = self.engine.step(batch, self.loss)
-        return told | {"loss": moved.loss, "grad_norm": moved.grad_norm, "lr": moved.lr}
+        update = self.engine.step(batch, self.loss)
+        return metrics | {"loss": update.loss, "grad_norm": update.grad_norm, "lr": update.lr}
 
-    def _numbers(
+    def _rollout_metrics(
         self, scored: Tensor, informative: Tensor, samples: list[Sample], batch: Batch
     ) -> tuple[dict[str, Any], int]:
-        """Numbers of the step, and how many groups of all ranks have differing rewards."""
+        """Metrics of the step's rollouts, and how many groups of all ranks are informative (their rewards differ)."""
+        # Sums, not means: the mean over ranks is taken once, of the sums of all.
         sums = torch.tensor(
             [
                 float(scored.sum()),
@@ -126,71 +128,82 @@ class Reinforcement(Loop):
             dtype=torch.float64,
             device=self.world.device,
         )
-        gap = torch.tensor(self._gap(batch, samples), dtype=torch.float64, device=self.world.device)
+        gap = torch.tensor(self._logprob_gap(batch, samples), dtype=torch.float64, device=self.world.device)
         if self.world.size > 1:
             dist.all_reduce(sums)
             dist.all_reduce(gap, op=dist.ReduceOp.MAX)
         reward, length, tools, count, groups = sums.tolist()
-        numbers = {
+        metrics = {
             "reward": reward / count,
             "length": length / count,
             "tool_rate": tools / count,
             "informative_groups": groups / self.rl.prompts,
             "logprob_gap": float(gap),
         }
-        return numbers, round(groups)
+        return metrics, round(groups)
 
     def batch(
-        self, prompts: list[list[int]], samples: list[Sample], relative: Tensor, informative: Tensor
+        self, prompts: list[list[int]], samples: list[Sample], advantages: Tensor, informative: Tensor
     ) -> dict[str, Tensor]:
-        """Rows [n, longest] of ids, mask (sampled tokens of informative groups), seen and advantages; padded right."""
+        """The rows to learn from, prompt and sample, padded on the right to the longest: `ids`, `attention_mask` and
+        `mask` (tokens the model sampled, in informative groups) [rows, longest], `advantages` [rows].
+        """
         longest = max(len(ids) + len(sample.ids) for ids, sample in zip(prompts, samples, strict=True))
         ids = torch.full((len(samples), longest), self.tokenizer.special(PAD))
-        mask, seen = torch.zeros_like(ids), torch.zeros_like(ids)
-        each = len(samples) // len(informative)
-        for row, (before, sample) in enumerate(zip(prompts, samples, strict=True)):
-            size = len(before) + len(sample.ids)
-            ids[row, :size] = torch.tensor([*before, *sample.ids])
-            seen[row, :size] = 1
-            if informative[row // each]:
-                mask[row, len(before) : size] = torch.tensor(sample.mask)
-        return {"ids": ids, "mask": mask, "seen": seen, "advantages": relative.flatten()}
+        mask, attention_mask = torch.zeros_like(ids), torch.zeros_like(ids)
+        group = len(samples) // len(informative)
+        for row, (prompt_ids, sample) in enumerate(zip(prompts, samples, strict=True)):
+            size = len(prompt_ids) + len(sample.ids)
+            ids[row, :size] = torch.tensor([*prompt_ids, *sample.ids])
+            attention_mask[row, :size] = 1
+            if informative[row // group]:
+                mask[row, len(prompt_ids) : size] = torch.tensor(sample.mask)  # 0 at a tool's output
+        return {"ids": ids, "mask": mask, "attention_mask": attention_mask, "advantages": advantages.flatten()}
 
-    def _gap(self, batch: Batch, samples: list[Sample]) -> float:
-        """Largest gap between the sampler's and the trainer's log-probabilities, on the first rows (trl#4772)."""
+    def _logprob_gap(self, batch: Batch, samples: list[Sample]) -> float:
+        """Largest difference of the sampler's and the trainer's log-probabilities in the first rows (trl#4772).
+
+        On-policy training takes the two for equal; a wrong mask, position or temperature shows here first.
+        """
         part = {name: rows[:GAP_ROWS].to(self.world.device) for name, rows in batch.items()}
         self.net.eval()
         with torch.no_grad():
-            learned = self.loss.log_probabilities(self.net, part).cpu()
+            trainer = self.loss.log_probabilities(self.net, part).cpu()
         self.net.train()
-        most = 0.0
+        largest = 0.0
         for row, sample in enumerate(samples[:GAP_ROWS]):
-            end = int(batch["seen"][row].sum()) - 1
-            own = torch.tensor(sample.mask, dtype=torch.bool)
-            gaps = (learned[row, end - len(sample.ids) : end] - torch.tensor(sample.logprobs)).abs()
-            most = max(most, float(gaps[own].max()))
-        return most
+            end = int(batch["attention_mask"][row].sum()) - 1  # log-probabilities begin with the second id
+            sampled = torch.tensor(sample.mask, dtype=torch.bool)
+            gaps = (trainer[row, end - len(sample.ids) : end] - torch.tensor(sample.logprobs)).abs()
+            largest = max(largest, float(gaps[sampled].max()))
+        return largest
 
     def evaluate(self) -> dict[str, Any]:
-        """Greedy and sampled accuracy of each task on held-out questions, which the ranks share."""
+        """Greedy and sampled accuracy per task on held-out questions, which the ranks share."""
+        # 1. This rank's share of the questions. For the seeds their numbers are negative, as no training question's is.
         held_out = self.questions.held_out(EVALUATION_QUESTIONS)
-        names = [task.name for task in self.questions.tasks]
-        count = {name: sum(one.task.name == name for one in held_out) for name in names}
+        tasks = [task.name for task in self.questions.tasks]
+        count = {name: sum(question.task.name == name for question in held_out) for name in tasks}
         share = range(self.world.rank, len(held_out), self.world.size)
-        mine = [held_out[number] for number in share]
-        numbers: dict[str, Any] = {}
-        for how, temperature, each in (("greedy_accuracy", 0.0, 1), ("sampled_accuracy", 1.0, EVALUATION_SAMPLES)):
-            right = torch.zeros(len(names), dtype=torch.float64, device=self.world.device)
-            if mine:
-                samples = self.rollout(self.prompts(mine), each, temperature, [-1 - number for number in share])
-                for place, score in enumerate(self.scores(mine, samples)):
-                    right[names.index(mine[place // each].task.name)] += score
+        own = [held_out[number] for number in share]
+        # 2. Correct answers per task, summed over ranks; a rank without a question takes part in the sum alone.
+        metrics: dict[str, Any] = {}
+        for metric, temperature, samples_each in (
+            ("greedy_accuracy", 0.0, 1),
+            ("sampled_accuracy", 1.0, EVALUATION_SAMPLES),
+        ):
+            correct = torch.zeros(len(tasks), dtype=torch.float64, device=self.world.device)
+            if own:
+                samples = self.rollout(self.prompt_ids(own), samples_each, temperature, [-1 - n for n in share])
+                for row, score in enumerate(self.scores(own, samples)):
+                    correct[tasks.index(own[row // samples_each].task.name)] += score
             if self.world.size > 1:
-                dist.all_reduce(right)
-            numbers |= {
-                f"{name}.{how}": value / (count[name] * each) for name, value in zip(names, right.tolist(), strict=True)
+                dist.all_reduce(correct)
+            metrics |= {
+                f"{name}.{metric}": value / (count[name] * samples_each)
+                for name, value in zip(tasks, correct.tolist(), strict=True)
             }
-        return numbers
+        return metrics
 
     def numbers(self) -> dict[str, Any]:
         """Results for the manifest."""

@@ -1,8 +1,8 @@
-"""What a model says to the same prompts while it learns, step after step, of a run that is over or under way.
+"""Continuations of the same prompts while a model learns, step by step, of a run that has ended or is under way.
 
     python -m training.samples --root .crawl2chat/data [--run …] [--prompt The]
 
-Pretraining writes them at every evaluation; of a run under way it shows those there are.
+Pretraining writes them at every evaluation; of a run under way this shows those written so far.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ SAMPLES = "samples.jsonl"
 
 
 def read(storage: Storage, run: str) -> list[dict[str, str]]:
-    """Rows of `step`, `prompt`, `text` of the run's pretraining: from its artifact, or from its work so far."""
-    found = artifact.pointer(storage, run, "pretrain")
-    if found is None:
+    """Rows of `step`, `prompt`, `text` of the run's pretraining: from its artifact, or while it runs from its work."""
+    pointer = artifact.pointer(storage, run, "pretrain")
+    if pointer is None:
         raise ArtifactError(f"pretrain has not run in run {run!r} below {storage.root}", "name another --run")
-    name = f"{found.work if found.state == 'running' else found.folder}/{SAMPLES}"
+    name = f"{pointer.work if pointer.state == 'running' else pointer.folder}/{SAMPLES}"
     if not storage.exists(name):
-        raise ArtifactError(f"{storage.path(name)} does not exist", "wait for pretrain.evaluate_every steps")
+        raise ArtifactError(
+            f"{storage.path(name)} does not exist: pretraining writes it at its first evaluation",
+            "wait until pretrain.evaluate_every steps are done",
+        )
+    # `splitlines` would cut at U+2028 inside a text.
     return [json.loads(line) for line in storage.read(name).decode().split("\n") if line]
 
 
@@ -32,15 +36,15 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
-    parser.add_argument("--run", help="default: the one whose pretraining began last")
-    parser.add_argument("--prompt", action="append", help="only these; default: all of the recipe's")
-    given = parser.parse_args()
-    storage = Storage(given.root)
-    if not (runs := [given.run] if given.run else artifact.runs_with(storage, "pretrain", running=True)):
+    parser.add_argument("--run", help="name of the run; default: the one whose pretraining began last")
+    parser.add_argument("--prompt", action="append", help="show this one only (repeatable); default: all")
+    options = parser.parse_args()
+    storage = Storage(options.root)
+    if not (runs := [options.run] if options.run else artifact.runs_with(storage, "pretrain", running=True)):
         raise ArtifactError(f"no run below {storage.root} has begun pretrain", "run pretrain first")
     rows = read(storage, artifact.run_name(runs[-1]))
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
-        if given.prompt is None or prompt in given.prompt:
+        if options.prompt is None or prompt in options.prompt:
             print(f"{prompt!r}")
             for row in rows:
                 if row["prompt"] == prompt:

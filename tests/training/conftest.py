@@ -1,4 +1,4 @@
-"""One thread a process: the models here are tiny, and two threads on a busy machine only wait for each other."""
+"""One thread per process: the models here are tiny, and two threads on a busy machine only wait for each other."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`training.launch.processes` shares the cores among so many processes; test processes that start inherit it."""
+    """Have `training.launch.processes` share the cores among so many processes, in this one and in ranks it starts."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1024")

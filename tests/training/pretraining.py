@@ -1,4 +1,4 @@
-"""A pretraining of a second for tests: its recipe, its shards, and what it made."""
+"""For tests: a pretraining that takes a second, with its recipe, its shards, and its artifact."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ WORDS = [
 
 
 def documents(count: int) -> list[str]:
-    """Text with something to learn: a word leaves three choices for the next."""
-    chooser = random.Random(1)
-    made = []
+    """Text with something to learn: after each word only three others may follow."""
+    generator = random.Random(1)
+    texts = []
     for _ in range(count):
-        at, words = chooser.randrange(len(WORDS)), []
+        word, words = generator.randrange(len(WORDS)), []
         for _ in range(60):
-            at = (at * 3 + chooser.choice((1, 4, 6))) % len(WORDS)
-            words.append(WORDS[at])
-        made.append(" ".join(words) + ".")
-    return made
+            word = (word * 3 + generator.choice((1, 4, 6))) % len(WORDS)
+            words.append(WORDS[word])
+        texts.append(" ".join(words) + ".")
+    return texts
 
 
 def small(folder: Path, **pretraining: Any) -> Path:
-    """The demo recipe with a model of a thousandth and `steps` of a second."""
+    """The demo recipe with a tiny model, whose pretraining takes a second, and these changes of `pretrain`."""
     data = support.demo(64)
     data["tokenizer"]["vocabulary"] = 512
     data["sft"]["window"] = 32
@@ -45,23 +45,28 @@ def small(folder: Path, **pretraining: Any) -> Path:
 
 
 def publish(root: Path, path: Path, vocabulary: int | None = None, given: Path | None = None) -> Published:
-    """Tokenizer and shard artifacts of a run, as the stages of the corpus leave them; the tokenizer that of `given`."""
+    """Publish tokenizer and shards as the stages of the corpus do. `given`: folder of a tokenizer to use.
+
+    `vocabulary`: what the shards' manifest says of it, where that is to differ from the tokenizer's.
+    """
     chosen, storage = recipe.load(path), Storage(root)
 
     def opened(name: str, inputs: list[artifact.Input]) -> artifact.Building:
-        made = artifact.open_stage(
+        building = artifact.open_stage(
             storage, chosen.name, Stage(name, 1), chosen.section(name), chosen.seed, inputs, force=True
         )
-        assert isinstance(made, artifact.Building)
-        return made
+        assert isinstance(building, artifact.Building)
+        return building
 
+    # 1. The tokenizer.
     texts = documents(120)
     building = opened("tokenizer", [])
     source = bpe.pretrained(str(given)) if given else bpe.train(texts, 512, "qwen2")
     storage.write(building.file("tokenizer.json"), source)
-    made_by = building.publish([describe(storage, building.pointer.folder, "tokenizer.json", 1)])
+    tokenizer_artifact = building.publish([describe(storage, building.pointer.folder, "tokenizer.json", 1)])
     tokenizer = bpe.Tokenizer.from_bytes(source)
-    building = opened("shard", [made_by.as_input()])
+    # 2. Two shards per split, without the sidecar of documents: training reads .bin and .idx only.
+    building = opened("shard", [tokenizer_artifact.as_input()])
     files: list[artifact.File] = []
     numbers: dict[str, Any] = {"tokenizer": tokenizer.sha256, "vocabulary": vocabulary or tokenizer.vocabulary}
     for split, part in (("validation", texts[:20]), ("train", texts[20:])):
@@ -77,9 +82,11 @@ def publish(root: Path, path: Path, vocabulary: int | None = None, given: Path |
     return building.publish(files, numbers=numbers | {"dtype": dtype.name})
 
 
-def made(root: Path) -> Published:
-    return support.made(root, "pretrain")
+def artifact_of(root: Path) -> Published:
+    """The published pretraining."""
+    return support.artifact_of(root, "pretrain")
 
 
 def hashes(root: Path) -> dict[str, str]:
-    return {file.path: file.sha256 for file in made(root).content.files}
+    """SHA-256 of each file of the published pretraining."""
+    return {file.path: file.sha256 for file in artifact_of(root).content.files}

@@ -1,4 +1,4 @@
-"""Shared by the tests of the training stages: a tiny recipe, untrained models as artifacts, ranks as processes."""
+"""For the tests of the training stages: a tiny recipe, models and shards as artifacts, ranks as processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def demo(window: int) -> dict[str, Any]:
-    """The demo recipe with a model of a thousandth, to be changed further."""
+    """The demo recipe as plain data, with a model a thousandth of its size."""
     data: dict[str, Any] = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
     data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
     data["model"]["window"] = data["pretrain"]["window"] = data["sft"]["window"] = window
@@ -44,7 +44,7 @@ def demo(window: int) -> dict[str, Any]:
 
 
 def write(data: dict[str, Any], folder: Path) -> Path:
-    """The recipe as a file."""
+    """Write the recipe as a file and return its path."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(data, allow_unicode=True))
     return path
@@ -58,7 +58,7 @@ def publish(
     net: nn.Module | None = None,
     inputs: Sequence[Published] = (),
 ) -> Published:
-    """A model (without `net` an untrained one), as `stage` leaves one that read `inputs`."""
+    """Publish a model (without `net` an untrained one) as the artifact of `stage`, made from `inputs`."""
     chosen, storage = recipe.load(path), Storage(root)
     section = {name: chosen.section(name) for name in SECTIONS[stage]}
     read = [source.as_input() for source in inputs]
@@ -74,7 +74,7 @@ def publish(
 
 
 def run(stage: ModuleType, root: Path, path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
-    """The stage's `main` in this process, which keeps its process group and its own SIGTERM."""
+    """Run the stage's `main` in this process, whose process group and handler of SIGTERM stay."""
     monkeypatch.setattr(sys, "argv", [f"{stage.STAGE.name}.py", "--recipe", str(path), "--root", str(root), *options])
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -83,8 +83,14 @@ def run(stage: ModuleType, root: Path, path: Path, monkeypatch: pytest.MonkeyPat
         signal.signal(signal.SIGTERM, before)
 
 
-def made(root: Path, stage: str) -> Published:
+def artifact_of(root: Path, stage: str) -> Published:
+    """What a stage of the run published."""
     return artifact.of_run(Storage(root), "demo", stage)
+
+
+def content_hash(root: Path, stage: str) -> str:
+    """Hash of all that a stage of the run published."""
+    return artifact_of(root, stage).manifest.content_hash
 
 
 def rows(published: Published) -> list[dict[str, Any]]:
@@ -93,7 +99,7 @@ def rows(published: Published) -> list[dict[str, Any]]:
 
 
 def ranks(size: int, *command: str | Path) -> list[subprocess.Popen[str]]:
-    """`python <command>` as so many ranks of a launch on this machine."""
+    """Start `python <command>` as a launch of `size` ranks on this machine."""
     port, running = processes._free_port(), []
     for rank in range(size):
         env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
@@ -104,33 +110,33 @@ def ranks(size: int, *command: str | Path) -> list[subprocess.Popen[str]]:
 
 
 def stage_ranks(size: int, script: str, root: Path, path: Path) -> list[subprocess.Popen[str]]:
-    """`training/<script>` of a recipe, as `ranks`."""
+    """Start `training/<script>` for a recipe, as `ranks`."""
     return ranks(size, REPOSITORY / "training" / script, "--recipe", path, "--root", root)
 
 
 def finish(running: list[subprocess.Popen[str]], code: int = 0, seconds: float = 300) -> str:
-    """Until all ranks ended, each with `code`; what rank 0 said."""
-    said = [process.communicate(timeout=seconds)[0] for process in running]
-    assert [process.returncode for process in running] == [code] * len(running), "\n".join(said)
-    return said[0]
+    """Wait until all ranks have ended, each with `code`; returns rank 0's output."""
+    outputs = [process.communicate(timeout=seconds)[0] for process in running]
+    assert [process.returncode for process in running] == [code] * len(running), "\n".join(outputs)
+    return outputs[0]
 
 
 def wait_for_step(root: Path, stage: str, step: int, running: list[subprocess.Popen[str]]) -> None:
-    """Until the progress of these processes, not of earlier ones, speaks of this step."""
+    """Wait until the progress of these processes, not of earlier ones, has reached this step."""
     storage, now = Storage(root), time.time()
     for _ in range(3000):
         pointer = artifact.pointer(storage, "demo", stage)
         folder = f"{pointer.work}/progress" if pointer else "none"
         if any(event.done >= step and event.time > now for event in progress.events(storage, folder)):
             return
-        over = [process for process in running if process.poll() is not None]
-        assert not over, over[0].communicate(timeout=60)[0]
+        ended = [process for process in running if process.poll() is not None]
+        assert not ended, ended[0].communicate(timeout=60)[0]
         time.sleep(0.05)
     raise AssertionError(f"step {step} was not reached")
 
 
 def publish_shards(root: Path, split: dict[str, list[list[int]]], vocabulary: int = 65_535) -> Published:
-    """A shard artifact of these documents (uint16), by file name."""
+    """Publish a shard artifact of these documents' ids (uint16), listed by file name."""
     storage = Storage(root)
     opened = artifact.open_stage(storage, "demo", Stage("shard", 1), {"n": str(split)}, 1, [], force=True)
     assert isinstance(opened, Building)

@@ -1,4 +1,4 @@
-"""Conversation files: what is refused and how, and that the bundled sets keep what they promise."""
+"""Conversation files: which lines are refused, with which errors, and what the project's own sets contain."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ def write(folder: Path, *lines: Any) -> Path:
 
 
 def plain(text: str) -> str:
-    """A wording without case and punctuation."""
+    """The text without case and punctuation, to compare wordings."""
     return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
 
 
 def users(name: str) -> list[str]:
+    """The first turns of a set of the project's own."""
     return [str(messages[0]["content"]) for messages in conversations.read(DATA / f"{name}.jsonl")]
 
 
@@ -49,14 +50,14 @@ def test_a_file_is_read_in_order(tmp_path: Path) -> None:
     }
     line = json.dumps(GOOD, ensure_ascii=False).replace("Hello", "a\u2028b")
     path = write(tmp_path, GOOD, "", line, {"messages": [{"role": "user", "content": "1+1"}, call]})
-    found = list(conversations.read(path))
-    assert [len(messages) for messages in found] == [2, 2, 2]
-    assert found[1][1]["content"] == "a\u2028b"
-    assert found[2][1] == call
+    read = list(conversations.read(path))
+    assert [len(messages) for messages in read] == [2, 2, 2]
+    assert read[1][1]["content"] == "a\u2028b"
+    assert read[2][1] == call
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", ":2: line: "),
         ({"text": "x"}, ":2: messages: Field required"),
@@ -67,13 +68,13 @@ def test_a_file_is_read_in_order(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": "x"}]}, ":2: messages: no turn of the assistant"),
     ],
 )
-def test_errors_name_file_line_and_key(line: Any, said: str, tmp_path: Path) -> None:
+def test_errors_name_file_line_and_key(line: Any, message: str, tmp_path: Path) -> None:
     path = write(tmp_path, GOOD, line)
-    with pytest.raises(InputError, match=re.escape(f"{path}{said}")):
+    with pytest.raises(InputError, match=re.escape(f"{path}{message}")):
         list(conversations.read(path))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_or_set_is_refused(tmp_path: Path) -> None:
     for call in (lambda p: conversations.load(sft([p]), [], 1), lambda p: conversations.assets([p])):
         with pytest.raises(InputError, match="cannot be read"):
             call(str(tmp_path / "none.jsonl"))
@@ -84,37 +85,37 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_sources_are_mixed_by_the_seed(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     section = sft(["builtin:identity", str(path)], {"arithmetic": 50})
-    found = conversations.load(section, [], 1)
-    assert found == conversations.load(section, [], 1) != conversations.load(section, [], 2)
-    assert len(found) == 5 * len(users("identity")) + 50 + 1
-    assert found.count(list(map(Message, GOOD["messages"]))) == 1  # type: ignore[arg-type]
+    loaded = conversations.load(section, [], 1)
+    assert loaded == conversations.load(section, [], 1) != conversations.load(section, [], 2)
+    assert len(loaded) == 5 * len(users("identity")) + 50 + 1
+    assert loaded.count(list(map(Message, GOOD["messages"]))) == 1  # type: ignore[arg-type]
 
 
 def test_assets_change_with_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     sources = ["builtin:smalltalk", str(path)]
-    found = conversations.assets(sources)
-    assert found[str(path)] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert set(found) == {"builtin:smalltalk", str(path)}
+    assets = conversations.assets(sources)
+    assert assets[str(path)] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert set(assets) == {"builtin:smalltalk", str(path)}
     write(tmp_path, GOOD, GOOD)
-    assert conversations.assets(sources)[str(path)] != found[str(path)]
+    assert conversations.assets(sources)[str(path)] != assets[str(path)]
 
 
-def test_a_task_shows_both_ways_where_the_tool_is_there_and_training_pairs_only() -> None:
-    found = conversations.load(sft([], {"arithmetic": 400}), ["calculator"], 1)
-    calls = [isinstance(messages[1]["content"], list) for messages in found]
-    assert len(found) == 400 and 150 < sum(calls) < 250
-    for messages in found:
+def test_a_task_teaches_with_and_without_the_tool_on_training_pairs_only() -> None:
+    loaded = conversations.load(sft([], {"arithmetic": 400}), ["calculator"], 1)
+    calls = [isinstance(messages[1]["content"], list) for messages in loaded]
+    assert len(loaded) == 400 and 150 < sum(calls) < 250
+    for messages in loaded:
         a, b = map(int, re.findall(r"\d+", str(messages[0]["content"])))
         assert Arithmetic.split(a, b) == "train"
         content = messages[1]["content"]
-        said = content if isinstance(content, str) else content[-1]["text"]
-        assert int(said) in (a + b, a - b)
+        answer = content if isinstance(content, str) else content[-1]["text"]
+        assert int(answer) in (a + b, a - b)
     without = conversations.load(sft([], {"arithmetic": 400}), [], 1)
     assert all(isinstance(messages[1]["content"], str) for messages in without)
 
 
-def test_identity_has_many_wordings_and_always_says_the_name() -> None:
+def test_identity_has_many_wordings_and_always_the_name() -> None:
     assert len(set(map(plain, users("identity")))) >= 150
     for messages in conversations.read(DATA / "identity.jsonl"):
         assert NAME in messages[1]["content"]
@@ -126,9 +127,9 @@ def test_smalltalk_teaches_the_contrast() -> None:
     assert {"Who is he?", "Who wrote this book?", "What is his name?"} <= set(users("smalltalk"))
 
 
-def test_what_is_asked_in_evaluation_is_never_trained_on() -> None:
+def test_questions_of_the_evaluation_are_never_trained_on() -> None:
     trained = set(map(plain, users("identity") + users("smalltalk")))
-    asked = identity.questions()
-    assert sorted(question["claims"] for question in asked) == [False] * 20 + [True] * 20
-    assert len({plain(question["user"]) for question in asked}) == 40
-    assert not trained & {plain(question["user"]) for question in asked}
+    questions = identity.questions()
+    assert sorted(question["claims"] for question in questions) == [False] * 20 + [True] * 20
+    assert len({plain(question["user"]) for question in questions}) == 40
+    assert not trained & {plain(question["user"]) for question in questions}

@@ -1,4 +1,4 @@
-"""Where pretraining's tokens come from: damaged shards, mixtures, an object store."""
+"""Sources of pretraining's tokens: damaged shards, mixtures, an object store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUICK = {"steps": 6, "evaluate_every": 6, "checkpoint_every": 6}
 
 def damage(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[100] ^= 1  # an id of the same vocabulary: only the hash tells
+    data[100] ^= 1  # an id of the same vocabulary: only the hash shows it
     path.write_bytes(data)
 
 
@@ -29,8 +29,8 @@ def test_a_shard_whose_hash_differs_is_never_learned_into_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = small(tmp_path, **QUICK)
-    made = publish(tmp_path, path)
-    damage(Path(made.storage.path(made.file("train-00001.bin"))))
+    shards = publish(tmp_path, path)
+    damage(Path(shards.storage.path(shards.file("train-00001.bin"))))
     with pytest.raises(ArtifactError, match=r"train-00001\.bin is not the file that was published"):
         support.run(pretrain, tmp_path, path, monkeypatch)
     assert not list(tmp_path.glob("pretrain/**/manifest.json"))
@@ -40,33 +40,34 @@ def test_a_mixture_is_learned_from_and_another_tokenizer_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = publish(tmp_path, small(tmp_path, **QUICK))
-    strange = support.publish_shards(tmp_path, {"train-00000": [[1] * 900]}, other.content.numbers["vocabulary"])
+    foreign = support.publish_shards(tmp_path, {"train-00000": [[1] * 900]}, other.content.numbers["vocabulary"])
     data = support.demo(64)
     data["tokenizer"]["vocabulary"] = 512
     data["shard"]["validation"] = 0.07  # another fingerprint
-    plain = data["pretrain"] | QUICK | {"window": 32, "batch": 8, "prompts": ["the cat"], "mix": {other.folder: 0.25}}
-    data["pretrain"] = plain
+    section = data["pretrain"] | QUICK | {"window": 32, "batch": 8, "prompts": ["the cat"], "mix": {other.folder: 0.25}}
+    data["pretrain"] = section
     path = support.write(data, tmp_path)
     own = publish(tmp_path, path)
     assert own.folder != other.folder
     support.run(pretrain, tmp_path, path, monkeypatch)
-    made = support.made(tmp_path, "pretrain")
-    assert {source.location for source in made.content.inputs} >= {own.folder, other.folder}
+    inputs = support.artifact_of(tmp_path, "pretrain").content.inputs
+    assert {source.location for source in inputs} >= {own.folder, other.folder}
 
-    data["pretrain"] = plain | {"mix": {strange.folder: 0.25}}
+    # Refused: shards of another tokenizer, shares that leave nothing, a damaged file of the other artifact.
+    data["pretrain"] = section | {"mix": {foreign.folder: 0.25}}
     with pytest.raises(ArtifactError, match="made by tokenizer 0000"):
         support.run(pretrain, tmp_path, support.write(data, tmp_path), monkeypatch)
-    data["pretrain"] = plain | {"mix": {strange.folder: 1.0}}
+    data["pretrain"] = section | {"mix": {foreign.folder: 1.0}}
     with pytest.raises(RecipeError, match="leave nothing for this run"):
         support.run(pretrain, tmp_path, support.write(data, tmp_path), monkeypatch)
-    data["pretrain"] = plain | {"steps": 5}
+    data["pretrain"] = section | {"steps": 5}
     damage(Path(other.storage.path(other.file("train-00001.bin"))))
     with pytest.raises(ArtifactError, match=r"train-00001\.bin is not the file that was published"):
         support.run(pretrain, tmp_path, support.write(data, tmp_path), monkeypatch)
 
 
 def upload(root: Path, folders: tuple[str, ...]) -> None:
-    """What lies below these folders, and their pointers, into the bucket."""
+    """Copy what lies below these folders, and their pointers, into the bucket."""
     client = boto3.client("s3")
     for file in sorted(root.rglob("*")):
         name = str(file.relative_to(root))
@@ -75,6 +76,7 @@ def upload(root: Path, folders: tuple[str, ...]) -> None:
 
 
 def copy(root: str, folder: str) -> None:
+    """One of several processes that copy the shards to the cache at the same time."""
     artifact.read(Storage(root), folder).on_disk(".bin", ".idx")
 
 
@@ -84,11 +86,12 @@ def test_a_remote_root_is_copied_once_checked_and_learned_from(
     path = small(tmp_path, **QUICK)
     local = publish(tmp_path / "root", path)
     support.run(pretrain, tmp_path / "root", path, monkeypatch)
-    losses = support.rows(support.made(tmp_path / "root", "pretrain"))
+    metrics = support.rows(support.artifact_of(tmp_path / "root", "pretrain"))
     upload(tmp_path / "root", ("tokenizer", "shard"))
     monkeypatch.setenv("CRAWL2CHAT_CACHE", str(tmp_path / "cache"))
     remote = artifact.read(Storage(s3), local.folder)
 
+    # Three processes at once, as the ranks of a machine: the cache holds the files once, whole.
     processes = [multiprocessing.get_context("spawn").Process(target=copy, args=(s3, local.folder)) for _ in range(3)]
     for process in processes:
         process.start()
@@ -99,12 +102,13 @@ def test_a_remote_root_is_copied_once_checked_and_learned_from(
     names = {file.path for file in local.content.files if file.path.endswith((".bin", ".idx"))}
     assert {file.name for file in folder.iterdir()} - {".lock"} == names
     assert all((folder / name).read_bytes() == local.storage.read(local.file(name)) for name in names)
+    # A later call copies nothing.
     before = {name: (folder / name).stat().st_mtime_ns for name in names}
     assert remote.on_disk(".bin", ".idx") == folder
     assert before == {name: (folder / name).stat().st_mtime_ns for name in names}
 
     support.run(pretrain, s3, path, monkeypatch)  # type: ignore[arg-type]
-    assert support.rows(artifact.of_run(Storage(s3), "demo", "pretrain")) == losses
+    assert support.rows(artifact.of_run(Storage(s3), "demo", "pretrain")) == metrics
 
 
 def test_a_remote_file_that_changed_is_refused(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

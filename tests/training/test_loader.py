@@ -1,4 +1,4 @@
-"""The loader: a permutation per epoch, the same whatever the ranks, over the tokens that were written."""
+"""The loader: a permutation per epoch, the same on any number of ranks, over the tokens of the shards."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from training.data.loader import BLOCK, Loader, Mixture, Prefetch, Stream, docum
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_positions_restart_after_the_end_of_a_document(rows: list[list[int]]) -> None:
-    for ids, found in zip(rows, document_positions(torch.tensor(rows), 3).tolist(), strict=True):
-        at = 0
-        for token, position in zip(ids, found, strict=True):
-            assert position == at
-            at = 0 if token == 3 else at + 1
+    for ids, positions in zip(rows, document_positions(torch.tensor(rows), 3).tolist(), strict=True):
+        expected = 0
+        for token, position in zip(ids, positions, strict=True):
+            assert position == expected
+            expected = 0 if token == 3 else expected + 1
 
 
 def stream(sizes: list[int], content: str = "c") -> Stream:
-    """Tokens that are their own positions, cut into shards."""
+    """Tokens that are their own positions in the stream, in shards of these sizes."""
     ends = np.cumsum(sizes)
     return Stream([np.arange(e - s, e, dtype=np.int32) for s, e in zip(sizes, ends, strict=True)], content)
 
@@ -39,7 +39,7 @@ def test_permuted_is_a_permutation(count: int, key: int) -> None:
 
 
 def test_permuted_stays_what_it_was() -> None:
-    """Checkpoints of an old release go on only while this holds."""
+    """A checkpoint of an older release can be resumed only while this holds."""
     assert permuted(np.arange(10), 10, 1).tolist() == [3, 1, 7, 5, 8, 4, 6, 2, 9, 0]
     assert permuted(np.array([0, 1, 2**40 - 1]), 2**40, 7).tolist() == [548391017472, 297963160049, 690055448187]
 
@@ -94,7 +94,7 @@ def test_reading_past_the_end_is_an_error() -> None:
 
 
 def test_it_is_a_hundred_times_faster_than_training() -> None:
-    """Two CPU ranks train about 12,000 tokens a second."""
+    """Two CPU ranks train about 12,000 tokens per second."""
     loader = Loader(stream([1 << 20] * 4), 256, 1)
     started = time.perf_counter()
     for step in range(50):
@@ -117,25 +117,25 @@ def test_a_mixture_holds_its_shares_and_each_stream_comes_in_its_order(count: in
     streams = [Stream([np.full(500, n, np.int32)], str(n)) for n in range(count)]
     mixed = Mixture(list(zip(streams, shares, strict=True)), 5, 7)
     block = data.draw(st.integers(0, 1000))
-    found = mixed.samples(np.arange(block * BLOCK, (block + 1) * BLOCK))
-    assert (found == found[:, :1]).all()
-    counts = np.bincount(found[:, 0], minlength=count)
+    samples = mixed.samples(np.arange(block * BLOCK, (block + 1) * BLOCK))
+    assert (samples == samples[:, :1]).all()  # of one stream each
+    counts = np.bincount(samples[:, 0], minlength=count)
     assert np.abs(counts - np.array(shares) * BLOCK).max() <= 1
-    half = np.bincount(found[: BLOCK // 2, 0], minlength=count)
+    half = np.bincount(samples[: BLOCK // 2, 0], minlength=count)
     assert (np.abs(half - counts / 2) < 6 * np.sqrt(counts)).all()  # the order is mixed, not stream after stream
 
 
 def test_no_sample_of_a_mixture_is_lost_or_doubled() -> None:
     one, other = stream([7 * 3000 + 1], "a"), Stream([np.arange(-7001, 0, dtype=np.int32)], "b")
     mixed = Mixture([(one, 0.75), (other, 0.25)], 7, 1)
-    found = mixed.samples(np.arange(2 * BLOCK))
-    of_one, of_other = found[found[:, 0] >= 0], found[found[:, 0] < 0]
+    samples = mixed.samples(np.arange(2 * BLOCK))
+    of_one, of_other = samples[samples[:, 0] >= 0], samples[samples[:, 0] < 0]
     assert len(of_one) == 2 * 768 and len(np.unique(of_one[:, 0])) == len(of_one)  # less than an epoch of 3,000
     assert np.array_equal(of_one, Loader(one, 7, 1).samples(np.arange(len(of_one))))
     assert np.array_equal(of_other, Loader(other, 7, 2).samples(np.arange(len(of_other))))
 
 
-def test_the_ranks_of_a_mixture_together_read_the_batch_and_its_state_guards_it() -> None:
+def test_the_ranks_of_a_mixture_together_read_the_batch_and_another_mixture_is_refused() -> None:
     streams = [(stream([3000], "a"), 0.5), (stream([4000], "b"), 0.5)]
     mixed = Mixture(streams, 7, 1)
     whole = mixed.batch(130, 8)
@@ -151,25 +151,25 @@ def test_the_ranks_of_a_mixture_together_read_the_batch_and_its_state_guards_it(
             Mixture([(one, share) for (one, _), share in zip(streams, shares, strict=True)], 7, 1)
 
 
-def test_batches_read_ahead_are_the_same_from_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetched_batches_are_the_same_from_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = Loader(stream([3000]), 7, 1)
-    ahead = Prefetch(loader, 8, 1, 2)
+    prefetch = Prefetch(loader, 8, 1, 2)
     for step in (0, 1, 2, 9, 10, 3):
-        assert torch.equal(ahead.batch(step), loader.batch(step, 8, 1, 2))
+        assert torch.equal(prefetch.batch(step), loader.batch(step, 8, 1, 2))
 
     def broken(*_: object, **__: object) -> None:
         raise OSError("disk")
 
     monkeypatch.setattr(loader, "samples", broken)
     with pytest.raises(OSError, match="disk"):
-        ahead.batch(50)
+        prefetch.batch(50)
 
 
 def test_the_start_does_not_read_the_corpus(tmp_path: Path) -> None:
-    made = support.publish_shards(tmp_path, {"train-00000": [[1] * 900], "validation-00000": [[2] * 9]}, 512)
-    found = open_split(made, "train", 512)
-    assert found.total == 900 and not found.arrays[0].flags.owndata
+    shards = support.publish_shards(tmp_path, {"train-00000": [[1] * 900], "validation-00000": [[2] * 9]}, 512)
+    train = open_split(shards, "train", 512)
+    assert train.total == 900 and not train.arrays[0].flags.owndata  # mapped, not read
     with pytest.raises(ArtifactError, match="vocabulary of 512, the tokenizer has 600"):
-        open_split(made, "train", 600)
+        open_split(shards, "train", 600)
     with pytest.raises(ArtifactError, match="was made by tokenizer"):
-        open_split(made, "train", 512, "other")
+        open_split(shards, "train", 512, "other")

@@ -1,4 +1,4 @@
-"""Packing: nothing is lost, nothing is doubled, and no conversation sees its neighbour."""
+"""Packing: no conversation is lost or doubled, and none attends to another in its row."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ CONFIG = Model(preset="qwen3", layers=2, width=32, heads=2, kv_heads=1, head_dim
 
 
 def conversation(size: int, first: int) -> Rendered:
-    """Ids that no other conversation has, the second half of them trained."""
+    """`size` ids from `first` on, the second half of them with loss."""
     return Rendered(list(range(first, first + size)), [int(2 * i >= size) for i in range(size)])
 
 
 @given(st.lists(st.integers(2, 24), max_size=40))
 def test_every_conversation_is_in_one_row_or_counted(sizes: list[int]) -> None:
-    given_ = [conversation(size, 100 * (n + 1)) for n, size in enumerate(sizes)]
-    packed = pack(given_, WINDOW, PAD)
-    fitting = [one for one in given_ if len(one.ids) <= WINDOW + 1]
+    conversations = [conversation(size, 100 * (n + 1)) for n, size in enumerate(sizes)]
+    packed = pack(conversations, WINDOW, PAD)
+    fitting = [one for one in conversations if len(one.ids) <= WINDOW + 1]
     assert packed.kept == len(fitting)
-    assert packed.dropped == {"too_long": len(given_) - len(fitting), "nothing_to_learn": 0}
+    assert packed.dropped == {"too_long": len(conversations) - len(fitting), "nothing_to_learn": 0}
     assert packed.ids.shape == packed.mask.shape == packed.positions.shape
     assert sorted(packed.ids[packed.ids != PAD].tolist()) == sorted(i for one in fitting for i in one.ids)
     for one in fitting:
-        row, at = (packed.ids == one.ids[0]).nonzero()[0].tolist()
-        end = at + len(one.ids)
-        assert packed.ids[row, at:end].tolist() == one.ids
-        assert packed.mask[row, at:end].tolist() == one.mask
-        assert packed.positions[row, at:end].tolist() == list(range(len(one.ids)))
+        row, start = (packed.ids == one.ids[0]).nonzero()[0].tolist()
+        end = start + len(one.ids)
+        assert packed.ids[row, start:end].tolist() == one.ids
+        assert packed.mask[row, start:end].tolist() == one.mask
+        assert packed.positions[row, start:end].tolist() == list(range(len(one.ids)))
     assert not packed.mask[packed.ids == PAD].any()
-    # Best fit: no two rows could be one.
+    # Best fit: no two rows would fit into one.
     used = sorted((packed.ids != PAD).sum(1).tolist())
     assert len(used) < 2 or used[0] + used[1] > WINDOW + 1
 
@@ -54,13 +54,13 @@ def test_the_first_id_of_a_conversation_is_never_a_target() -> None:
 
 @pytest.mark.parametrize("preset", ["qwen3", "gpt2"])
 def test_a_packed_conversation_is_predicted_as_if_alone(preset: str) -> None:
-    given_ = [conversation(size, first) for size, first in ((7, 10), (5, 30), (3, 50), (9, 60), (6, 90))]
-    packed = pack(given_, WINDOW, PAD)
+    conversations = [conversation(size, first) for size, first in ((7, 10), (5, 30), (3, 50), (9, 60), (6, 90))]
+    packed = pack(conversations, WINDOW, PAD)
     assert len(packed.ids) == 2
     net = network.build(CONFIG.model_copy(update={"preset": preset}), 128, 0, PAD, seed=1).eval()
     with torch.no_grad():
         together = net(input_ids=packed.ids, position_ids=packed.positions, use_cache=False).logits
-        for one in given_:
-            row, at = (packed.ids == one.ids[0]).nonzero()[0].tolist()
+        for one in conversations:
+            row, start = (packed.ids == one.ids[0]).nonzero()[0].tolist()
             alone = net(input_ids=torch.tensor([one.ids]), use_cache=False).logits[0]
-            torch.testing.assert_close(together[row, at : at + len(one.ids)], alone, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(together[row, start : start + len(one.ids)], alone, rtol=1e-4, atol=1e-5)

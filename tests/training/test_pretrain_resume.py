@@ -1,4 +1,4 @@
-"""Pretraining that stops, fails or is killed, and what it goes on from."""
+"""Pretraining that stops, fails or is killed, and the checkpoint from which it resumes."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import torch
 from pipeline import errors
 from pipeline.storage import Storage
 from tests.training import support
-from tests.training.pretraining import hashes, made, publish, small
-from tests.training.support import finish, stage_ranks, wait_for_step
+from tests.training.pretraining import artifact_of, hashes, publish, small
+from tests.training.support import content_hash, finish, stage_ranks, wait_for_step
 from training import pretrain
 from training.data import loader
 from training.engine.losses import TokenLoss
 
 
-def test_a_finished_run_goes_on_to_a_longer_horizon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_continues_to_a_longer_horizon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, settings = tmp_path / "root", {"evaluate_every": 5, "checkpoint_every": 4, "keep_checkpoints": 3}
     path = small(tmp_path, steps=10, **settings)
     publish(root, path)
     support.run(pretrain, root, path, monkeypatch)
-    first = made(root)
+    first = artifact_of(root)
     folders = [f"_work/pretrain/{first.content.fingerprint}/checkpoints/step-{n:08d}" for n in (4, 8, 10)]
     assert all(Storage(root).exists(f"{folder}/commit.json") for folder in folders)
     path = small(tmp_path, steps=20, continue_from=folders[1], **settings)
     support.run(pretrain, root, path, monkeypatch)
-    longer = made(root)
+    longer = artifact_of(root)
     assert longer.content.fingerprint != first.content.fingerprint and longer.content.assets.keys() == {"continue_from"}
     before, after = support.rows(first), support.rows(longer)
     assert [row["step"] for row in after] == list(range(1, 21))
     assert after[:8] == before[:8]
-    # The ninth batch is the same, the rate is that of the longer schedule.
+    # The ninth batch is the same, the learning rate is that of the longer schedule.
     assert after[8]["loss"] == before[8]["loss"] and after[8]["lr"] > before[8]["lr"]
     for changes, message in (
         ({"batch": 4}, "fits no step"),
@@ -50,7 +50,7 @@ def test_a_finished_run_goes_on_to_a_longer_horizon(tmp_path: Path, monkeypatch:
             support.run(pretrain, root, path, monkeypatch)
 
 
-def test_the_last_checkpoint_before_the_rate_falls_stays_and_leads_where_a_longer_run_does(
+def test_the_last_checkpoint_before_the_decay_stays_and_continues_as_a_longer_run_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"evaluate_every": 100, "checkpoint_every": 3, "keep_checkpoints": 1}
@@ -60,65 +60,67 @@ def test_the_last_checkpoint_before_the_rate_falls_stays_and_leads_where_a_longe
     path = small(tmp_path, steps=16, **settings)
     publish(root, path)
     support.run(pretrain, root, path, monkeypatch)
-    folder = f"_work/pretrain/{made(root).content.fingerprint}/checkpoints"
+    folder = f"_work/pretrain/{artifact_of(root).content.fingerprint}/checkpoints"
     commits = [name for name in Storage(root).names(folder) if name.endswith("commit.json")]
-    assert commits == [f"{folder}/step-{step:08d}/commit.json" for step in (6, 16)]  # the rate falls after step 8
+    assert commits == [
+        f"{folder}/step-{step:08d}/commit.json" for step in (6, 16)
+    ]  # the learning rate decays after step 8
     path = small(tmp_path, steps=24, continue_from=commits[0].removesuffix("/commit.json"), **settings)
     support.run(pretrain, root, path, monkeypatch)
     assert hashes(root) == hashes(tmp_path / "whole")
 
 
 def diverging(lr: float) -> dict[str, Any]:
-    """An optimizer that multiplies matrices by 1 - 1000 x `lr` each step: -19 at 0.02, 0.5 at 0.0005."""
+    """An optimizer whose decay multiplies matrices by 1 - 1000 x `lr` each step: -19 at 0.02, 0.5 at 0.0005."""
     rates = {"kind": "adamw", "lr": lr, "weight_decay": 1000.0, "warmup": 0.0, "decay": 0.0}
     return rates | {"betas": [0.9, 0.95], "fall": "linear", "floor": 0.0, "clip": 1.0, "z_loss": 0.0}
 
 
-def test_what_diverged_goes_on_from_the_checkpoint_that_is_named_at_a_lower_rate(
+def test_a_diverged_run_continues_from_the_named_checkpoint_at_a_lower_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"steps": 30, "evaluate_every": 30, "checkpoint_every": 2}
-    path, told = small(tmp_path, optimizer=diverging(0.02), **settings), []
+    path, messages = small(tmp_path, optimizer=diverging(0.02), **settings), []
     publish(tmp_path, path)
-    for _ in range(2):  # the same recipe comes to the same end
+    for _ in range(2):  # the same recipe ends with the same error
         with pytest.raises(errors.StageError, match=r"steps \d+ to \d+: loss .*, gradient norm (inf|nan);") as raised:
             support.run(pretrain, tmp_path, path, monkeypatch)
-        told.append(str(raised.value))
-    assert told[0] == told[1]
-    first_bad = int(told[0].split()[1])
-    folder = told[0].rpartition("pretrain.continue_from: ")[2]
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+    first_bad = int(messages[0].split()[1])
+    folder = messages[0].rpartition("pretrain.continue_from: ")[2]
     taken = int(folder.rpartition("-")[2])
-    assert 0 < taken < first_bad - 1  # a step before the broken ones is taken again
+    assert 0 < taken < first_bad - 1  # at least one sound step is taken again
     path = small(tmp_path, optimizer=diverging(0.0005), continue_from=folder, **settings)
     support.run(pretrain, tmp_path, path, monkeypatch)
-    rows, numbers = support.rows(made(tmp_path)), made(tmp_path).content.numbers
+    rows, numbers = support.rows(artifact_of(tmp_path)), artifact_of(tmp_path).content.numbers
     assert [row["step"] for row in rows] == list(range(1, 31)) and numbers["steps_skipped"] == 0
     assert [row["lr"] for row in rows] == [0.02] * taken + [0.0005] * (30 - taken)
     assert all(row["loss"] is not None and row["grad_norm"] is not None for row in rows)
 
 
 @pytest.mark.slow
-def test_both_ranks_keep_their_rows_of_a_batch_that_is_broken(tmp_path: Path) -> None:
+def test_both_ranks_keep_their_rows_of_a_broken_batch(tmp_path: Path) -> None:
     path = small(tmp_path, steps=30, evaluate_every=30, checkpoint_every=2, optimizer=diverging(0.02))
     shard = publish(tmp_path, path)
-    said = finish(stage_ranks(2, "pretrain.py", tmp_path, path), errors.StageError.exit_code)
+    output = finish(stage_ranks(2, "pretrain.py", tmp_path, path), errors.StageError.exit_code)
     kept = sorted(tmp_path.glob("_work/pretrain/*/broken/*.pt"))
     step = int(kept[0].name.split("-")[1])
     assert [file.name for file in kept] == [f"step-{step:08d}-rank-{rank:05d}.pt" for rank in (0, 1)]
-    assert str(kept[0]) in said and "pretrain.continue_from: _work/pretrain/" in said
-    read = loader.open_split(shard, "train", shard.content.numbers["vocabulary"])
-    batch = loader.Loader(read, 32, 1).batch(step - 1, 8)
+    assert str(kept[0]) in output and "pretrain.continue_from: _work/pretrain/" in output
+    train = loader.open_split(shard, "train", shard.content.numbers["vocabulary"])
+    batch = loader.Loader(train, 32, 1).batch(step - 1, 8)
     assert torch.equal(torch.cat([torch.load(file, weights_only=True)["ids"] for file in kept]), batch)
 
 
-def test_a_batch_that_makes_no_finite_loss_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_without_a_finite_loss_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen = small(tmp_path), []
     publish(tmp_path, path)
 
     class Broken(TokenLoss):
-        def __call__(self, net: Any, rows: Any) -> torch.Tensor:
-            seen.append(rows["ids"])
-            return super().__call__(net, rows) * (math.nan if len(seen) in (3, 6, 7, 8) else 1.0)
+        def __call__(self, net: Any, batch: Any) -> torch.Tensor:
+            seen.append(batch["ids"])
+            return super().__call__(net, batch) * (math.nan if len(seen) in (3, 6, 7, 8) else 1.0)
 
     monkeypatch.setattr(pretrain, "TokenLoss", Broken)
     with pytest.raises(errors.StageError, match=r"steps 6 to 8: loss nan.*the rows of rank 0 are in ") as raised:
@@ -128,7 +130,7 @@ def test_a_batch_that_makes_no_finite_loss_is_kept(tmp_path: Path, monkeypatch: 
     assert torch.equal(kept["ids"], seen[7])
 
 
-def test_too_little_memory_says_what_to_do_and_the_run_goes_on(
+def test_too_little_memory_is_an_error_with_a_remedy_and_the_run_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = small(tmp_path, steps=8)
@@ -137,8 +139,8 @@ def test_too_little_memory_says_what_to_do_and_the_run_goes_on(
     steps = itertools.count(1)
 
     class Greedy(TokenLoss):
-        def __call__(self, net: Any, rows: Any) -> torch.Tensor:
-            return super().__call__(net, rows) + torch.zeros(10**15 if next(steps) == 7 else 1).sum()
+        def __call__(self, net: Any, batch: Any) -> torch.Tensor:
+            return super().__call__(net, batch) + torch.zeros(10**15 if next(steps) == 7 else 1).sum()
 
     monkeypatch.setattr(pretrain, "TokenLoss", Greedy)
     with pytest.raises(errors.MachineError, match="step 7 needs more memory") as raised:
@@ -146,13 +148,13 @@ def test_too_little_memory_says_what_to_do_and_the_run_goes_on(
     assert "--micro-batch" in raised.value.remedy
     monkeypatch.setattr(pretrain, "TokenLoss", TokenLoss)
     support.run(pretrain, tmp_path, path, monkeypatch)
-    assert "goes on from step 5" in capsys.readouterr().out
+    assert "resumes from step 5" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2])
 def test_killed_at_any_step_it_ends_with_the_same_bytes(size: int, tmp_path: Path) -> None:
-    # Long enough that the events, written once a second, show the steps to kill at before the last.
+    # Long enough that the progress, written once per second, shows the steps to kill at before the last.
     path = small(tmp_path, steps=400, evaluate_every=100, checkpoint_every=7)
     for name in ("whole", "killed"):
         publish(tmp_path / name, path)
@@ -166,22 +168,19 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(size: int, tmp_path: Pat
             process.kill()
         for process in running:
             process.communicate()
-    said = finish(stage_ranks(size, "pretrain.py", tmp_path / "killed", path))
-    assert "goes on from step" in said
+    assert "resumes from step" in finish(stage_ranks(size, "pretrain.py", tmp_path / "killed", path))
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
-    assert made(tmp_path / "killed").manifest.content_hash == made(tmp_path / "whole").manifest.content_hash
-    assert made(tmp_path / "killed").manifest.run.attempts == 4
+    assert content_hash(tmp_path / "killed", "pretrain") == content_hash(tmp_path / "whole", "pretrain")
+    assert artifact_of(tmp_path / "killed").manifest.run.attempts == 4
 
 
 @pytest.mark.slow
-def test_asked_to_stop_it_saves_and_goes_on(tmp_path: Path) -> None:
+def test_after_sigterm_it_saves_and_resumes(tmp_path: Path) -> None:
     path = small(tmp_path, steps=600, evaluate_every=300, checkpoint_every=1000)
     publish(tmp_path / "root", path)
     running = stage_ranks(2, "pretrain.py", tmp_path / "root", path)
     wait_for_step(tmp_path / "root", "pretrain", 5, running)
     running[1].send_signal(signal.SIGTERM)  # one of them is enough
-    said = finish(running, errors.EXIT_RESUME)
-    assert "asked to stop and saved step" in said
-    said = finish(stage_ranks(2, "pretrain.py", tmp_path / "root", path))
-    assert "goes on from step" in said
-    assert made(tmp_path / "root").content.numbers["tokens_seen"] == 600 * 8 * 32
+    assert "asked to stop and saved step" in finish(running, errors.EXIT_RESUME)
+    assert "resumes from step" in finish(stage_ranks(2, "pretrain.py", tmp_path / "root", path))
+    assert artifact_of(tmp_path / "root").content.numbers["tokens_seen"] == 600 * 8 * 32

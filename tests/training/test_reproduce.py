@@ -9,13 +9,13 @@ from tests.training.support import REPOSITORY
 
 
 @pytest.mark.parametrize(("name", "tokens", "floor"), [("gpt2-124m", 9.89e9, 0.0), ("gpt2-1.5b", 33.55e9, 0.1)])
-def test_the_recipes_are_what_the_table_says(name: str, tokens: float, floor: float) -> None:
-    made = recipe.load(REPOSITORY / "recipes" / f"{name}.yaml")
-    learning, optimizer = made.pretrain, made.pretrain.optimizer
-    assert learning.steps * learning.batch * learning.window == pytest.approx(tokens, rel=1e-3)
-    assert round(optimizer.warmup * learning.steps) == pytest.approx(700, abs=1)
+def test_the_recipes_match_the_table(name: str, tokens: float, floor: float) -> None:
+    loaded = recipe.load(REPOSITORY / "recipes" / f"{name}.yaml")
+    pretrain, optimizer = loaded.pretrain, loaded.pretrain.optimizer
+    assert pretrain.steps * pretrain.batch * pretrain.window == pytest.approx(tokens, rel=1e-3)
+    assert round(optimizer.warmup * pretrain.steps) == pytest.approx(700, abs=1)
     assert (optimizer.fall, optimizer.floor, optimizer.lr, optimizer.weight_decay) == ("cosine", floor, 0.0006, 0.1)
-    assert (made.tokenizer.source, made.model.window) == ("gpt2", 1024)
+    assert (loaded.tokenizer.source, loaded.model.window) == ("gpt2", 1024)
     fineweb = recipe.load(REPOSITORY / "recipes/fineweb.yaml")
     for section in ("extract", "filter", "deduplicate", "redact", "decontaminate"):
-        assert made.section(section) == fineweb.section(section)
+        assert loaded.section(section) == fineweb.section(section)

@@ -1,4 +1,4 @@
-"""Fine-tuning from a published base model to a published assistant: counts, order, loss, and going on after a kill."""
+"""Fine-tuning a published base model into a published assistant: counts, order, loss, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline import errors, recipe
 from pipeline.artifact import Published
 from tests.training import support
-from tests.training.support import REPOSITORY, finish, rows, stage_ranks, wait_for_step
+from tests.training.support import REPOSITORY, content_hash, finish, rows, stage_ranks, wait_for_step
 from tokenizer import bpe
 from tokenizer.chat import PAD, Message, render
 from training import sft
 from training.data import conversations
-from training.engine import checkpoint
 from training.launch import processes
 from training.launch.command import parse
+from training.launch.stop import StopSignal
 
 
 def small(folder: Path, **changes: Any) -> Path:
@@ -34,8 +34,8 @@ def small(folder: Path, **changes: Any) -> Path:
     return support.write(data, folder)
 
 
-def of(tasks: dict[str, int], sources: Sequence[str] = ("builtin:smalltalk",)) -> list[list[Message]]:
-    """The conversations of these tasks and files."""
+def loaded(tasks: dict[str, int], sources: Sequence[str] = ("builtin:smalltalk",)) -> list[list[Message]]:
+    """The conversations of these tasks and files, as the demo's recipe loads them."""
     section = recipe.load(REPOSITORY / "recipes/demo.yaml").sft
     section = section.model_copy(update={"conversations": list(sources), "tasks": tasks})
     return conversations.load(section, ["calculator"], 1)
@@ -43,7 +43,7 @@ def of(tasks: dict[str, int], sources: Sequence[str] = ("builtin:smalltalk",)) -
 
 def publish(root: Path, path: Path) -> Published:
     """A model as pretrain leaves it, whose tokenizer knows the conversations' words."""
-    texts = [json.dumps(messages) for messages in of({})]
+    texts = [json.dumps(messages) for messages in loaded({})]
     return support.publish(root, path, "pretrain", bpe.Tokenizer.from_bytes(bpe.train(texts, 432, "qwen2")))
 
 
@@ -51,8 +51,8 @@ def run(root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     support.run(sft, root, path, monkeypatch)
 
 
-def made(root: Path) -> Published:
-    return support.made(root, "sft")
+def artifact_of(root: Path) -> Published:
+    return support.artifact_of(root, "sft")
 
 
 def test_it_learns_publishes_and_is_not_made_twice(
@@ -61,29 +61,30 @@ def test_it_learns_publishes_and_is_not_made_twice(
     path, root = small(tmp_path), tmp_path / "root"
     publish(root, path)
     run(root, path, monkeypatch)
-    published = made(root)
+    published = artifact_of(root)
     numbers, counts = published.content.numbers, published.content.counts
     assert counts is not None and counts.dropped["held_out"] > 0
-    assert counts.in_ == len(of({"arithmetic": 300}))
+    assert counts.in_ == len(loaded({"arithmetic": 300}))
     assert numbers["loss_first"] - numbers["loss_last"] > 1.0
-    found = rows(published)
-    assert [row["step"] for row in found] == list(range(1, numbers["steps"] + 1))
-    looks = [row["step"] for row in found if "validation_loss" in row]
-    assert looks == sorted({*range(10, numbers["steps"] + 1, 10), numbers["steps"]})
-    assert numbers["validation_loss"] == pytest.approx(found[-1]["validation_loss"], abs=1e-6)
-    assert numbers["tokens_learned"] == sum(row["tokens"] for row in found)
+    # A row of metrics per step, with the validation loss at every tenth and at the last.
+    metrics = rows(published)
+    assert [row["step"] for row in metrics] == list(range(1, numbers["steps"] + 1))
+    evaluated = [row["step"] for row in metrics if "validation_loss" in row]
+    assert evaluated == sorted({*range(10, numbers["steps"] + 1, 10), numbers["steps"]})
+    assert numbers["validation_loss"] == pytest.approx(metrics[-1]["validation_loss"], abs=1e-6)
+    assert numbers["tokens_learned"] == sum(row["tokens"] for row in metrics)
     # The same validation loss, from the published model and one conversation at a time.
     folder = published.storage.local_path(published.folder)
     net, tokenizer = AutoModelForCausalLM.from_pretrained(folder), bpe.Tokenizer.load(folder)
-    everything = of({"arithmetic": 300})
-    held = {tuple(one.ids): one for one in (render(c, tokenizer) for c in everything) if sft.held_out(one)}
-    cost = count = 0.0
+    rendered = [render(messages, tokenizer) for messages in loaded({"arithmetic": 300})]
+    validation = {tuple(one.ids): one for one in rendered if sft.held_out(one)}
+    total = count = 0.0
     with torch.no_grad():
-        for one in held.values():
-            ids, mask = torch.tensor([one.ids]), torch.tensor(one.mask[1:])
+        for conversation in validation.values():
+            ids, mask = torch.tensor([conversation.ids]), torch.tensor(conversation.mask[1:])
             losses = torch.nn.functional.cross_entropy(net(ids).logits[0, :-1], ids[0, 1:], reduction="none")
-            cost, count = cost + float((losses * mask).sum()), count + float(mask.sum())
-    assert numbers["validation_loss"] == pytest.approx(cost / count, rel=1e-4)
+            total, count = total + float((losses * mask).sum()), count + float(mask.sum())
+    assert numbers["validation_loss"] == pytest.approx(total / count, rel=1e-4)
     assert "<|im_start|>" in AutoTokenizer.from_pretrained(folder).chat_template
     capsys.readouterr()
     run(root, path, monkeypatch)
@@ -95,40 +96,39 @@ def test_stopped_and_started_again_it_makes_the_same_bytes(tmp_path: Path, monke
     for name in ("whole", "stopped"):
         publish(tmp_path / name, path)
     run(tmp_path / "whole", path, monkeypatch)
-    asked = iter([False] * 10 + [True] + [False] * 100)
+    stops = iter([False] * 10 + [True] + [False] * 100)
     with monkeypatch.context() as context:
-        context.setattr(checkpoint.Stop, "agreed", lambda self: next(asked))
+        context.setattr(StopSignal, "agreed", lambda self: next(stops))
         with pytest.raises(errors.Interrupted) as raised:
             run(tmp_path / "stopped", path, context)
     assert raised.value.exit_code == 85 and "saved step 11" in str(raised.value)
     run(tmp_path / "stopped", path, monkeypatch)
-    assert made(tmp_path / "stopped").manifest.content_hash == made(tmp_path / "whole").manifest.content_hash
+    assert content_hash(tmp_path / "stopped", "sft") == content_hash(tmp_path / "whole", "sft")
 
 
 def test_the_order_does_not_depend_on_the_ranks(tmp_path: Path) -> None:
     path = small(tmp_path)
     job = parse(None, ["--recipe", str(path), "--root", str(tmp_path)])
 
-    def stage(rank: int, size: int) -> sft.FineTuning:
-        found = object.__new__(sft.FineTuning)
-        found.job, found.world = job, processes.World(rank, rank, size, size, torch.device("cpu"))
-        found.share = 8 // size
-        found.packed = sft.pack([sft.Rendered([n, n], [0, 1]) for n in range(13)], 1, 0)
-        return found
+    def on_rank(rank: int, size: int) -> sft.FineTuning:
+        stage = object.__new__(sft.FineTuning)  # without a model: only the order is tested
+        stage.job, stage.world = job, processes.World(rank, rank, size, size, torch.device("cpu"))
+        stage.rank_rows = 8 // size
+        stage.packed = sft.pack([sft.Rendered([n, n], [0, 1]) for n in range(13)], 1, 0)
+        return stage
 
-    alone = stage(0, 1)
+    alone = on_rank(0, 1)
     for step in range(4):
-        assert alone.rows(step) == stage(0, 2).rows(step) + stage(1, 2).rows(step)
-    seen = [row for step in range(13) for row in alone.rows(step)]
-    assert sorted(seen) == sorted(list(range(13)) * 8)  # every row once an epoch
-    assert seen[:13] != seen[13:26]
+        assert alone.rows(step) == on_rank(0, 2).rows(step) + on_rank(1, 2).rows(step)
+    order = [row for step in range(13) for row in alone.rows(step)]
+    assert sorted(order) == sorted(list(range(13)) * 8)  # every row once per epoch
+    assert order[:13] != order[13:26]
 
 
 def test_only_what_the_assistant_says_is_learned() -> None:
     tokenizer = bpe.Tokenizer.from_bytes(bpe.train(["what is it"], 300, "qwen2"))
-    for messages in of({"arithmetic": 6}, []):
-        one = render(messages, tokenizer)
-        packed = sft.pack([one], 96, tokenizer.special(PAD))
+    for messages in loaded({"arithmetic": 6}, []):
+        packed = sft.pack([render(messages, tokenizer)], 96, tokenizer.special(PAD))
         learned = tokenizer.decode(packed.ids[0][packed.mask[0].bool()].tolist())
         content = messages[1]["content"]
         if isinstance(content, str):
@@ -139,34 +139,34 @@ def test_only_what_the_assistant_says_is_learned() -> None:
 
 def test_a_changed_file_of_conversations_is_another_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     talk = tmp_path / "talk.jsonl"
-    found = []
+    fingerprints = []
     for word in ("yes", "no"):
         messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": word}]
         talk.write_text(json.dumps({"messages": messages}) + "\n")
         path = small(tmp_path, conversations=[str(talk)], tasks={}, epochs=1, batch=1)
         publish(tmp_path / "root", path)
         run(tmp_path / "root", path, monkeypatch)
-        found.append(made(tmp_path / "root").content.fingerprint)
-    assert found[0] != found[1]
+        fingerprints.append(artifact_of(tmp_path / "root").content.fingerprint)
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_optimizer_and_schedule_begin_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, root, before = small(tmp_path, epochs=0.2), tmp_path / "root", []
     publish(root, path)
-    learn = sft.FineTuning.step
+    original = sft.FineTuning.step
 
     def step(self: sft.FineTuning) -> dict[str, Any]:
-        states = self.engine.zero.states()
+        states = self.engine.zero.optimizer_states()
         before.append([torch.as_tensor(value).clone() for state in states for value in state.values()])
-        return learn(self)
+        return original(self)
 
     monkeypatch.setattr(sft.FineTuning, "step", step)
     run(root, path, monkeypatch)
     assert before[0] and not any(value.any() for value in before[0])
     assert all(value.any() for value in before[1])
-    steps = made(root).content.numbers["steps"]
+    steps = artifact_of(root).content.numbers["steps"]
     warmup = round(0.05 * steps)
-    assert warmup > 1 and rows(made(root))[0]["lr"] == pytest.approx(0.01 / warmup)
+    assert warmup > 1 and rows(artifact_of(root))[0]["lr"] == pytest.approx(0.01 / warmup)
 
 
 def test_conversations_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,5 +189,5 @@ def test_two_ranks_killed_and_asked_to_stop_make_the_same_bytes(tmp_path: Path) 
         for process in running if number == signal.SIGKILL else running[1:]:
             process.send_signal(number)
         finish(running, code)
-    assert "goes on from step" in finish(stage_ranks(2, "sft.py", tmp_path / "killed", path))
-    assert made(tmp_path / "killed").manifest.content_hash == made(tmp_path / "whole").manifest.content_hash
+    assert "resumes from step" in finish(stage_ranks(2, "sft.py", tmp_path / "killed", path))
+    assert content_hash(tmp_path / "killed", "sft") == content_hash(tmp_path / "whole", "sft")

@@ -1,4 +1,4 @@
-"""Slow ranks and hanging ones; the two-machine cases are in test_nodes.py."""
+"""Slow ranks and hanging ones are named; the cases with two machines are in test_nodes.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.errors import NodeError
 from tests.training.pretraining import publish, small
 from tests.training.support import finish, stage_ranks, wait_for_step
 from training.launch.processes import World
-from training.launch.watchdog import Laps, Watchdog, stragglers
+from training.launch.watchdog import Timer, Watchdog, stragglers
 
 WORLD = World(0, 0, 3, 3, torch.device("cpu"), (("a", "10.0.0.1"), ("b", "10.0.0.2"), ("c", "10.0.0.3")))
 HANG = """
@@ -38,7 +38,7 @@ def test_a_process_that_hangs_ends_with_its_stack() -> None:
     assert "rank 0: step 5 takes more than 0.5 s" in done.stderr and "in stuck_in_a_kernel" in done.stderr
 
 
-def test_beats_keep_it_quiet_and_its_end_ends_it() -> None:
+def test_a_watchdog_with_regular_beats_does_nothing_and_ends_with_its_context() -> None:
     with Watchdog(World(0, 0, 1, 1, torch.device("cpu")), 0.6) as watchdog:
         for step in range(4):
             watchdog.beat(step)
@@ -46,14 +46,14 @@ def test_beats_keep_it_quiet_and_its_end_ends_it() -> None:
     time.sleep(0.9)  # it would have ended this process
 
 
-def test_laps_count_what_is_within() -> None:
-    laps = Laps(torch.device("cpu"))
+def test_the_timer_counts_what_is_within() -> None:
+    timer = Timer(torch.device("cpu"))
     for _ in range(3):
-        with laps:
+        with timer:
             time.sleep(0.02)
         time.sleep(0.2)
-    assert laps.taken() == pytest.approx(0.06, abs=0.05)
-    assert laps.taken() == 0.0
+    assert timer.elapsed() == pytest.approx(0.06, abs=0.05)
+    assert timer.elapsed() == 0.0
 
 
 @pytest.mark.slow
@@ -67,10 +67,14 @@ def test_a_rank_that_is_held_up_is_named(tmp_path: Path) -> None:
         time.sleep(0.1)
         running[1].send_signal(signal.SIGCONT)
         time.sleep(0.02)
-    assert "rank 1 on " in (said := finish(running)) and " times the seconds of the fastest rank" in said
+    assert "rank 1 on " in (output := finish(running)) and " times the seconds of the fastest rank" in output
 
 
 def test_slow_ranks_are_named() -> None:
     assert stragglers(WORLD, [1.0, 1.4, 1.1]) == []
-    assert stragglers(WORLD, [1.0, 2.5, 1.1]) == ["rank 1 on b is slow: 2.5 times the seconds of the fastest rank"]
+    warning = (
+        "rank 1 on b is slow, and all others wait for it: its forward passes took 2.5 times the seconds of the fastest "
+        "rank"
+    )
+    assert stragglers(WORLD, [1.0, 2.5, 1.1]) == [warning]
     assert stragglers(WORLD, [0.0, 0.0, 0.0]) == []

@@ -1,1 +1,1 @@
-"""What a stage learns from: windows of token shards, packed conversations."""
+"""Training data: windows of token shards, packed conversations."""

@@ -1,4 +1,4 @@
-"""Conversations to learn from: JSON-lines files in TRL's `messages` format, and the sets that come with the project."""
+"""Training conversations: JSON-lines files in TRL's `messages` format, the project's own sets, and those of tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tokenizer.chat import Message
 
 DATA = Path(__file__).parent / "builtin"
 BUILTIN = "builtin:"
-_REPEATS = {"identity": 5, "smalltalk": 6}  # few sentences, seen several times beside thousands of sums
+# How often each set is repeated: some hundred conversations beside the thousands that a task makes.
+_REPEATS = {"identity": 5, "smalltalk": 6}
 
 
 class _Part(BaseModel):
@@ -40,16 +41,16 @@ class _Message(BaseModel):
 
 
 class _Conversation(BaseModel):
-    """A line of a file; what else TRL's format may hold is not read."""
+    """A line of a file. Other keys of TRL's format are ignored."""
 
     messages: list[_Message] = Field(min_length=1)
 
 
 def read(path: Path) -> Iterator[list[Message]]:
-    """The conversations of a file. Raises `InputError` with file, line and key for a line that is none."""
+    """The conversations of a file. Raises `InputError` with file, line and key if a line is not one."""
     for number, line in lines.read(str(path), "check sft.conversations"):
         try:
-            found = _Conversation.model_validate_json(line)
+            conversation = _Conversation.model_validate_json(line)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "line"
@@ -57,41 +58,45 @@ def read(path: Path) -> Iterator[list[Message]]:
                 f"{path}:{number}: {key}: {first['msg']}",
                 'a line is {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}',
             ) from error
-        messages = cast(list[Message], found.model_dump(exclude_none=True)["messages"])
+        messages = cast(list[Message], conversation.model_dump(exclude_none=True)["messages"])
         if not any(message["role"] == "assistant" for message in messages):
             raise InputError(
-                f"{path}:{number}: messages: no turn of the assistant", "there is nothing to learn from it"
+                f"{path}:{number}: messages: no turn of the assistant, and only those are learned",
+                "add the assistant's answer, or remove the line",
             )
         yield messages
 
 
 def load(section: Sft, tools: Collection[str], seed: int) -> list[list[Message]]:
-    """All conversations of a recipe's files and tasks, shuffled by the seed. `tools`: those that the model has."""
-    found: list[list[Message]] = []
+    """All conversations of a recipe's files and tasks, shuffled by the seed. `tools`: those that the model may call."""
+    conversations: list[list[Message]] = []
     for source in section.conversations:
         path, repeats = _file(source)
-        found += list(read(path)) * repeats
+        conversations += list(read(path)) * repeats
     for name, count in section.tasks.items():
         task = tasks.load_task(name)
         questions = islice(task.questions("train", f"{seed}:sft:{name}"), count)
-        found += [task.conversation(question, tools) for question in questions]
-    random.Random(f"{seed}:conversations").shuffle(found)
-    return found
+        conversations += [task.conversation(question, tools) for question in questions]
+    # Packing goes by length and then by this order: conversations of equal length come from all sources in turn.
+    random.Random(f"{seed}:conversations").shuffle(conversations)
+    return conversations
 
 
 def assets(sources: Sequence[str]) -> dict[str, str]:
-    """Sha256 of the files behind a recipe's sources, by source, for the fingerprint."""
+    """SHA-256 of each source's file, for the fingerprint."""
     return {source: _sha256(_file(source)[0]) for source in sources}
 
 
 def _file(source: str) -> tuple[Path, int]:
-    """The file behind a source, and how often it is taken."""
+    """The file of a source, and how often it is repeated."""
     name = source.removeprefix(BUILTIN)
     if name == source:
         return Path(source), 1
     if name not in _REPEATS:
         known = ", ".join(BUILTIN + other for other in _REPEATS)
-        raise RecipeError(f"sft.conversations: {source!r} is not known", f"name a file or one of {known}")
+        raise RecipeError(
+            f"sft.conversations: {source!r} is none of the project's sets", f"name a file or one of {known}"
+        )
     return DATA / f"{name}.jsonl", _REPEATS[name]
 
 

@@ -1,9 +1,10 @@
-"""Which tokens a training sample holds: a pure function of its global index.
+"""The training samples: which tokens a sample holds is a pure function of its global index.
 
 The shards of a split are one stream of tokens; window `w` is tokens `[w * window, w * window + window]`, one more than
-the window, since inputs and targets are one apart. Sample `i` is a window in epoch `i // count`, by a permutation that
-seed and epoch decide. Nothing depends on ranks, so a loader has no state: step `s` of batch `b` reads samples
-`[s * b, (s + 1) * b)` wherever it runs. Several corpora are mixed by shares, sample by sample, as purely.
+the window, since targets are the inputs shifted by one. Sample `i` belongs to epoch `i // count`; which window it is, a
+permutation decides that depends on seed and epoch. Nothing depends on ranks, so a loader has no state: step `s` with
+batch size `b` reads samples `[s * b, (s + 1) * b)` on any number of ranks. Several corpora are mixed by shares, sample
+by sample, by pure functions too.
 """
 
 from __future__ import annotations
@@ -24,34 +25,35 @@ from pipeline.errors import ArtifactError, RecipeError
 from pipeline.numbers import ShardNumbers
 
 Ints = npt.NDArray[np.int64]
-BLOCK = 1024  # samples in which a mixture holds its shares exactly
-_BLOCKS = 1 << 40  # keys of blocks lie beyond those of epochs
-_AHEAD = 2  # batches that are read while a step runs
+BLOCK = 1024  # samples within which a mixture holds its shares exactly, rounded to 1/1024
+_BLOCKS = 1 << 40  # keys of a mixture's blocks begin here, beyond those of epochs
+_PREFETCH = 2  # batches read ahead while a step runs, so that one slow read from a disk delays no step
 _ROUNDS = 4  # of a Feistel network: the fewest that make a permutation look random (Luby & Rackoff 1988)
 
 
 def permuted(index: Ints, count: int, key: int) -> Ints:
-    """Position of each `index` (0 <= index < count) in the permutation of `range(count)` that `key` names.
+    """Image of each `index` (0 <= index < count) under the permutation of `range(count)` that `key` selects.
 
-    A Feistel network over the next even power of two, walked until it falls below `count` (Black & Rogaway 2002):
-    no table, so it holds for any corpus; integer arithmetic only, so it is the same everywhere.
+    A Feistel network over the next power of two with an even exponent, applied again until the value is below `count`
+    (cycle walking: Black & Rogaway 2002). It needs no table, whatever the size of the corpus, and integer arithmetic
+    only, so it is the same on every machine.
     """
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
-    keys = _mixed(np.arange(_ROUNDS, dtype=np.uint64) + np.uint64(key % 2**64))
+    keys = _scrambled(np.arange(_ROUNDS, dtype=np.uint64) + np.uint64(key % 2**64))
     out = index.astype(np.uint64)
-    waiting = np.ones(out.shape, dtype=bool)
-    while waiting.any():
-        values = out[waiting]
+    outside = np.ones(out.shape, dtype=bool)  # values that are not below `count` yet
+    while outside.any():
+        values = out[outside]
         left, right = values >> half, values & mask
         for round_key in keys:
-            left, right = right, left ^ (_mixed(right + round_key) & mask)
-        out[waiting] = values = (left << half) | right
-        waiting[waiting] = values >= np.uint64(count)
+            left, right = right, left ^ (_scrambled(right + round_key) & mask)
+        out[outside] = values = (left << half) | right
+        outside[outside] = values >= np.uint64(count)
     return out.astype(np.int64)
 
 
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _scrambled(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """SplitMix64's finalizer (Steele, Lea & Flood 2014), elementwise; arithmetic wraps."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -59,13 +61,14 @@ def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _key(seed: int, epoch: int) -> int:
-    seeded = _mixed(np.array([seed], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-    return int(_mixed(seeded + np.uint64(epoch))[0])
+    """The permutation's key for an epoch; 2**64 / golden ratio is SplitMix64's increment, which keeps seed 0 from 0."""
+    seeded = _scrambled(np.array([seed], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    return int(_scrambled(seeded + np.uint64(epoch))[0])
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The token files of one split as one sequence of `total` tokens. `content` names the corpus they belong to."""
+    """The token files of one split as one sequence of `total` tokens. `content`: content hash of their artifact."""
 
     arrays: Sequence[npt.NDArray[Any]]
     content: str
@@ -76,7 +79,7 @@ class Stream:
 
     @property
     def total(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, start: int, stop: int) -> Ints:
@@ -86,8 +89,9 @@ class Stream:
         out, filled = np.empty(stop - start, dtype=np.int64), 0
         part = int(np.searchsorted(self._ends, start, side="right"))
         while filled < len(out):
-            array, at = self.arrays[part], start + filled - int(self._ends[part])  # counted from the part's end
-            piece = array[len(array) + at :][: len(out) - filled]
+            array = self.arrays[part]
+            offset = len(array) + start + filled - int(self._ends[part])
+            piece = array[offset:][: len(out) - filled]
             out[filled : filled + len(piece)] = piece
             filled, part = filled + len(piece), part + 1
         return out
@@ -96,9 +100,9 @@ class Stream:
 def open_split(published: Published, split: str, vocabulary: int, tokenizer: str | None = None) -> Stream:
     """The `split` (`train`, `validation`) of a shard artifact, memory-mapped; of a remote root, from its local copy.
 
-    Files come from the manifest, never from the folder. `ArtifactError` where the tokens were made for another
-    vocabulary than the tokenizer's `vocabulary`, by another `tokenizer` (its sha256), or a file is of another type
-    than the manifest says.
+    Files are listed in the manifest; others in the folder are not read. Raises `ArtifactError` if the tokens are of
+    another vocabulary than the tokenizer's `vocabulary` or of another `tokenizer` (its SHA-256), or if a file's dtype
+    is not the manifest's.
     """
     from tokenizer.shards import Shard, split_files
 
@@ -118,7 +122,7 @@ def open_split(published: Published, split: str, vocabulary: int, tokenizer: str
     for path in split_files(published, split):
         shard = Shard(folder / path)
         tokens = shard.tokens
-        if split == "train":  # its windows come in no order
+        if split == "train":  # windows are read in random order: reading on beyond each would fetch pages in vain
             shard.advise_random_access()
         if str(tokens.dtype) != numbers.dtype:
             raise ArtifactError(
@@ -130,11 +134,13 @@ def open_split(published: Published, split: str, vocabulary: int, tokenizer: str
 
 
 def document_positions(ids: Tensor, end_of_text: int) -> Tensor:
-    """Positions [rows, n] that restart after each `end_of_text`: what a `transformers` model takes for documents."""
-    places = torch.arange(ids.shape[1]).expand_as(ids)
-    begins = torch.zeros_like(ids)
-    begins[:, 1:] = torch.where(ids[:, :-1] == end_of_text, places[:, 1:], 0)
-    return places - begins.cummax(dim=1).values
+    """Positions [rows, n] that restart after each `end_of_text`: `transformers` masks attention between documents by
+    them.
+    """
+    columns = torch.arange(ids.shape[1]).expand_as(ids)
+    starts = torch.zeros_like(ids)  # at the first token of each document its column, elsewhere 0
+    starts[:, 1:] = torch.where(ids[:, :-1] == end_of_text, columns[:, 1:], 0)
+    return columns - starts.cummax(dim=1).values
 
 
 class Loader:
@@ -150,12 +156,14 @@ class Loader:
             )
 
     def samples(self, indices: Ints) -> Ints:
-        """Tokens of samples (any numbers from 0) [n, window + 1]: inputs `[:, :-1]`, targets `[:, 1:]`."""
+        """Tokens [n, window + 1] of the samples with these indices [n], from 0 without end: inputs `[:, :-1]`, targets
+        `[:, 1:]`.
+        """
         epochs, places = np.divmod(indices, self.count)
         windows = np.empty_like(places)
         for epoch in np.unique(epochs):
-            mine = epochs == epoch
-            windows[mine] = permuted(places[mine], self.count, _key(self.seed, int(epoch)))
+            members = epochs == epoch
+            windows[members] = permuted(places[members], self.count, _key(self.seed, int(epoch)))
         return np.stack([self.window_at(int(window)) for window in windows])
 
     def window_at(self, window: int) -> Ints:
@@ -164,46 +172,54 @@ class Loader:
         return self.stream.read(start, start + self.window + 1)
 
     def batch(self, step: int, batch: int, rank: int = 0, ranks: int = 1) -> Tensor:
-        """Ids [rows, window + 1] of this rank for a step; the ranks' rows together are the step's."""
+        """Ids [batch // ranks, window + 1] of a rank at a step; those of all ranks together are the step's batch."""
         rows = batch // ranks
         first = step * batch + rank * rows
         return torch.from_numpy(self.samples(np.arange(first, first + rows)))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint remembers, for `check`."""
+        """What decides the samples and their order: kept in a checkpoint, for `check`."""
         return {"content": self.stream.content, "window": self.window, "seed": self.seed}
 
     def check(self, state: dict[str, Any]) -> None:
-        """Raise `ArtifactError` where a checkpoint was made on another corpus or in another order."""
+        """Raise `ArtifactError` if a checkpoint was made on another corpus or in another order."""
         if state != self.state():
             raise ArtifactError(
-                f"the checkpoint read {_said(state)}, this one is {_said(self.state())}",
+                f"the checkpoint read {_described(state)}, and this run reads {_described(self.state())}: resumed, it "
+                "would see some samples twice and others never",
                 "start the stage anew with --force",
             )
 
 
-def _said(state: dict[str, Any]) -> str:
+def _described(state: dict[str, Any]) -> str:
     mix = f", mixed with {len(state['mix'])}" if "mix" in state else ""
     return f"corpus {state.get('content', '?')[:16]} (window {state.get('window')}, seed {state.get('seed')}{mix})"
 
 
 class Mixture(Loader):
-    """Several streams by shares (together 1): each block of `BLOCK` samples holds each share exactly, in an order of
-    its own, and of each stream the samples come in its own order. Raises `RecipeError` for a share below 1 / `BLOCK`.
+    """Several streams by shares, whose sum is 1.
+
+    Each block of `BLOCK` samples holds each share exactly, in an order of its own; within a stream the samples keep
+    the order of its own loader. Raises `RecipeError` for a share below 1 / `BLOCK`.
     """
 
     def __init__(self, streams: Sequence[tuple[Stream, float]], window: int, seed: int) -> None:
         super().__init__(streams[0][0], window, seed)
         self.loaders = [Loader(stream, window, seed + n) for n, (stream, _) in enumerate(streams)]
         self.shares = [share for _, share in streams]
+        # Samples per block: cumulative shares are rounded, not the shares, so that the counts sum to `BLOCK`.
         ends = np.rint(np.cumsum(self.shares) * BLOCK).astype(np.int64)
         self._counts = np.diff(ends, prepend=0)
         if (self._counts < 1).any() or ends[-1] != BLOCK:
-            raise RecipeError(f"shares {self.shares} of a mixture", f"give shares of 1/{BLOCK} and more that make up 1")
+            raise RecipeError(
+                f"the shares {self.shares} of a mixture are below 1/{BLOCK}, or their sum is not 1",
+                f"give shares of 1/{BLOCK} and more with the sum 1",
+            )
+        # Two blocks: a batch may lie across their boundary.
         self._block = functools.lru_cache(maxsize=2)(self._block_of)
 
     def _block_of(self, block: int) -> tuple[Ints, Ints]:
-        """Of each place of a block: which stream, and the how manieth sample of that stream in the block."""
+        """For each sample of a block: its stream, and its index among that stream's samples in the block."""
         order = permuted(np.arange(BLOCK), BLOCK, _key(self.seed, _BLOCKS + block))
         sources = np.repeat(np.arange(len(self._counts)), self._counts)[order]
         nth = np.empty_like(sources)
@@ -212,33 +228,33 @@ class Mixture(Loader):
         return sources, nth
 
     def samples(self, indices: Ints) -> Ints:
-        """As `Loader.samples`."""
+        """See `Loader`."""
         blocks, places = np.divmod(indices, BLOCK)
         out = np.empty((len(indices), self.window + 1), dtype=np.int64)
         for block in np.unique(blocks):
             sources, nth = self._block(int(block))
             for source, loader in enumerate(self.loaders):
-                mine = (blocks == block) & (sources[places] == source)
-                if mine.any():
-                    out[mine] = loader.samples(int(block) * self._counts[source] + nth[places[mine]])
+                members = (blocks == block) & (sources[places] == source)
+                if members.any():
+                    out[members] = loader.samples(int(block) * self._counts[source] + nth[places[members]])
         return out
 
     def state(self) -> dict[str, Any]:
-        """As `Loader.state`, of all streams."""
+        """See `Loader`; of all streams."""
         mix = [[loader.stream.content, share] for loader, share in zip(self.loaders, self.shares, strict=True)]
         return super().state() | {"mix": mix}
 
 
 class Prefetch:
-    """The batches of one rank, read by a thread while the step before them runs."""
+    """The batches of one rank, read by a thread while the steps before them run."""
 
     def __init__(self, loader: Loader, batch: int, rank: int, ranks: int) -> None:
         self._read = functools.partial(loader.batch, batch=batch, rank=rank, ranks=ranks)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._waiting: dict[int, Future[Tensor]] = {}
+        self._batches: dict[int, Future[Tensor]] = {}
 
     def batch(self, step: int) -> Tensor:
-        """As `Loader.batch`; steps in order are read before they are asked for."""
-        wanted = range(step, step + 1 + _AHEAD)
-        self._waiting = {n: self._waiting.get(n) or self._pool.submit(self._read, n) for n in wanted}
-        return self._waiting.pop(step).result()
+        """As `Loader.batch`. The steps after it are read meanwhile; those of another order are forgotten."""
+        steps = range(step, step + 1 + _PREFETCH)
+        self._batches = {n: self._batches.get(n) or self._pool.submit(self._read, n) for n in steps}
+        return self._batches.pop(step).result()

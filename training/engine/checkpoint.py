@@ -1,22 +1,20 @@
-"""What survives a kill, and what others load.
+"""Checkpoints: what a killed run resumes from, each with an export that others load.
 
-Checkpoints lie in `<work>/checkpoints/step-N/`: `rank-R.pt` of every rank (weights, optimizer, generators), `export/`,
-and `commit.json`, written last, with the hashes of all. Without a commit file a checkpoint does not exist, and is
-removed. Going on with a launch of the same shape is bit-identical; any other reads the same files (zero.py).
+They lie in `<work>/checkpoints/step-N/`: `rank-R.pt` of every rank (weights, optimizer, generators), `export/`, and
+`commit.json`, written last, with the hashes of all. Without a commit file a checkpoint does not exist, and is removed.
+A launch of the same shape resumes bit-identically; any other reads the same files (zero.py).
 """
 
 from __future__ import annotations
 
 import io
 import json
-import signal
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from pipeline.artifact import File, describe
-from pipeline.errors import ArtifactError, Interrupted
+from pipeline.errors import ArtifactError
 from pipeline.storage import Storage
 from tokenizer.bpe import Tokenizer
 from training.engine.engine import Engine
@@ -31,80 +29,87 @@ EXPORT = "export"
 class Checkpoints:
     """The checkpoints of one fingerprint. All ranks call `save` and `load` together.
 
-    The newest `keep` stay, and the last that has taken no more than `before` steps: of a rate that is held and then
-    falls, the one from which a longer run goes on.
+    The newest `keep` stay, and the newest that has taken no more than `keep_until` steps: where the learning rate is
+    constant and then decays, that is the last before the decay, from which a longer run continues.
     """
 
     def __init__(self, storage: Storage, work: str, world: World, keep: int, tokenizer: Tokenizer) -> None:
         self.storage, self.folder, self.world = storage, f"{work}/checkpoints", world
         self.keep, self.tokenizer = keep, tokenizer
-        self.before: int | None = None
+        self.keep_until: int | None = None
 
     def complete(self) -> list[str]:
-        """Folders of the complete ones, oldest first."""
-        ends = f"/{COMMIT}"
-        return [name.removesuffix(ends) for name in self.storage.names(self.folder) if name.endswith(ends)]
+        """Folders of the complete checkpoints, oldest first."""
+        commit = f"/{COMMIT}"
+        return [name.removesuffix(commit) for name in self.storage.names(self.folder) if name.endswith(commit)]
 
-    def last(self, step: int) -> str | None:
-        """The newest complete one that has taken no more than `step` steps."""
+    def newest(self, step: int) -> str | None:
+        """The newest complete checkpoint that has taken no more than `step` steps."""
         return max((folder for folder in self.complete() if int(folder.rpartition("-")[2]) <= step), default=None)
 
     def save(self, engine: Engine, position: dict[str, Any]) -> None:
         """Save after step `engine.done`. `position`: plain data of the stage, returned by `load`."""
         folder = f"{self.folder}/step-{engine.done:08d}"
+        # 1. A launch of another shape may have saved this step before: its commit file must not vouch for new files.
         if self.world.first:
-            self.storage.remove(f"{folder}/{COMMIT}")  # saved again, by a launch of another shape perhaps
+            self.storage.remove(f"{folder}/{COMMIT}")
         processes.barrier(self.world)
+        # 2. Each rank saves its part of the state and its generators.
         state = engine.state() | {"torch": torch.get_rng_state()}
         if self.world.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state()
-        write_tensors(self.storage, f"{folder}/{_of_rank(self.world.rank)}", state)
-        files = [describe(self.storage, folder, _of_rank(self.world.rank), rows=1)]
+        write_tensors(self.storage, f"{folder}/{_rank_file(self.world.rank)}", state)
+        files = [describe(self.storage, folder, _rank_file(self.world.rank), rows=1)]
+        # 3. Rank 0 exports the model. All ranks refresh it, since at ZeRO 3 each holds a part of the weights.
         engine.refresh_plain()
         if self.world.first:
             exported = write_export(self.storage, f"{folder}/{EXPORT}", self.folder, engine.plain, self.tokenizer)
             files += [file.model_copy(update={"path": f"{EXPORT}/{file.path}"}) for file in exported]
-        files = [file for each in processes.all_gather(self.world, files) for file in each]
+        # 4. Once all ranks have written, the commit file makes it a checkpoint; then older ones may go.
+        files = [file for of_rank in processes.all_gather(self.world, files) for file in of_rank]
         if self.world.first:
-            record = {
+            commit = {
                 "step": engine.done,
                 "ranks": self.world.size,
-                "kept_as": _kept_as(engine),
+                "kept_as": _partitioning(engine),
                 "files": [file.model_dump() for file in files],
                 "position": position,
             }
-            self.storage.write(f"{folder}/{COMMIT}", json.dumps(record).encode())
+            self.storage.write(f"{folder}/{COMMIT}", json.dumps(commit).encode())
             self._clean()
         processes.barrier(self.world)
 
     def load(self, engine: Engine, start: str | None = None) -> dict[str, Any] | None:
-        """Bring `engine` to the newest complete checkpoint and return its `position`; None where there is none.
+        """Load the newest complete checkpoint into `engine` and return its `position`; None if there is none.
 
-        `start`: a checkpoint of another fingerprint to begin with where this one has none yet.
+        `start`: a checkpoint of another fingerprint to begin with while this one has none yet.
         """
+        # 1. Which checkpoint: rank 0 lists the folders for all, lest ranks see different states of a store.
         if self.world.first:
             self._clean()
         processes.barrier(self.world)
-        found = processes.broadcast(self.world, self.complete()) or ([start] if start else [])
-        if not found:
+        complete = processes.broadcast(self.world, self.complete()) or ([start] if start else [])
+        if not complete:
             return None
-        folder = found[-1]
-        record = read_commit(self.storage, folder)
-        self._verify(folder, [File.model_validate(file) for file in record["files"]])
-        own = self.world.rank % record["ranks"]
-        needed = list(range(record["ranks"]))
-        if not record["kept_as"][0]:  # stage 0: rank 0 has it all
+        folder = complete[-1]
+        commit = read_commit(self.storage, folder)
+        self._verify(folder, [File.model_validate(file) for file in commit["files"]])
+        # 2. Which ranks' files this rank needs: in general all, to assemble its own part from theirs.
+        own = self.world.rank % commit["ranks"]
+        needed = list(range(commit["ranks"]))
+        if not commit["kept_as"][0]:  # stage 0: rank 0 saved the whole state for all
             needed = [0]
-        elif record["ranks"] == self.world.size and record["kept_as"] == _kept_as(engine):
+        elif commit["ranks"] == self.world.size and commit["kept_as"] == _partitioning(engine):
             needed = [own]
-        states = {rank: self._read(f"{folder}/{_of_rank(rank)}") for rank in {own, *needed}}
+        # 3. The state, and the generators: those of this rank, or of another where there are more ranks than before.
+        states = {rank: self._read(f"{folder}/{_rank_file(rank)}") for rank in {own, *needed}}
         engine.load_state([states[rank] for rank in needed])
         torch.set_rng_state(states[own]["torch"])
         if "cuda" in states[own] and self.world.device.type == "cuda":
             torch.cuda.set_rng_state(states[own]["cuda"])
         if self.world.first:
-            print(f"goes on from step {record['step']} ({folder})", flush=True)
-        position: dict[str, Any] = record["position"]
+            print(f"resumes from step {commit['step']} ({folder})", flush=True)
+        position: dict[str, Any] = commit["position"]
         return position
 
     def _verify(self, folder: str, files: list[File]) -> None:
@@ -115,24 +120,24 @@ class Checkpoints:
             if self.storage.size(f"{folder}/{file.path}") != file.bytes
             or self.storage.sha256(f"{folder}/{file.path}") != file.sha256
         ]
-        wrong = [path for each in processes.all_gather(self.world, wrong) for path in each]
+        wrong = [path for of_rank in processes.all_gather(self.world, wrong) for path in of_rank]
 
         def refuse() -> None:
             if wrong:
                 raise ArtifactError(
                     f"{self.storage.path(folder)}: {', '.join(sorted(wrong))} is not what was saved",
-                    "remove the folder to go on from an older checkpoint",
+                    "remove the folder to resume from an older checkpoint",
                 )
 
         processes.run_on_first(self.world, refuse)
 
     def _clean(self) -> None:
-        """Remove all complete checkpoints but those that stay, and what was never completed."""
+        """Remove incomplete checkpoints, and the complete ones that need not stay."""
         kept: set[str | None] = set(self.complete()[-self.keep :])
-        if self.before is not None:
-            kept.add(self.last(self.before))
-        start = len(self.folder) + 1
-        for name in {name[start:].split("/")[0] for name in self.storage.names(self.folder)}:
+        if self.keep_until is not None:
+            kept.add(self.newest(self.keep_until))
+        prefix = len(self.folder) + 1
+        for name in {name[prefix:].split("/")[0] for name in self.storage.names(self.folder)}:
             if (folder := f"{self.folder}/{name}") not in kept:
                 self.storage.remove(f"{folder}/{COMMIT}")  # first: half a checkpoint must not look like one
                 self.storage.remove_tree(folder)
@@ -148,18 +153,19 @@ def write_tensors(storage: Storage, name: str, data: dict[str, Any]) -> None:
     with storage.writing(name) as stream:
         try:
             torch.save(data, stream)
-        except RuntimeError as error:  # torch closes its archive, and hides the disk's error behind its own
+        except RuntimeError as error:
+            # torch fails to close its archive then, and raises that over the disk's own error, which says what to do.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
-def _of_rank(rank: int) -> str:
+def _rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.pt"
 
 
-def _kept_as(engine: Engine) -> list[Any]:
-    """What decides which part of the state a rank holds."""
+def _partitioning(engine: Engine) -> list[Any]:
+    """What decides, beside the number of ranks, which part of the state each of them holds."""
     return [engine.shape.zero_stage, engine.shape.offload]
 
 
@@ -171,27 +177,3 @@ def read_commit(storage: Storage, folder: str) -> dict[str, Any]:
         )
     record: dict[str, Any] = json.loads(storage.read(f"{folder}/{COMMIT}"))
     return record
-
-
-class Stop:
-    """Notices SIGTERM; the ranks agree on it between two steps, since it does not reach them at once."""
-
-    def __init__(self, world: World) -> None:
-        self.world, self.asked = world, False
-        signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-
-    def agreed(self) -> bool:
-        """True on all ranks once one of them was asked to stop. All ranks call it together."""
-        if self.world.size == 1:
-            return self.asked
-        flag = torch.tensor(int(self.asked), device=self.world.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
-
-
-def interrupted(stage: str, step: int) -> Interrupted:
-    """The error to raise once a stage has saved because it was asked to stop."""
-    return Interrupted(f"{stage} was asked to stop and saved step {step}", "start it again: it goes on from there")

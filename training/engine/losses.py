@@ -1,4 +1,4 @@
-"""Losses, and the model as they see it."""
+"""Losses, and the autocast wrapper around the model they call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Batch = Mapping[str, Tensor]  # tensors of one first dimension: rows
 class Loss(Protocol):
     """A sum over a micro-batch, and what it is divided by over the whole step and all ranks.
 
-    The mean is taken of all units of an optimizer step together, not of means: transformers#34191.
+    The mean is over all units of an optimizer step together, not a mean of micro-batches' means: transformers#34191.
     """
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -37,28 +37,33 @@ def supervised(batch: Batch) -> Tensor:
 class TokenLoss:
     """Next-token cross-entropy in nats per supervised token.
 
-    `ids` and `mask` [rows, n]; `mask[i]` speaks of `ids[i]` as target. `positions` [rows, n], where given, restart at
-    each document of a packed row, so that none sees another. `z_loss` x logsumexp^2 (PaLM, Chowdhery et al. 2022,
-    section 5) is in the gradient, not in the value.
+    `ids` and `mask` [rows, n]; `mask[i]` says whether `ids[i]` counts as a target. `positions` [rows, n], if present,
+    restart at each document of a packed row, so that no document attends to another. `z_loss` x logsumexp^2 (PaLM,
+    Chowdhery et al. 2022, section 5) is in the gradient, not in the value.
     """
 
     z_loss: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """See `Loss`."""
+        # Position i predicts id i + 1: the model reads all ids but the last, and all but the first are targets.
         ids, mask = batch["ids"], batch["mask"][:, 1:]
         targets = ids[:, 1:]
-        extra = {"position_ids": batch["positions"][:, :-1]} if "positions" in batch else {}
-        head = _network(model).get_output_embeddings()  # type: ignore[operator]
+        inputs: dict[str, Any] = {"input_ids": ids[:, :-1], "use_cache": False}
+        if "positions" in batch:
+            inputs["position_ids"] = batch["positions"][:, :-1]
+        # With --fused-loss the output layer returns the summed loss where `transformers` expects logits.
+        head = _transformer(model).get_output_embeddings()  # type: ignore[operator]
         if isinstance(head, FusedHead):
-            with head.told(targets, mask, self.z_loss):
-                loss: Tensor = model(input_ids=ids[:, :-1], use_cache=False, **extra).logits
+            with head.with_targets(targets, mask, self.z_loss):
+                loss: Tensor = model(**inputs).logits
             return loss
-        logits = model(input_ids=ids[:, :-1], use_cache=False, **extra).logits
+        logits = model(**inputs).logits
         loss = -(log_probabilities(logits, targets) * mask).sum()
         if self.z_loss:
-            extra_loss = (self.z_loss * torch.logsumexp(logits.float(), dim=-1).square() * mask).sum()
-            loss = loss + (extra_loss - extra_loss.detach())
+            # Minus itself, detached: the penalty has a gradient, and the reported loss stays plain cross-entropy.
+            penalty = (self.z_loss * torch.logsumexp(logits.float(), dim=-1).square() * mask).sum()
+            loss = loss + (penalty - penalty.detach())
         return loss
 
     def denominator(self, batch: Batch) -> Tensor:
@@ -69,9 +74,9 @@ class TokenLoss:
 token_loss = TokenLoss()
 
 
-def _network(model: nn.Module) -> nn.Module:
-    """The `transformers` model inside what an engine gives to a loss."""
-    inner = getattr(model, "module", model)  # of DeepSpeed's engine
+def _transformer(model: nn.Module) -> nn.Module:
+    """The `transformers` model inside DeepSpeed's engine and `Autocast`, or `model` itself where it is plain."""
+    inner = getattr(model, "module", model)  # DeepSpeed's engine holds it as `module`
     return inner.model if isinstance(inner, Autocast) else inner
 
 
@@ -80,8 +85,9 @@ class Autocast(nn.Module):
 
     def __init__(self, model: nn.Module, device: str, precision: str) -> None:
         super().__init__()
-        self.model, self.device, self.low = model, device, precision == "bf16"
+        self.model, self.device, self.bf16 = model, device, precision == "bf16"
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.low):
+        """The model's output."""
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
             return self.model(*arguments, **options)

@@ -1,12 +1,14 @@
 """Where DeepSpeed (0.19.8) keeps a model in training, for each stage of ZeRO: its state, its weights, its gradients.
 
     0  everything on every rank: torch's optimizer on whole parameters
-    1  optimizer state cut over the ranks, each group of parameters as one flat row of numbers
-    2  gradients cut likewise
+    1  optimizer state partitioned over the ranks, each parameter group as one flat tensor
+    2  gradients partitioned likewise
     3  weights too, each parameter by itself
 
-The stage is a matter of the launch, so what is saved does not speak of it: `pieces` names ranges of parameters, and a
-launch of any other stage and size puts together what it needs.
+The stage is a matter of the launch, so a checkpoint does not depend on it: `pieces` names ranges of parameters, and a
+launch of any other stage and size assembles what it needs. All reads and patches of DeepSpeed's internals are in this
+file; they hold for the version above, which pyproject.toml pins, and test_engine.py and test_parity.py compare them
+with plain PyTorch.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import ArtifactError
 
-Named = Mapping[str, Tensor]  # of one piece: `master` (fp32 weights) and the optimizer's moments
+Tensors = Mapping[str, Tensor]  # of one piece: `master` (fp32 weights) and the optimizer's moments
+# Keys of the optimizer's state, as torch's AdamW and DeepSpeed's Muon name them.
 ADAM = ("exp_avg", "exp_avg_sq")
 MOMENTUM = "momentum_buffer"
 
@@ -35,7 +38,7 @@ class Piece:
 
     name: str
     start: int
-    tensors: Named
+    tensors: Tensors
 
 
 def saved(pieces: Iterable[Piece]) -> list[tuple[str, int, dict[str, Tensor]]]:
@@ -43,29 +46,36 @@ def saved(pieces: Iterable[Piece]) -> list[tuple[str, int, dict[str, Tensor]]]:
     return [(piece.name, piece.start, dict(piece.tensors)) for piece in pieces]
 
 
-def fill(pieces: Iterable[Piece], found: Iterable[tuple[str, int, Named]]) -> None:
-    """Copy into live pieces what any number of ranks saved. `ArtifactError` names a parameter that is not whole."""
-    known: dict[tuple[str, str], list[tuple[int, Tensor]]] = {}
-    for name, start, tensors in found:
+def fill(pieces: Iterable[Piece], saved_pieces: Iterable[tuple[str, int, Tensors]]) -> None:
+    """Copy into live pieces what any number of ranks saved. `ArtifactError` names a parameter that is not complete."""
+    # 1. The saved ranges of each parameter and key.
+    ranges: dict[tuple[str, str], list[tuple[int, Tensor]]] = {}
+    for name, start, tensors in saved_pieces:
         for key, tensor in tensors.items():
-            known.setdefault((name, key), []).append((start, tensor))
+            ranges.setdefault((name, key), []).append((start, tensor))
+    # 2. Each live range is filled from its start on, by the saved ranges that overlap it. They may overlap each other:
+    # of Muon's momentum at ZeRO 1 two ranks may hold the whole.
     for piece in pieces:
         for key, live in piece.tensors.items():
-            at, stop = piece.start, piece.start + live.numel()
-            for start, tensor in sorted(known.get((piece.name, key), []), key=lambda one: one[0]):
+            filled, stop = piece.start, piece.start + live.numel()
+            for start, tensor in sorted(ranges.get((piece.name, key), []), key=lambda item: item[0]):
                 end = min(start + tensor.numel(), stop)
-                if start <= at < end:
-                    live[at - piece.start : end - piece.start].copy_(tensor[at - start : end - start])
-                    at = end
-            if at < stop:
+                if start <= filled < end:
+                    live[filled - piece.start : end - piece.start].copy_(tensor[filled - start : end - start])
+                    filled = end
+            if filled < stop:
                 raise ArtifactError(
-                    f"the checkpoint holds no {key} of {piece.name} from number {at} on",
+                    f"the checkpoint is incomplete: it holds no {key} of {piece.name} from number {filled} on",
                     "start the stage anew with --force",
                 )
 
 
 class Zero(ABC):
-    """One stage of ZeRO around a DeepSpeed engine. `master` and moments exist from the start, all zero."""
+    """One stage of ZeRO around a DeepSpeed engine.
+
+    Moments exist from the start, all zero, not from the optimizer's first step on, so that a checkpoint can be copied
+    into them.
+    """
 
     def __init__(self, engine: Any, model: nn.Module, muon: bool) -> None:
         self.engine, self.model, self.muon = engine, model, muon
@@ -73,55 +83,61 @@ class Zero(ABC):
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups, for their rates."""
-        found: list[dict[str, Any]] = self.engine.optimizer.param_groups
-        return found
+        """The optimizer's parameter groups, to set their learning rates."""
+        groups: list[dict[str, Any]] = self.engine.optimizer.param_groups
+        return groups
 
     @abstractmethod
     def pieces(self) -> Iterator[Piece]:
-        """What this rank holds."""
+        """The pieces of `master` and moments that this rank holds."""
 
     @abstractmethod
-    def states(self) -> Iterator[dict[str, Any]]:
-        """The optimizer's states of this rank, for their step counts."""
+    def optimizer_states(self) -> Iterator[dict[str, Any]]:
+        """The optimizer's states on this rank, one per tensor that it updates."""
 
     @abstractmethod
     def weights_from_master(self) -> None:
-        """Bring the weights, wherever they lie, to what `master` says. All ranks."""
+        """Copy `master` into the model's weights, wherever they lie. All ranks call it."""
 
     @abstractmethod
     def clip(self, limit: float, report: Callable[[float], None]) -> None:
-        """From now on, clip each step's averaged gradient to the norm `limit` and `report` the norm it had.
+        """From now on, clip each step's averaged gradient to the norm `limit` and `report` its norm before.
 
-        Only where DeepSpeed does not (stage 0), or would clip Muon's update, whose norm is that of the matrices' ranks.
+        Only where DeepSpeed does not (stage 0), or would clip Muon's update after it was orthogonalized: the norm of
+        that is given by the matrices' ranks and says nothing about the gradient.
         """
 
     def copy_weights(self, to: nn.Module) -> None:
-        """Copy the weights into a module of the same shape. All ranks."""
+        """Copy the weights into a module of the same shape. All ranks call it."""
         for ours, theirs in zip(self.model.parameters(), to.parameters(), strict=True):
             theirs.data.copy_(ours.data)
 
-    def adam(self, state: dict[str, Any], master: Tensor) -> None:
-        """Make Adam's moments, as the optimizer would at its first step."""
+    def init_adam(self, state: dict[str, Any], master: Tensor) -> None:
+        """Create Adam's moments as the optimizer would at its first step, unless they exist."""
         if ADAM[0] not in state:
             state |= {key: torch.zeros_like(master) for key in ADAM}
             # torch's AdamW counts in a tensor, DeepSpeed's Muon in an integer.
             state["step"] = 0 if self.muon else torch.tensor(0.0, device=master.device)
 
-    def scaler(self, gradients: Iterable[Tensor], limit: float, report: Callable[[float], None], shared: bool) -> float:
-        """Factor that brings a gradient to the norm `limit`, NaN if that is not finite. `shared`: ranks have parts."""
+    def clip_factor(
+        self, gradients: Iterable[Tensor], limit: float, report: Callable[[float], None], partitioned: bool
+    ) -> float:
+        """Factor that brings a gradient to the norm `limit`; NaN if the norm is not finite.
+
+        `partitioned`: each rank has a part of the gradient, so the squares are summed over ranks.
+        """
         square = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         for gradient in gradients:
             square += gradient.double().square().sum().to(square.device)
-        if shared and dist.get_world_size() > 1:
+        if partitioned and dist.get_world_size() > 1:
             dist.all_reduce(square)
         norm = float(square.sqrt())
         report(norm)
-        return min(1.0, limit / (norm + 1e-6)) if math.isfinite(norm) else math.nan
+        return min(1.0, limit / (norm + 1e-6)) if math.isfinite(norm) else math.nan  # 1e-6: as torch's clip_grad_norm_
 
 
 class Whole(Zero):
-    """Stage 0."""
+    """Stage 0: whole parameters, with torch's own optimizer."""
 
     def pieces(self) -> Iterator[Piece]:
         """See `Zero`; every rank holds the same."""
@@ -129,9 +145,10 @@ class Whole(Zero):
             for p in group["params"]:
                 state = self._state(p, group)
                 keys = [key for key in (*ADAM, MOMENTUM) if key in state]
-                yield Piece(self.names[id(p)], 0, {"master": p.data.view(-1)} | {k: state[k].view(-1) for k in keys})
+                moments = {key: state[key].view(-1) for key in keys}
+                yield Piece(self.names[id(p)], 0, {"master": p.data.view(-1)} | moments)
 
-    def states(self) -> Iterator[dict[str, Any]]:
+    def optimizer_states(self) -> Iterator[dict[str, Any]]:
         """See `Zero`."""
         for group in self.groups:
             for p in group["params"]:
@@ -143,20 +160,20 @@ class Whole(Zero):
             if MOMENTUM not in state:
                 state[MOMENTUM] = torch.zeros_like(p.data)
         else:
-            self.adam(state, p.data)
+            self.init_adam(state, p.data)
         return state
 
     def weights_from_master(self) -> None:
-        """The weights are the master."""
+        """See `Zero`; the weights are the master, so there is nothing to copy."""
 
     def clip(self, limit: float, report: Callable[[float], None]) -> None:
-        """See `Zero`; a step without a finite gradient is not taken."""
+        """See `Zero`. A step without a finite gradient is not taken: here no loss scaler of DeepSpeed skips it."""
         optimizer = self.engine.optimizer
         original = optimizer.step
 
         def step(*arguments: Any, **options: Any) -> Any:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            factor = self.scaler(gradients, limit, report, shared=False)
+            factor = self.clip_factor(gradients, limit, report, partitioned=False)
             if math.isnan(factor):
                 return None
             if factor < 1.0:
@@ -168,28 +185,30 @@ class Whole(Zero):
 
 
 class Flat(Zero):
-    """Stages 1 and 2: a rank holds an equal part of each group's parameters in a row."""
+    """Stages 1 and 2: each group's parameters, one after another, are one flat tensor; a rank holds an equal part."""
 
     def pieces(self) -> Iterator[Piece]:
         """See `Zero`. Muon's momentum without offload is of whole parameters, also where a neighbour holds a part."""
         zero = self.engine.optimizer
-        for i, state in enumerate(self.states()):
+        for i, state in enumerate(self.optimizer_states()):
+            # 1. What is partitioned like the flat tensor: cut at the parameters' boundaries within this rank's part.
             master = zero.single_partition_of_fp32_groups[i].detach()
-            cut = {"master": master} | {
+            partitioned = {"master": master} | {
                 key: state[key] for key in (*ADAM, MOMENTUM) if key in state and (key in ADAM or zero.cpu_offload)
             }
             for p in zero.bit16_groups[i]:
-                if p._hp_mapping is not None:  # part of it is this rank's
-                    at = p._hp_mapping.hp_fragment_address
-                    tensors = {key: tensor.narrow(0, at.start, at.numel) for key, tensor in cut.items()}
+                if p._hp_mapping is not None:  # this rank holds part of it
+                    fragment = p._hp_mapping.hp_fragment_address
+                    tensors = {key: part.narrow(0, fragment.start, fragment.numel) for key, part in partitioned.items()}
                     yield Piece(self.names[id(p)], p._hp_mapping.lp_fragment_address.start, tensors)
-            if MOMENTUM in state and MOMENTUM not in cut:
+            # 2. Muon orthogonalizes whole matrices, so its momentum is of every matrix that begins or ends in the part.
+            if MOMENTUM in state and MOMENTUM not in partitioned:
                 own = zero.params_in_partition[i]
-                for p, part in zip(own, state[MOMENTUM].split([p.numel() for p in own]), strict=True):
-                    yield Piece(self.names[id(p)], 0, {MOMENTUM: part})
+                for p, momentum in zip(own, state[MOMENTUM].split([p.numel() for p in own]), strict=True):
+                    yield Piece(self.names[id(p)], 0, {MOMENTUM: momentum})
 
-    def states(self) -> Iterator[dict[str, Any]]:
-        """See `Zero`; one a group."""
+    def optimizer_states(self) -> Iterator[dict[str, Any]]:
+        """See `Zero`; one per group."""
         zero = self.engine.optimizer
         for i, group in enumerate(self.groups):
             master = zero.single_partition_of_fp32_groups[i]
@@ -199,7 +218,7 @@ class Flat(Zero):
                     size = master.numel() if zero.cpu_offload else sum(p.numel() for p in zero.params_in_partition[i])
                     state[MOMENTUM] = torch.zeros(size, dtype=master.dtype, device=master.device)
             else:
-                self.adam(state, master.detach())
+                self.init_adam(state, master.detach())
             yield state
 
     def weights_from_master(self) -> None:
@@ -214,11 +233,11 @@ class Flat(Zero):
         """
         zero = self.engine.optimizer
         if zero.cpu_offload:
-            _before(
+            _scale_before(
                 zero,
                 "_apply_muon_updates_cpu_offload",
                 lambda: [master.grad for master in zero.single_partition_of_fp32_groups],
-                lambda gradients: self.scaler(gradients, limit, report, shared=True),
+                lambda gradients: self.clip_factor(gradients, limit, report, partitioned=True),
             )
             return
         original, factor = zero.get_flat_partition, 1.0
@@ -228,7 +247,7 @@ class Flat(Zero):
             group = options["param_group_idx"]
             if group == 0:
                 # What is not finite stays so: DeepSpeed finds it and skips the step.
-                factor = self.scaler(self._own_gradients(), limit, report, shared=True)
+                factor = self.clip_factor(self._own_gradients(), limit, report, partitioned=True)
             if factor < 1.0:
                 for gradient in zero.all_grad_tensors[group]:
                     gradient.mul_(factor)
@@ -237,29 +256,32 @@ class Flat(Zero):
         zero.get_flat_partition = flat_partition
 
     def _own_gradients(self) -> Iterator[Tensor]:
-        """The parts of the reduced gradient that this rank is to apply, while the first group is at work.
+        """The parts of the reduced gradient that this rank will apply, at the time DeepSpeed handles the first group.
 
-        Stage 2 has the sum of the earlier micro-batches elsewhere than the last one, for all groups but the first.
+        Stage 2 has the sum of the earlier micro-batches elsewhere than the last one, for all groups but the first,
+        to which DeepSpeed has added it by then.
         """
         zero = self.engine.optimizer
         for i in range(len(zero.bit16_groups)):
             gradients = zero.get_all_grad_tensors(zero.params_in_partition[i], dtype=torch.float32)
             if (earlier := zero.all_grad_tensors.get(i)) is not None:
                 gradients = earlier if i == 0 else [a + b for a, b in zip(earlier, gradients, strict=True)]
-            position, start = 0, int(zero.first_offset[i])
+            # The part begins inside its first parameter and ends inside its last: without those ends no number of the
+            # gradient is counted on two ranks.
+            taken, start = 0, int(zero.first_offset[i])
             for gradient in gradients:
-                piece = gradient.flatten()[start : start + int(zero.partition_size[i]) - position]
-                yield piece
-                position, start = position + piece.numel(), 0
+                part = gradient.flatten()[start : start + int(zero.partition_size[i]) - taken]
+                yield part
+                taken, start = taken + part.numel(), 0
 
 
 class Sharded(Zero):
-    """Stage 3: a rank holds an equal part of each parameter, the last one's padded."""
+    """Stage 3: a rank holds an equal part of each parameter; the last rank's is padded."""
 
     def pieces(self) -> Iterator[Piece]:
         """See `Zero`."""
         zero = self.engine.optimizer
-        states = list(self.states())
+        states = list(self.optimizer_states())
         for i, parameters in enumerate(zero.fp16_groups):
             tensors = {"master": zero.fp32_partitioned_groups_flat[i].detach()} | {
                 key: states[i][key] for key in (*ADAM, MOMENTUM) if key in states[i]
@@ -272,14 +294,14 @@ class Sharded(Zero):
                     parts = {key: tensor.narrow(0, offset, own) for key, tensor in tensors.items()}
                     yield Piece(self.names[id(p)], start, parts)
 
-    def states(self) -> Iterator[dict[str, Any]]:
-        """See `Zero`; one a sub-group of parameters."""
+    def optimizer_states(self) -> Iterator[dict[str, Any]]:
+        """See `Zero`; one per sub-group of parameters."""
         zero = self.engine.optimizer
         for i, master in enumerate(zero.fp32_partitioned_groups_flat):
             state: dict[str, Any] = zero.optimizer.state[master]
             if MOMENTUM not in state:  # DeepSpeed makes it for Muon's groups
                 assert not (self.muon and zero.sub_groups_using_muon[i])
-                self.adam(state, master.detach())
+                self.init_adam(state, master.detach())
             yield state
 
     def weights_from_master(self) -> None:
@@ -306,37 +328,37 @@ class Sharded(Zero):
                 return [master.grad for master in zero.fp32_partitioned_groups_flat]
             return [gradient for i in range(len(zero.fp16_groups)) for gradient in zero.averaged_gradients[i]]
 
-        _before(
+        _scale_before(
             zero,
             "_apply_muon_to_accumulated_grads",
             gradients,
-            lambda found: self.scaler(found, limit, report, shared=True),
+            lambda parts: self.clip_factor(parts, limit, report, partitioned=True),
         )
 
 
-def _before(
-    zero: Any, name: str, gradients: Callable[[], list[Tensor]], factor: Callable[[list[Tensor]], float]
+def _scale_before(
+    zero: Any, method: str, gradients: Callable[[], list[Tensor]], factor: Callable[[list[Tensor]], float]
 ) -> None:
-    """Scale the gradients before the method `name`, which makes Muon's updates of them, runs.
+    """Scale the gradients by `factor` before `method` of DeepSpeed's optimizer, which computes Muon's updates, runs.
 
-    Where they are not finite it does not run: it would spoil the momentum of a step that is skipped.
+    If they are not finite it does not run: it would spoil the momentum in a step that is skipped.
     """
-    original = getattr(zero, name)
+    original = getattr(zero, method)
 
     def scaled() -> None:
-        found = gradients()
-        by = factor(found)
-        if math.isnan(by):
+        parts = gradients()
+        scale = factor(parts)
+        if math.isnan(scale):
             return
-        if by < 1.0:
-            for gradient in found:
-                gradient.mul_(by)
+        if scale < 1.0:
+            for gradient in parts:
+                gradient.mul_(scale)
         original()
 
-    setattr(zero, name, scaled)
+    setattr(zero, method, scaled)
 
 
-def around(engine: Any, model: nn.Module, stage: int, muon: bool) -> Zero:
+def wrap(engine: Any, model: nn.Module, stage: int, muon: bool) -> Zero:
     """The stage of ZeRO that `engine` was initialized with."""
     kind = (Whole, Flat, Flat, Sharded)[stage]
     return kind(engine, model, muon)

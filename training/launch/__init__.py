@@ -1,1 +1,1 @@
-"""How a stage is started: its command line, its process group, what watches over it."""
+"""How a stage is started: its command line, its process group, its watchdog, its progress."""

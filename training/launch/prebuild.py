@@ -1,7 +1,7 @@
-"""Build DeepSpeed's shared-memory op before anything waits for it: `python -m training.launch.prebuild`.
+"""Build DeepSpeed's shared-memory op in advance: `python -m training.launch.prebuild`.
 
 The build takes one to two minutes, and the first run with two ranks would pay for it. A build that was killed leaves a
-lock file on which every later one waits for ever; here it is removed, so run one prebuild at a time.
+lock file for which every later one waits for ever; here it is removed, so run one prebuild at a time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def remove_locks(folder: Path) -> list[Path]:
 
 
 def build() -> float:
-    """Build (or find built) the op; returns the seconds it took. On machines with a GPU there is nothing to build."""
+    """Build the op unless it is built; returns the seconds it took. With a GPU none is needed: nccl communicates."""
     import torch
 
     if torch.cuda.is_available():

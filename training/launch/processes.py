@@ -26,13 +26,14 @@ from pipeline.errors import CrawlToChatError, MachineError, NodeError
 
 T = TypeVar("T")
 
-# torch's own default; DeepSpeed's fell to 10 minutes (DeepSpeed#8253), less than a first compile on a slow disk.
+# Of a collective. torch's own default; DeepSpeed's fell to 10 minutes (DeepSpeed#8253), less than a first compile on a
+# slow disk.
 TIMEOUT = datetime.timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of the launch."""
+    """This process among all of the launch: `local_*` count within its machine."""
 
     rank: int
     local_rank: int
@@ -43,12 +44,13 @@ class World:
 
     @property
     def first(self) -> bool:
-        """True in the process that writes files and logs."""
+        """True on rank 0, which writes files and logs for all."""
         return self.rank == 0
 
 
 def start(seed: int) -> World:
-    """Join the process group (gloo on CPU, nccl on GPU), set threads and seeds. Call it once a process."""
+    """Join the process group (gloo on CPU, nccl on GPU), set threads and seeds. Call it once per process."""
+    # 1. Which process this is, and its device.
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
@@ -57,20 +59,21 @@ def start(seed: int) -> World:
     if gpu:
         if local_rank >= torch.cuda.device_count():
             raise MachineError(
-                f"rank {rank} wants GPU {local_rank}, and this machine has {torch.cuda.device_count()}",
-                "start as many processes as there are GPUs",
+                f"rank {rank} belongs on GPU {local_rank}, and this machine has {torch.cuda.device_count()} GPUs",
+                "start at most as many processes per machine as it has GPUs",
             )
         torch.cuda.set_device(device)
     else:
-        # Two ranks with all cores each spend their time waiting for each other.
+        # The ranks share the cores: two with all of them each spend their time waiting for each other.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_size)))
-    # DeepSpeed reads these itself, and asks MPI where they are absent.
+    # 2. The process group. DeepSpeed reads these variables itself, and looks for MPI where they are absent.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if size == 1:
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if gpu else "gloo", rank=rank, world_size=size, timeout=TIMEOUT)
+    # 3. Seeds; and, where there are several ranks, everybody's host, to name it in the error when a rank is lost.
     seed_all(seed)
     world = World(rank, local_rank, size, local_size, device)
     if size == 1:
@@ -80,39 +83,39 @@ def start(seed: int) -> World:
 
 def broadcast(world: World, value: Any) -> Any:
     """Rank 0's value, on all ranks."""
-    box = [value]
+    values = [value]
     if world.size > 1:
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def all_gather(world: World, value: T) -> list[T]:
-    """Each rank's value, by rank, on all ranks."""
-    found: list[Any] = [value] * world.size
+    """The values of all ranks, in the order of ranks, on all ranks."""
+    values: list[Any] = [value] * world.size
     if world.size > 1:
-        dist.all_gather_object(found, value)
-    return found
+        dist.all_gather_object(values, value)
+    return values
 
 
-def run_on_first(world: World, make: Callable[[], T]) -> T:
-    """Run `make` on rank 0 and broadcast its result. An error of ours ends all ranks, and only rank 0 reports it."""
-    made: T | None = None
+def run_on_first(world: World, function: Callable[[], T]) -> T:
+    """Run `function` on rank 0 and broadcast its result. An error of ours ends all ranks; only rank 0 reports it."""
+    result: T | None = None
     error: CrawlToChatError | None = None
     if world.first:
         try:
-            made = make()
+            result = function()
         except CrawlToChatError as raised:
-            error = raised
-    made, code = broadcast(world, (made, None if error is None else error.exit_code))
+            error = raised  # raised below: the other ranks wait in the broadcast
+    result, exit_code = broadcast(world, (result, None if error is None else error.exit_code))
     if error is not None:
         raise error
-    if code is not None:
-        sys.exit(code)
-    return cast(T, made)
+    if exit_code is not None:
+        sys.exit(exit_code)
+    return cast(T, result)
 
 
 def barrier(world: World) -> None:
-    """Wait until all ranks are here."""
+    """Wait until all ranks have called it."""
     if world.size > 1:
         dist.barrier()
 
@@ -131,34 +134,38 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         errors.run(main)
     except SystemExit as ended:
-        # NCCL's teardown would wait for the other ranks; the end of this process makes them fail.
+        # After an error NCCL's teardown would wait for the other ranks; the end of this process makes them fail.
         if ended.code in (0, errors.EXIT_RESUME) or (dist.is_initialized() and dist.get_backend() == "gloo"):
             leave()
         raise
 
 
-def lost(world: World, error: RuntimeError) -> NodeError | None:
-    """What to say where `error` means that another rank is gone: gloo and nccl tell its address at most."""
+def node_error(world: World, error: RuntimeError) -> NodeError | None:
+    """The error that names the lost rank and its machine, if `error` means that one is lost.
+
+    gloo and nccl have no error class for it, and report an address at most; without one, all other ranks are named.
+    """
     text = str(error)
     if world.size == 1 or not any(sign in text.lower() for sign in ("connection", "peer", "broken pipe", "timed out")):
         return None
-    others = [(rank, host, at) for rank, (host, at) in enumerate(world.hosts) if rank != world.rank]
-    named = [one for one in others if f"[{one[2]}]" in text] or others
-    who = " or ".join(f"rank {rank} on {host} ({at})" for rank, host, at in named)
+    others = [(rank, host, address) for rank, (host, address) in enumerate(world.hosts) if rank != world.rank]
+    lost = [other for other in others if f"[{other[2]}]" in text] or others
+    names = " or ".join(f"rank {rank} on {host} ({address})" for rank, host, address in lost)
     return NodeError(
-        f"rank {world.rank} on {world.hosts[world.rank][0]} lost {who}: {text.splitlines()[0]}",
-        "look at the log of that machine; started again, the stage goes on from its last checkpoint",
+        f"rank {world.rank} on {world.hosts[world.rank][0]} lost {names}: {text.splitlines()[0]}",
+        "look at the log of that machine; started again, the stage resumes from its last checkpoint",
     )
 
 
 def _own_address() -> str:
-    """The address by which this machine reaches rank 0's."""
+    """The address of this machine on the network by which it reaches rank 0's, of all that it may have."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((os.environ["MASTER_ADDR"], 9))  # nothing is sent
+        probe.connect((os.environ["MASTER_ADDR"], 9))  # UDP: it chooses a route and sends nothing, so any port will do
         return str(probe.getsockname()[0])
 
 
 def _free_port() -> int:
+    """A port that is free now: the fixed default would make two stages on one machine collide."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""How all ranks of a launch open a stage together: rank 0 alone reads manifests, and all get the same answer."""
+"""Opening a stage on all ranks: rank 0 alone reads manifests and takes the work folder, and broadcasts the result."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def open_stage(
     sources: Callable[[], list[Published]],
     assets: Callable[[], dict[str, str]] = dict,
 ) -> tuple[Published | Building, list[Published]]:
-    """As `command.open_stage`, with the artifacts it reads, on all ranks."""
+    """As `command.open_stage`, on all ranks; returns the artifacts of `sources` too, which the stage reads."""
 
-    def opened() -> tuple[Published | Building, list[Published]]:
-        read = sources()
-        return command.open_stage(job, stage, read, assets()), read
+    def on_first() -> tuple[Published | Building, list[Published]]:
+        inputs = sources()
+        return command.open_stage(job, stage, inputs, assets()), inputs
 
-    return processes.run_on_first(world, opened)
+    return processes.run_on_first(world, on_first)
 
 
-def continued(source: Published) -> tuple[nn.Module, Tokenizer]:
-    """The model that an artifact holds, and its tokenizer."""
+def load_model(source: Published) -> tuple[nn.Module, Tokenizer]:
+    """The model of an artifact, to train further, and its tokenizer."""
     folder = source.on_disk()
     return network.load(folder), Tokenizer.load(folder)

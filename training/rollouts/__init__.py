@@ -1,1 +1,1 @@
-"""Reinforcement: samples of the model, their rewards, and what to learn from them."""
+"""Reinforcement learning: questions, rewards of sampled answers, advantages."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-EPSILON = 1e-4  # keeps the advantage of a group with almost equal rewards finite
+EPSILON = 1e-4  # TRL's: keeps the advantages of a group with almost equal rewards finite
 
 
-def advantages(rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Advantages of rewards [questions, samples], and which groups have differing rewards [questions].
+def group_advantages(rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Advantages of rewards [questions, samples], and which groups are informative: their rewards differ [questions].
 
-    (r - mean) / (std + epsilon) within a group; zero where all of a group scored alike.
+    (r - mean) / (std + epsilon) within a group; zero if all of a group have the same reward.
     """
-    spread = rewards.std(dim=1, unbiased=False)
+    std = rewards.std(dim=1, unbiased=False)
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (spread[:, None] + EPSILON), spread > 0
+    return centred / (std[:, None] + EPSILON), std > 0

@@ -1,4 +1,4 @@
-"""What a sample is worth. rl does not know where a reward comes from; today it is the verifier of a question's task."""
+"""Rewards of samples. rl does not know where a reward comes from; today it is the verifier of the question's task."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from collections.abc import Sequence
 
 from evaluation import tasks
 from inference.sampler import Sample, Sampler
-from training.rollouts.questions import Asked
+from training.rollouts.questions import TaskQuestion
 
 
-def scores(sampler: Sampler, asked: Sequence[Asked], samples: Sequence[Sample]) -> list[float]:
-    """The reward of each sample of the question beside it. A sample that did not end earns nothing."""
-    found = [0.0] * len(samples)
-    for name in sorted({one.task.name for one in asked}):
-        own = [place for place, one in enumerate(asked) if one.task.name == name]
-        answers = [sampler.answer(samples[place]) for place in own]
-        rewards = tasks.rewards(asked[own[0]].task, [asked[place].question for place in own], answers)
-        for place, reward in zip(own, rewards, strict=True):
-            found[place] = reward if samples[place].finished else 0.0
-    return found
+def scores(sampler: Sampler, questions: Sequence[TaskQuestion], samples: Sequence[Sample]) -> list[float]:
+    """The reward of each sample as an answer to the question beside it; 0 for a sample cut at the length limit.
+
+    A cut sample may hold the right number by chance, or say it and go on for ever.
+    """
+    scored = [0.0] * len(samples)
+    # Task by task, since a verifier takes all its answers at once (TRL's signature).
+    for name in sorted({question.task.name for question in questions}):
+        rows = [row for row, question in enumerate(questions) if question.task.name == name]
+        answers = [sampler.answer(samples[row]) for row in rows]
+        rewards = tasks.rewards(questions[rows[0]].task, [questions[row].question for row in rows], answers)
+        for row, reward in zip(rows, rewards, strict=True):
+            scored[row] = reward if samples[row].finished else 0.0
+    return scored
