@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,16 @@ def trainer(recipe: Recipe, net: nn.Module, world: World, micro: int) -> Turn:
     return turn
 
 
+def start_with_accelerate() -> NoReturn:
+    """Install accelerate beside the environment, and start this program again: transformers looks for it only once."""
+    packages = HOME / ".crawl2chat/bench-packages"
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "pip", "install", "-q", "--no-deps", "--target", packages, ACCELERATE], check=True)
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(HOME), str(packages)]))
+    command = [sys.executable, "-m", "bench.train", *sys.argv[1:]]
+    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,16 +150,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="timed steps per turn")
     options = parser.parse_args()
-    # 1. Without accelerate, install it beside the environment, and start again: transformers, imported above, looks for
-    # it only once.
     if importlib.util.find_spec("accelerate") is None:
-        packages = HOME / ".crawl2chat/bench-packages"
-        uv = Path(sys.executable).with_name("uv")
-        subprocess.run([uv, "pip", "install", "-q", "--no-deps", "--target", packages, ACCELERATE], check=True)
-        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(HOME), str(packages)]))
-        command = [sys.executable, "-m", "bench.train", *sys.argv[1:]]
-        os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})
-    # 2. The contestants, each with a model of the same weights.
+        start_with_accelerate()
+    # 1. The contestants, each with a model of the same weights.
     recipe = load(options.recipe, {"pretrain.optimizer.kind": "adamw"})
     section, vocabulary = recipe.pretrain, recipe.tokenizer.vocabulary
     world = processes.start(recipe.seed)
@@ -169,7 +172,7 @@ def main() -> None:
         f"HF Trainer + DeepSpeed, micro-batch {micro}": trainer(recipe, net(), world, micro),
         f"HF Trainer + DeepSpeed, micro-batch {section.batch}": trainer(recipe, net(), world, section.batch),
     }
-    # 3. Turns: all contestants get the same random batches, and the first loss of each is kept.
+    # 2. Turns: all contestants get the same random batches, and the first loss of each is kept.
     generator = torch.Generator().manual_seed(recipe.seed)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     losses: dict[str, float] = {}
@@ -181,7 +184,7 @@ def main() -> None:
             seconds[name].append(spent)
             losses.setdefault(name, loss)
             print(f"{name}: {spent:.2f} s", file=sys.stderr, flush=True)
-    # 4. The table.
+    # 3. The table.
     tokens = options.steps * section.batch * section.window
     speed = {name: tokens / statistics.median(each) for name, each in seconds.items()}
     where = torch.cuda.get_device_name() if world.device.type == "cuda" else "one CPU core"

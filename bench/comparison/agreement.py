@@ -101,7 +101,7 @@ def identical_text(bench: Bench, rows: Mapping[str, Mapping[str, Any]], limit: f
         english = [
             (verdict, row)
             for verdict, row in pairs
-            if row["reason"] != "other_language" or not (verdict or "").startswith("Lang")
+            if row["reason"] != "other_language" or not (verdict or "").startswith("LanguageFilter")
         ]
         same = [[(verdict is None) == (row["reason"] is None) for verdict, row in group] for group in (english, pairs)]
         agree.append([f"duplicate lines at most {threshold:g}", *(percent(sum(equal), len(equal)) for equal in same)])
