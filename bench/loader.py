@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.artifact import Content, File, Manifest, Published, Run
+from pipeline.artifact import Content, Cost, File, Manifest, Published
 from pipeline.storage import Storage
 from tokenizer import shards
 
@@ -56,8 +56,8 @@ def published(folder: Path, total: int) -> Published:
         schema_version=1, stage="shard", stage_version=1, partition="all", fingerprint="", seed=1, recipe={},
         libraries={}, assets={}, inputs=[], files=files, counts=None, numbers=numbers,
     )  # fmt: skip
-    spent = Run(started=0, seconds=0, cpu_seconds=0, host="", attempts=1, numbers={})
-    return Published(Storage(folder), "a", Manifest(content=content, content_hash="", run=spent))
+    cost = Cost(started=0, seconds=0, cpu_seconds=0, host="", attempts=1, numbers={})
+    return Published(Storage(folder), "a", Manifest(content=content, content_hash="", run=cost))
 
 
 def memory() -> dict[str, float]:

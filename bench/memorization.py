@@ -32,7 +32,8 @@ from jobs.stage.table import write_table
 from jobs.train_tokenizer import STAGE as TOKENIZER
 from pipeline import artifact, errors
 from pipeline.artifact import Building, Published, describe
-from pipeline.recipe import Recipe, load
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe, TrainedTokenizer, load
 from pipeline.storage import Storage
 from tokenizer import bpe, shards
 
@@ -64,6 +65,11 @@ def pages(recipe: Recipe) -> Iterator[dict[str, Any]]:
 def tokenizer(storage: Storage, recipe: Recipe, texts: list[str]) -> tuple[Published, bpe.Tokenizer]:
     """The recipe's tokenizer, trained on these texts and published."""
     section = recipe.tokenizer
+    if not isinstance(section, TrainedTokenizer):
+        raise RecipeError(
+            f"the recipe takes the tokenizer {section.source!r}, and this benchmark trains one on its pages",
+            "choose a recipe whose tokenizer.source is 'train', as recipes/demo.yaml",
+        )
     opened = artifact.open_stage(
         storage, recipe.name, TOKENIZER, recipe.section("tokenizer"), recipe.seed, [], force=True
     )
@@ -89,25 +95,24 @@ def publish(
     numbers: dict[str, Any] = {"dtype": dtype.name, "vocabulary": encoder.vocabulary, "tokenizer": encoder.sha256}
     for split in shard.SPLITS:
         # 1. The split's documents in the order of their keys, end to end, and each one's place among the tokens.
-        documents, ids, start = [], [], 0
+        documents: list[dict[str, Any]] = []
+        ids: list[int] = []
         for row in sorted(rows, key=lambda row: str(row["key"])):
             if row["split"] == split:
                 tokens = [*encoder.encode(row["text"]), encoder.end_of_text]
-                place = {"document": len(documents), "start": start, "tokens": len(tokens)}
+                place = {"document": len(documents), "start": len(ids), "tokens": len(tokens)}
                 documents.append(row | place | {"bytes": len(row["text"].encode())})
                 ids += tokens
-                start += len(tokens)
-        numbers |= {f"{split}_tokens": start, f"{split}_bytes": sum(row["bytes"] for row in documents)}
+        numbers |= {f"{split}_tokens": len(ids), f"{split}_bytes": sum(row["bytes"] for row in documents)}
         if not documents:
             continue
         # 2. The shard: tokens, index, and the sidecar that names their documents.
-        name = f"{split}-00000"
-        storage.write(opened.file(f"{name}.bin"), np.array(ids, dtype).tobytes())
-        storage.write(opened.file(f"{name}.idx"), shards.index([row["tokens"] for row in documents], dtype))
-        write_table(storage, opened.file(f"{name}.documents.parquet"), documents, shard.SIDECAR)
-        files += [
-            describe(storage, folder, name + end, len(documents)) for end in (".bin", ".idx", ".documents.parquet")
-        ]
+        name = f"{split}-00000.bin"
+        index, sidecar = name.replace(".bin", ".idx"), shards.sidecar(name)
+        storage.write(opened.file(name), np.array(ids, dtype).tobytes())
+        storage.write(opened.file(index), shards.index([row["tokens"] for row in documents], dtype))
+        write_table(storage, opened.file(sidecar), documents, shards.SIDECAR)
+        files += [describe(storage, folder, file, len(documents)) for file in (name, index, sidecar)]
     return opened.publish(files, numbers=numbers)
 
 
@@ -132,7 +137,7 @@ def build(root: str, path: str, steps: int, folder: Path) -> tuple[Path, str]:
     publish(storage, base, base.name, made_by, encoder, [row for row in rows if row is not repeated])
     mixed = publish(storage, base, "recited-page", made_by, encoder, [repeated])
     # 3. The recipe.
-    changes = {f"memorization.{name}": value for name, value in MEMORIZATION.items()}
+    changes: dict[str, Any] = {f"memorization.{name}": value for name, value in MEMORIZATION.items()}
     changes |= {"pretrain.steps": steps, "pretrain.batch": BATCH, "pretrain.evaluate_every": steps}
     changes |= {"pretrain.mix": {mixed.folder: SHARE}}
     file = folder / "recited.yaml"

@@ -43,7 +43,7 @@ from bench.simulation.costs import Costs, costs, rates
 from bench.simulation.crawl import Buckets, Crawl, Ints, buckets
 from jobs.copies import clusters
 from jobs.stage import session
-from pipeline.recipe import load
+from pipeline.recipe import VerifiedDeduplicate, load
 
 DROPPED = {"shared crawl": 73 / 757, "FineWeb": 16 / 36, "bad case": 0.7}  # share of the documents
 BYTES = {  # per row of each shuffle, as `--bytes` measured them
@@ -150,6 +150,7 @@ def main() -> None:
         measure_bytes(np.random.default_rng(options.seed))
         return
     recipe = load(HOME / "recipes/fineweb.yaml").deduplicate
+    assert isinstance(recipe, VerifiedDeduplicate)
     # 1. Simulate each share at each size.
     lines, tables = list[str](), list[tuple[str, dict[str, tuple[float, float]]]]()
     for name, dropped in DROPPED.items():

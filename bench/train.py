@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from bench.folders import HOME
 from inference import network
-from pipeline.recipe import Recipe, load
+from pipeline.recipe import Recipe, TrainedTokenizer, load
 from training.engine.engine import Engine, divisor, micro_rows
 from training.engine.losses import token_loss
 from training.engine.optimizer import parameter_groups
@@ -67,7 +67,7 @@ def bare(recipe: Recipe, net: nn.Module, world: World, micro: int) -> Turn:
 
     def step(ids: Tensor) -> float:
         total = 0.0
-        for part in ids.split(micro):
+        for part in torch.split(ids, micro):
             rows = part.to(world.device)
             with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=section.precision == "bf16"):
                 logits = net(input_ids=rows[:, :-1], use_cache=False).logits
@@ -154,6 +154,8 @@ def main() -> None:
         start_with_accelerate()
     # 1. The contestants, each with a model of the same weights.
     recipe = load(options.recipe, {"pretrain.optimizer.kind": "adamw"})
+    if not isinstance(recipe.tokenizer, TrainedTokenizer):
+        sys.exit(f"{options.recipe} does not name its vocabulary: choose a recipe whose tokenizer.source is 'train'")
     section, vocabulary = recipe.pretrain, recipe.tokenizer.vocabulary
     world = processes.start(recipe.seed)
     os.environ["OMP_NUM_THREADS"] = "1"  # else accelerate takes all cores

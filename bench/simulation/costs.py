@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.simulation.crawl import LARGEST, Crawl, Ints
 from jobs.copies import clusters
-from pipeline.recipe import Deduplicate
+from pipeline.recipe import VerifiedDeduplicate
 
 SAMPLED = 20_000  # documents per class of cluster sizes
 RATED = 1 << 14  # size up to which classes have rates of their own: a document of a larger cluster costs no more
@@ -31,7 +31,7 @@ class Costs:
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
 
-def cost(sizes: Ints, recipe: Deduplicate, rng: np.random.Generator) -> Costs:
+def cost(sizes: Ints, recipe: VerifiedDeduplicate, rng: np.random.Generator) -> Costs:
     """What clusters of these sizes cost in the search and in `clusters.restarred`, simulated hash by hash."""
     # 1. The documents: `cluster` of each, and `kept`, shape (documents, hashes): which of its text's hashes it has.
     hashes, documents = recipe.bands * recipe.rows, int(sizes.sum())
@@ -83,7 +83,7 @@ def cost(sizes: Ints, recipe: Deduplicate, rng: np.random.Generator) -> Costs:
     return spent
 
 
-def rates(crawl: Crawl, recipe: Deduplicate, rng: np.random.Generator) -> dict[int, Costs]:
+def rates(crawl: Crawl, recipe: VerifiedDeduplicate, rng: np.random.Generator) -> dict[int, Costs]:
     """Costs of a sample of each class of clusters, of 2, of 3 and 4, of 5 to 8 …, by the largest size of the class."""
     by_class, largest = {}, 2
     while largest <= RATED:

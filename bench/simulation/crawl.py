@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.recipe import Deduplicate
+from pipeline.recipe import VerifiedDeduplicate
 
 EXACT = 31 / 73  # share of exact copies among the dropped documents, measured on the shared crawl
 LARGEST = 1 << 24  # documents of the largest cluster that is modelled
@@ -87,13 +87,13 @@ class Buckets:
         return int((sizes * (sizes - 1) // 2) @ self.small.sum(axis=1) + (self.large - 1).sum())
 
 
-def kept_band(recipe: Deduplicate) -> float:
+def kept_band(recipe: VerifiedDeduplicate) -> float:
     """The probability that a near copy has a band of its cluster's text: J^rows, averaged from `min_jaccard` to 1."""
     power, least = recipe.rows + 1, recipe.min_jaccard
     return (1 - least**power) / (power * (1 - least))
 
 
-def buckets(crawl: Crawl, recipe: Deduplicate, tasks: int, rng: np.random.Generator) -> Buckets:
+def buckets(crawl: Crawl, recipe: VerifiedDeduplicate, tasks: int, rng: np.random.Generator) -> Buckets:
     """Draw the buckets: per cluster and band one of its text with the copies that kept the band, one per other copy."""
     most, chance = recipe.max_bucket, kept_band(recipe)
     counts = np.zeros(most + 1, np.int64)  # small buckets of each size
