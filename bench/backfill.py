@@ -3,8 +3,8 @@
     python -m bench.backfill [--crawls 20] [--pages 25]
 
 A server on this machine serves crawls of a few pages of the sample, in Common Crawl's layout. The DAG `backfill` starts
-a run of `corpus` for each; then it is triggered again, and must reuse everything. Meanwhile calls of Airflow's REST API
-are timed. Prints Markdown.
+a run of `corpus` for each; then it is triggered again, and must reuse everything. Meanwhile the calls of Airflow's REST
+API that its pages make are timed: people look at runs while a backfill is under way. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -27,23 +27,25 @@ from typing import Any
 
 from warcio.archiveiterator import ArchiveIterator
 
+from bench.folders import HOME
 from local.airflow import Installation, standalone
 from local.client import Airflow
 from pipeline import artifact
 from pipeline.stages import CANARY, CORPUS
 from pipeline.storage import Storage
 
-HOME = Path(__file__).resolve().parents[1]
 STAGES = tuple(step.name for step in (CANARY, *CORPUS))
-# As Airflow's pages of a DAG and of its runs make them.
+# What Airflow's pages of a DAG and of its runs request.
 CALLS = ("dags", "dags/corpus/dagRuns?limit=50&order_by=-run_after", "monitor/health", "assets/events?limit=50")
-FORM = {"shard.validation": 0.3, "tokenizer.vocabulary": 1024}  # so that few documents suffice
-SECONDS = 3600.0  # after which a backfill counts as hanging
+# 25 pages leave few documents: a larger share fills the validation split, a smaller vocabulary can be learned.
+FORM = {"shard.validation": 0.3, "tokenizer.vocabulary": 1024}
+TIMEOUT_SECONDS = 3600.0  # after which a backfill counts as hanging
+POLL_SECONDS = 2.0  # between two rounds of calls
 
 
 class _Handler(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
-        pass
+        pass  # no line per request between the rows of the table
 
 
 def responses(file: Path) -> Iterator[bytes]:
@@ -52,16 +54,17 @@ def responses(file: Path) -> Iterator[bytes]:
         records = ArchiveIterator(stream)
         spans = []
         for record in records:
-            kind = record.rec_type
-            record.content_stream().read()
-            spans.append((kind, records.get_record_offset(), records.get_record_length()))
+            record_type = record.rec_type
+            record.content_stream().read()  # the length is known once the record is read to its end
+            spans.append((record_type, records.get_record_offset(), records.get_record_length()))
     data = file.read_bytes()
-    yield from (data[start : start + length] for kind, start, length in spans if kind == "response")
+    yield from (data[start : start + length] for record_type, start, length in spans if record_type == "response")
 
 
 @contextmanager
 def served(folder: Path, crawls: int, pages: int) -> Iterator[list[str]]:
     """Ids of crawls with `pages` pages each, which a server on this machine serves until the block ends."""
+    # 1. Write the crawls in Common Crawl's layout. No real crawl is of the year 2099.
     sample = [page for file in sorted((HOME / "tests/data/sample").glob("*.warc.gz")) for page in responses(file)]
     ids = [f"CC-MAIN-2099-{number:02d}" for number in range(1, crawls + 1)]
     for number, crawl in enumerate(ids):
@@ -70,6 +73,7 @@ def served(folder: Path, crawls: int, pages: int) -> Iterator[list[str]]:
         chosen = [sample[(number * pages + i) % len(sample)] for i in range(pages)]
         (folder / path).write_bytes(b"".join(chosen))
         (folder / f"crawl-data/{crawl}/warc.paths.gz").write_bytes(gzip.compress(f"{path}\n".encode()))
+    # 2. Serve them. Airflow's processes, started within the block, inherit the variable that names the server.
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ["CRAWL2CHAT_CC_BASE"] = f"http://127.0.0.1:{server.server_port}"
@@ -83,35 +87,37 @@ def served(folder: Path, crawls: int, pages: int) -> Iterator[list[str]]:
 
 @dataclass
 class Backfill:
-    """A backfill: states of its runs of `corpus`, its seconds, and those of the calls made meanwhile."""
+    """What was measured of a backfill."""
 
-    states: dict[str, str]
+    states: dict[str, str]  # of its runs of `corpus`, by crawl
     seconds: float
-    calls: dict[str, list[float]] = field(default_factory=dict)
-    failed: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, list[float]] = field(default_factory=dict)  # seconds of each call made meanwhile, by path
+    failed: dict[str, int] = field(default_factory=dict)  # how many of them ended with an error, by path
 
 
 def backfill(airflow: Airflow, root: str, run: str, crawls: list[str]) -> Backfill:
-    """Trigger a backfill, wait until it ends, and time calls meanwhile. Raises `TimeoutError` after `SECONDS`."""
+    """Trigger a backfill, wait until it ends, and time calls meanwhile. Raises `TimeoutError`."""
     airflow.trigger("backfill", run, {"crawls": crawls, "root": root, **FORM})
     began = time.monotonic()
     calls: dict[str, list[float]] = {call.partition("?")[0]: [] for call in CALLS}
     failed: dict[str, int] = {}
     while airflow.state("backfill", run) not in ("success", "failed"):
-        if time.monotonic() - began > SECONDS:
-            raise TimeoutError(f"the backfill takes more than {SECONDS:.0f} s")
+        if time.monotonic() - began > TIMEOUT_SECONDS:
+            raise TimeoutError(
+                f"backfill {run!r} has not ended after {TIMEOUT_SECONDS:.0f} s: its task logs say where it hangs"
+            )
         for call in CALLS:
             sent = time.monotonic()
             response, name = airflow.call("GET", call), call.partition("?")[0]
             calls[name].append(time.monotonic() - sent)
             failed[name] = failed.get(name, 0) + response.is_error
-        time.sleep(2)
+        time.sleep(POLL_SECONDS)
     states = {crawl: airflow.state("corpus", f"{run}__{crawl}") for crawl in crawls}
     return Backfill(states, time.monotonic() - began, calls, failed)
 
 
 def stage_states(root: str, run: str, crawls: list[str]) -> dict[str, int]:
-    """Stages of these runs by state: published, reused, and where a run failed also running or missing."""
+    """Number of stages of these runs by state: published, reused, and where a run failed also running or missing."""
     storage, states = Storage(root), {"published": 0, "reused": 0}
     for crawl in crawls:
         for stage in STAGES:
@@ -122,28 +128,29 @@ def stage_states(root: str, run: str, crawls: list[str]) -> dict[str, int]:
 
 
 def attempts(root: str) -> int:
-    """How often a stage was started below this root, without reports, of which each run has its own."""
+    """Attempts of all stages below this root but the report, which each run makes anew."""
     names = Storage(root).names("_work")
     return sum("/attempts/" in name and not name.startswith("_work/report/") for name in names)
 
 
-def print_backfill(run: str, done: Backfill, root: str, database: Path) -> None:
-    """A row of the first table."""
-    states, succeeded = stage_states(root, run, list(done.states)), list(done.states.values()).count("success")
+def print_backfill(run: str, result: Backfill, root: str, database: Path) -> None:
+    """Print the first table's row of a backfill."""
+    states = stage_states(root, run, list(result.states))
+    succeeded = list(result.states.values()).count("success")
     print(
-        f"| {run} | {succeeded} of {len(done.states)} | {done.seconds / 60:.1f} | {states['published']} "
+        f"| {run} | {succeeded} of {len(result.states)} | {result.seconds / 60:.1f} | {states['published']} "
         f"| {states['reused']} | {attempts(root)} | {database.stat().st_size / 1e6:.1f} |",
         flush=True,
     )
 
 
 def print_calls(backfills: list[Backfill]) -> None:
-    """The second table: the calls of all backfills."""
-    print("\n| call | times | median, s | 95th percentile, s | longest, s | failed |")
+    """Print the second table: the seconds of the calls, of all backfills together."""
+    print("\n| call | number | median, s | 95th percentile, s | longest, s | failed |")
     print("|---|---|---|---|---|---|")
     for call in backfills[0].calls:
-        seconds = sorted(second for done in backfills for second in done.calls[call])
-        failed = sum(done.failed.get(call, 0) for done in backfills)
+        seconds = sorted(second for result in backfills for second in result.calls[call])
+        failed = sum(result.failed.get(call, 0) for result in backfills)
         print(
             f"| {call} | {len(seconds)} | {statistics.median(seconds):.2f} | {seconds[int(0.95 * len(seconds))]:.2f} "
             f"| {seconds[-1]:.2f} | {failed} |"
@@ -164,7 +171,7 @@ def main() -> None:
             standalone(installation, print, ("backfill", "corpus")) as airflow,
         ):
             print(f"\n{datetime.date.today()}, {len(crawls)} crawls of {options.pages} pages, {os.cpu_count()} cores\n")
-            print("| | succeeded | minutes | stages made | reused | attempts in all | database, MB |")
+            print("| | succeeded | minutes | stages published | reused | attempts so far | database, MB |")
             print("|---|---|---|---|---|---|---|")
             backfills = []
             for run in ("first", "second"):

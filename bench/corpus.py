@@ -20,17 +20,14 @@ from pathlib import Path
 
 from bench.comparison import agreement, speed
 from bench.comparison.sides import RECIPE, VARIANTS, Bench
-from bench.processes import HOME
+from bench.folders import CRAWL, HOME
 from pipeline.recipe import load
-
-CRAWL, SAMPLE = HOME.parent / "shared/data/crawl", HOME / "tests/data/sample"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    crawl = CRAWL if CRAWL.exists() else SAMPLE
-    parser.add_argument("--warcs", default=str(crawl / "*.warc.gz"), help="a glob; default: the shared crawl or sample")
-    parser.add_argument("--copies", type=int, default=1, help="of every page, salted")
+    parser.add_argument("--warcs", default=str(CRAWL / "*.warc.gz"), help="a glob; default: the shared crawl or sample")
+    parser.add_argument("--copies", type=int, default=1, help="salted copies of every page")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--only", choices=["speed", "agreement"])
     parser.add_argument("--extractors", nargs="+", default=["precision", "fast"])
@@ -39,18 +36,21 @@ def main() -> None:
     warcs = [Path(path).resolve() for path in sorted(glob.glob(options.warcs))]
     if not warcs:
         sys.exit(f"no WARC file matches {options.warcs}")
+    # 1. The variants of our side, and the one threshold that datatrove takes on its command line.
     variants = [variant for variant in VARIANTS if variant.extractor in options.extractors]
     limit = load(RECIPE).filter.fineweb.max_duplicate_line_chars
     bench = Bench(options.root.resolve(), warcs, options.copies)
     files = f"{len(warcs)} WARC files" + (f" in {options.copies} copies" if options.copies > 1 else "")
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {files}, {options.repeats} run(s)\n")
-    if options.only == "agreement":  # which reads what the runs for speed write; these stages suffice
+    # 2. CPU seconds. Agreement reads the documents that these runs leave; without them, it needs these stages only.
+    if options.only == "agreement":
         bench.datatrove("filter", bench.root / "with", bench.theirs, limit)
         for variant in variants:
             bench.ours(variant, ("extract", "filter"))
     else:
         print(speed.stages(bench, variants, limit, options.repeats), flush=True)
         print(speed.steps(bench, options.extractors), flush=True)
+    # 3. Agreement. A run without a language gate gives the texts of all pages, on which the filters are compared.
     if options.only != "speed":
         bench.ours(variants[0], ("extract", "filter"), gate=0.0)
         rows = bench.documents(variants[0], gate=0.0)

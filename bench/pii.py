@@ -3,8 +3,8 @@
     python -m bench.pii [--data ../shared/data]
 
 Sets: presidio-research's generated texts and pii-anon's technical texts (see the data's README). A label counts as
-found if a span covers it to within two characters; a span counts as wrong if it touches no label. In pii-anon's log
-lines only some phone numbers are labelled, so that their precision is underestimated there.
+found if a span of any kind covers it to within two characters; a span counts as wrong if it overlaps no label. In
+pii-anon's log lines only some phone numbers are labelled, so that their precision is underestimated there.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from pathlib import Path
 
 import phonenumbers
 
+from bench.folders import DATA
 from jobs.page import pii
 
 Labelled = tuple[str, list[tuple[int, int, str]]]  # text, labels (start, end, kind or the set's own name)
-NAMES = {
+# A set's own name of a label -> our kind. Labels of other names are not measured.
+KINDS = {
     "EMAIL_ADDRESS": "EMAIL",
     "IP_ADDRESS": "IP",
     "US_SSN": "US_SSN",
@@ -33,22 +35,23 @@ NAMES = {
     "PHONE_NUMBER": "PHONE",
     "STREET_ADDRESS": "STREET_ADDRESS",
 }
+# The form of a North American number, whether phonenumbers takes it for valid or not.
 _US_SHAPED = re.compile(r"(?:(?:\+|00)?1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?: ?x\d+)?")
-_SLACK = 2  # characters
+_SLACK = 2  # characters by which a span may fall short of a label at either end
 
 
 def presidio(folder: Path) -> Iterator[Labelled]:
-    """microsoft/presidio-research, generated."""
+    """The generated texts of microsoft/presidio-research."""
     for row in json.loads(gzip.decompress((folder / "pii/presidio.generated_large.json.gz").read_bytes())):
-        spans = [(s["start_position"], s["end_position"], s["entity_type"]) for s in row["spans"]]
-        yield row["full_text"], spans
+        labels = [(span["start_position"], span["end_position"], span["entity_type"]) for span in row["spans"]]
+        yield row["full_text"], labels
 
 
 def technical(folder: Path) -> Iterator[Labelled]:
-    """pii-anon, technology."""
+    """The texts on technology of pii-anon."""
     for line in gzip.decompress((folder / "pii/pii-anon.test_technology.jsonl.gz").read_bytes()).splitlines():
         row = json.loads(line)
-        yield row["text"], [(a["start"], a["end"], a["entity_type"]) for a in row["annotations"]]
+        yield row["text"], [(label["start"], label["end"], label["entity_type"]) for label in row["annotations"]]
 
 
 def classes(kind: str, value: str) -> Iterator[str]:
@@ -69,36 +72,36 @@ def classes(kind: str, value: str) -> Iterator[str]:
 
 
 def measure(texts: Iterator[Labelled]) -> tuple[Counter[str], Counter[str], Counter[str], Counter[str], float]:
-    """Labels, labels found, spans, wrong spans (by kind), and CPU seconds per 1,000 texts."""
-    seen, found, spans, wrong = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    """Labels, labels found, spans, wrong spans (each by kind), and CPU seconds per 1,000 texts."""
+    labelled, found, spans, wrong = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     count, began = 0, time.process_time()
     for text, labels in texts:
         count += 1
         predicted = pii.find(text, list(pii.ENTITIES))
-        for start, end, kind in predicted:
+        for start, end, kind in predicted:  # precision: does the span overlap any label?
             spans[kind] += 1
             wrong[kind] += not any(start < b and end > a for a, b, _ in labels)
-        for start, end, name in labels:
-            if name in NAMES:
+        for start, end, name in labels:  # recall: does any span cover the label?
+            if name in KINDS:
                 hit = any(a <= start + _SLACK and b >= end - _SLACK for a, b, _ in predicted)
-                for row in classes(NAMES[name], text[start:end]):
-                    seen[row] += 1
+                for row in classes(KINDS[name], text[start:end]):
+                    labelled[row] += 1
                     found[row] += hit
-    return seen, found, spans, wrong, 1000 * (time.process_time() - began) / max(1, count)
+    return labelled, found, spans, wrong, 1000 * (time.process_time() - began) / max(1, count)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared/data")
+    parser.add_argument("--data", type=Path, default=DATA)
     folder = parser.parse_args().data
     for name, texts in (("presidio-research", presidio(folder)), ("pii-anon", technical(folder))):
-        seen, found, spans, wrong, seconds = measure(texts)
+        labelled, found, spans, wrong, seconds = measure(texts)
         print(f"\n{name}: {seconds:.2f} CPU seconds per 1,000 texts\n\n| kind | labels | recall | spans | precision |")
         print("|---|---:|---:|---:|---:|")
-        for kind in sorted(seen | spans):
-            recall = f"{found[kind] / seen[kind]:.3f}" if seen[kind] else "–"
+        for kind in sorted(labelled | spans):
+            recall = f"{found[kind] / labelled[kind]:.3f}" if labelled[kind] else "–"
             precision = f"{1 - wrong[kind] / spans[kind]:.3f}" if spans[kind] else "–"
-            print(f"| {kind} | {seen[kind]} | {recall} | {spans[kind] or '–'} | {precision} |")
+            print(f"| {kind} | {labelled[kind]} | {recall} | {spans[kind] or '–'} | {precision} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""CPU and wall seconds of a command with all its descendants."""
+"""Cost of a command with all its descendants: CPU and wall seconds, and memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
-HOME = Path(__file__).resolve().parents[1]
-SESSION = [  # a Spark session that does nothing
+from bench.folders import HOME
+
+SESSION = [  # the command of a Spark session that does nothing: the fixed cost of every Spark stage
     sys.executable,
     "-c",
     """
@@ -26,7 +27,7 @@ spark.createDataFrame([(1,)], "n long").mapInArrow(lambda batches: batches, "n l
 spark.stop()
 """,
 ]
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.1  # a process's clock is lost when it ends: at most so much of each goes uncounted
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
@@ -40,11 +41,11 @@ class Spent(NamedTuple):
 
 
 def measured(command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> Spent:
-    """Run a command until its last descendant ends. Exits the program with its output if it fails.
+    """Run a command until its last descendant ends, with its output in `log`. Exits the program with it on failure.
 
-    This process adopts orphans and waits for them. But rusage lacks a process whose parent ignores SIGCHLD, such as a
-    worker of Spark's Python daemon; so the CPU clocks of all processes are also read while they run, and the larger of
-    the two sums counts.
+    This process adopts orphans and waits for them, so that rusage includes them. But rusage lacks a process whose
+    parent ignores SIGCHLD, such as a worker of Spark's Python daemon; so the CPU clocks of all processes are also
+    polled while they run, and the larger of the two sums counts.
     """
     # 1. Become the parent of orphans, and start the command.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -53,8 +54,8 @@ def measured(command: Sequence[str | Path], log: Path, environment: Mapping[str,
         child = subprocess.Popen(
             command, cwd=HOME, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT
         )
-    # 2. Read all clocks until the last process has ended.
-    clocks: dict[tuple[int, float], float] = {}  # by process id and start
+    # 2. Poll all clocks until the last process has ended.
+    clocks: dict[tuple[int, float], float] = {}  # CPU seconds by process id and start: ids are used again
     java: dict[tuple[int, float], float] = {}
     largest = 0
     status = ended = 0
@@ -70,15 +71,16 @@ def measured(command: Sequence[str | Path], log: Path, environment: Mapping[str,
                     largest = max(largest, memory)
         try:
             ended, exit_status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:  # there is none left
+        except ChildProcessError:  # no child is left
             break
         status = exit_status if ended == child.pid else status
         if not ended:
             time.sleep(POLL_SECONDS)
-    # 3. Compare the clocks with rusage.
+    # 3. The exit status, which Popen cannot see: its child was reaped above.
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         sys.exit(f"{log.read_text()[-5000:]}\n{log.stem} ended with {child.returncode}")
+    # 4. The larger of both sums.
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     waited = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     cpu, wall = max(waited, sum(clocks.values())), time.monotonic() - began

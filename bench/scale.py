@@ -7,6 +7,8 @@ letters and more is reversed inside, so that two copies of a page are not near-d
 file, as a crawl's files hold 30,000 pages; with --apart each copy is a file, so that more pages are more parts and not
 larger ones. The cost of an empty Spark session, measured too, is subtracted from each stage. 40,000 pages take half an
 hour on two cores.
+
+Prints Markdown: the cost of each size, then the cost of the pages by which a size exceeds the one before it.
 """
 
 from __future__ import annotations
@@ -31,14 +33,15 @@ from warcio.archiveiterator import ArchiveIterator
 from warcio.recordloader import ArcWarcRecord
 from warcio.warcwriter import WARCWriter
 
-from bench.processes import HOME, SESSION, Spent, measured
+from bench.folders import CRAWL, HOME
+from bench.processes import SESSION, Spent, measured
 from pipeline import artifact
 from pipeline.recipe import load
 from pipeline.stages import CORPUS
 from pipeline.storage import Storage
 
-CRAWL, SAMPLE = HOME.parent / "shared/data/crawl", HOME / "tests/data/sample"
 STAGES = tuple(step.name for step in CORPUS)
+# What of HTML is no text, and words of ASCII letters alone: not parts of an entity, nor of a word in another script.
 _NO_TEXT = re.compile(rb"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>")
 _WORD = re.compile(rb"(?<![A-Za-z&;\x80-\xff])[A-Za-z]{5,}(?![A-Za-z;\x80-\xff])")
 
@@ -46,7 +49,7 @@ _WORD = re.compile(rb"(?<![A-Za-z&;\x80-\xff])[A-Za-z]{5,}(?![A-Za-z;\x80-\xff])
 def salted(html: bytes, copy: int) -> bytes:
     """The page with a third of its longer words reversed inside; as long as before."""
 
-    @lru_cache(None)
+    @lru_cache(None)  # a page repeats its words
     def reversed_inside(word: bytes) -> bytes:
         if xxhash.xxh3_64_intdigest(word.lower(), seed=copy) % 3:
             return word
@@ -72,6 +75,7 @@ def records(source: Path, copy: int, writer: WARCWriter) -> Iterator[ArcWarcReco
                 uri = parts._replace(netloc=f"copy{copy}.{parts.netloc}").geturl()
             if record.rec_type == "response":
                 body = salted(body, copy)
+            # The writer sets the URI, and computes the digests of the new body.
             headers = {name: value for name, value in record.rec_headers.headers if name.startswith("WARC-")}
             for name in ("WARC-Target-URI", "WARC-Block-Digest", "WARC-Payload-Digest"):
                 headers.pop(name, None)
@@ -85,7 +89,7 @@ def write(source: Path, copies: Sequence[int], target: Path) -> int:
     with target.open("wb") as stream:
         writer = WARCWriter(stream, gzip=True)
         for copy in copies:
-            if copy == 0:
+            if copy == 0:  # gzip members may be concatenated
                 stream.write(source.read_bytes())
                 continue
             for record in records(source, copy, writer):
@@ -95,7 +99,7 @@ def write(source: Path, copies: Sequence[int], target: Path) -> int:
 
 
 def stages(root: Path, warcs: str) -> dict[str, Spent]:
-    """Run every stage, as a user would start it, below a fresh root."""
+    """Run every stage of the corpus, as a user would start it, below a fresh root."""
     root.mkdir(parents=True)
     recipe = root / "recipe.yaml"
     recipe.write_text(load(HOME / "recipes/demo.yaml", {"input.warcs": [warcs]}).to_yaml())
@@ -107,7 +111,7 @@ def stages(root: Path, warcs: str) -> dict[str, Spent]:
 
 
 def kept(root: Path) -> str:
-    """How many pages are kept by each stage that drops some."""
+    """Pages kept by each stage that drops many, as text."""
     contents = [
         artifact.of_run(Storage(root), "bench", stage).content for stage in ("extract", "filter", "deduplicate")
     ]
@@ -116,14 +120,14 @@ def kept(root: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    crawl = CRAWL if CRAWL.exists() else SAMPLE
-    parser.add_argument("--warcs", default=str(crawl / "*.warc.gz"), help="a glob; default: the shared crawl or sample")
-    parser.add_argument("--copies", type=int, nargs="+", default=[1, 4, 17])
+    parser.add_argument("--warcs", default=str(CRAWL / "*.warc.gz"), help="a glob; default: the shared crawl or sample")
+    parser.add_argument("--copies", type=int, nargs="+", default=[1, 4, 17], help="copies of every page, one per size")
     parser.add_argument("--apart", action="store_true", help="each copy of a file in a file of its own")
     parser.add_argument("--root", type=Path, default=HOME / ".crawl2chat/bench-scale")
     options = parser.parse_args()
     root, sources = options.root.resolve(), [Path(path) for path in sorted(glob.glob(options.warcs))]
     shutil.rmtree(root, ignore_errors=True)
+    # 1. Write the crawls of all sizes.
     tasks: list[tuple[Path, Sequence[int], Path]] = []
     for copies in options.copies:
         folder = root / f"crawl-{copies}"
@@ -133,14 +137,15 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         written = dict(zip((target for *_, target in tasks), pool.map(write, *zip(*tasks, strict=True)), strict=True))
     print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores; CPU seconds per 1,000 responses, empty session taken off\n"
+        f"{datetime.date.today()}, {os.cpu_count()} cores; CPU seconds per 1,000 responses, without an empty session\n"
     )
+    # 2. Run the stages on each, and print its row. An empty session before each size follows the machine's drift.
     sizes: list[tuple[int, dict[str, Spent]]] = []
     shown = ("JVM's share of extract", "each stage's largest process but the JVM, MiB", "kept")
     print(f"| responses | {' | '.join((*STAGES, *shown))} |")
     print(f"|---:|{'---:|' * (len(STAGES) + 2)}---|", flush=True)
     for copies in options.copies:
-        responses = sum(n for target, n in written.items() if target.parent.name == f"crawl-{copies}")
+        responses = sum(count for target, count in written.items() if target.parent.name == f"crawl-{copies}")
         empty = measured(SESSION, root / "session.txt", {"PYTHONPATH": str(HOME)})
         spent = stages(root / f"made-{copies}", str(root / f"crawl-{copies}/*.warc.gz"))
         each = [f"{1000 * (spent[stage].cpu - empty.cpu) / responses:.2f}" for stage in STAGES]
@@ -149,10 +154,11 @@ def main() -> None:
         cells = [f"{responses:,}", *each, f"{100 * jvm:.1f} %", workers, kept(root / f"made-{copies}")]
         print(f"| {' | '.join(cells)} |", flush=True)
         sizes.append((responses, spent))
-    print(f"\n| per 1,000 more, between | {' | '.join(STAGES)} |\n|---|{'---:|' * len(STAGES)}")
-    for (few, less), (many, more) in pairwise(sizes):  # the fixed cost of a stage is in neither
-        each = [f"{1000 * (more[stage].cpu - less[stage].cpu) / (many - few):.2f}" for stage in STAGES]
-        print(f"| {few:,} and {many:,} | {' | '.join(each)} |")
+    # 3. The cost of the further pages of each size: a stage's fixed cost cancels out.
+    print(f"\n| per 1,000 further responses, between | {' | '.join(STAGES)} |\n|---|{'---:|' * len(STAGES)}")
+    for (fewer, before), (more, after) in pairwise(sizes):
+        each = [f"{1000 * (after[stage].cpu - before[stage].cpu) / (more - fewer):.2f}" for stage in STAGES]
+        print(f"| {fewer:,} and {more:,} | {' | '.join(each)} |")
     shutil.rmtree(root)
 
 

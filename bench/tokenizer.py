@@ -3,8 +3,9 @@
     TIKTOKEN_CACHE_DIR=… python -m bench.tokenizer [--data ../shared/data]
 
 Texts: English reference texts of the shared crawl, Wikipedia articles (WikiText-2), GPTeacher's answers. One text in
-ten, by a hash of it, is not trained on, and is what the first table speaks of. Speed: CPU seconds of one thread over
-all texts, read once before; the libraries see the same `tokenizer.json`, and their ids must be equal.
+ten, by its hash, is held out from training; the first table is measured on these. Speed, the second table: CPU seconds
+of one thread over all texts, which each library has encoded once before; all get the same `tokenizer.json`, and their
+ids must be equal.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import numpy as np
 import tiktoken
 from tokenizers import Tokenizer as HfTokenizer
 
+from bench.folders import DATA
 from jobs.page.words import words
 from tokenizer import bpe
 
 SIZES = (4_096, 32_768, 100_000)
-_ARTICLE = "\n = "  # WikiText-2's headings of first rank
+_ARTICLE = "\n = "  # how WikiText-2's headings of articles begin; sections have more signs
 
 
 def texts(data: Path) -> Iterator[str]:
-    """Real text of three kinds."""
+    """Real texts: pages, articles, answers."""
     for line in gzip.decompress((data / "crawl/truth.jsonl.gz").read_bytes()).splitlines():
         row = json.loads(line)
         if row.get("text") and row.get("lid") == "en":
@@ -42,21 +44,22 @@ def texts(data: Path) -> Iterator[str]:
         yield from (row["response"] for row in json.loads(gzip.decompress(path.read_bytes())) if row.get("response"))
 
 
-def seconds(encode: Callable[[str], Sequence[int]], found: list[str]) -> tuple[float, list[list[int]]]:
+def seconds(encode: Callable[[str], Sequence[int]], corpus: list[str]) -> tuple[float, list[list[int]]]:
     """CPU seconds to encode all texts after a first pass, and their ids."""
-    for text in found:
+    for text in corpus:  # fills the caches of words, as in a long run
         encode(text)
     started = time.process_time()
-    ids = [encode(text) for text in found]
+    ids = [encode(text) for text in corpus]
     return time.process_time() - started, [list(map(int, row)) for row in ids]
 
 
 def encoders(source: bytes) -> dict[str, Callable[[str], Sequence[int]]]:
-    """The libraries on one `tokenizer.json`. tiktoken is built from its ranks, which here are the ids."""
+    """Each library's encoder of one `tokenizer.json`."""
     data = json.loads(source)
     hf = HfTokenizer.from_str(source.decode())
-    hf.encode_special_tokens = True
+    hf.encode_special_tokens = True  # a special token's name in a text is text
     fast = fastokens.Tokenizer.from_json_str(source.decode())
+    # tiktoken takes bytes and ranks: the vocabulary's letters stand for bytes, and its ids serve as ranks.
     letters = bpe._bytes_of_letters()
     added = {token["content"] for token in data["added_tokens"]}
     ranks = {
@@ -80,37 +83,42 @@ def encoders(source: bytes) -> dict[str, Callable[[str], Sequence[int]]]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared/data")
-    found = list(texts(parser.parse_args().data))
-    held_out = [text for text in found if zlib.crc32(text.encode()) % 10 == 0]
-    trained = [text for text in found if zlib.crc32(text.encode()) % 10]
+    parser.add_argument("--data", type=Path, default=DATA)
+    # 1. The texts, a tenth of them held out.
+    corpus = list(texts(parser.parse_args().data))
+    held_out = [text for text in corpus if zlib.crc32(text.encode()) % 10 == 0]
+    trained = [text for text in corpus if zlib.crc32(text.encode()) % 10]
     size = sum(len(text.encode()) for text in held_out)
     count = sum(len(words(text)) for text in held_out)
     print(
         f"{sum(map(len, trained)) / 1e6:.1f} M characters to train on, {size / 1e6:.2f} MB held out, {count:,} words\n"
     )
+    # 2. Compression of tokenizers trained here, and of published ones that are in tiktoken's cache.
     sources = {
         f"trained, {vocabulary:,}, {pattern}": bpe.train(trained, vocabulary, pattern)
         for vocabulary in SIZES
         for pattern in bpe.PATTERNS
     }
     sources |= {name: bpe.pretrained(name) for name in ("gpt2", "cl100k_base") if bpe.tiktoken_encoding(name)}
-    print("| tokenizer | ids | bytes a token | tokens a word |\n|---|---:|---:|---:|")
+    print("| tokenizer | ids | bytes per token | tokens per word |\n|---|---:|---:|---:|")
     for name, source in sources.items():
         encoder = bpe.Tokenizer.from_bytes(source)
         tokens = sum(len(encoder.encode(text)) for text in held_out)
         print(f"| {name} | {encoder.vocabulary:,} | {size / tokens:.3f} | {tokens / count:.3f} |", flush=True)
-    every = sum(len(text.encode()) for text in found) / 1e6
-    print(f"\n| MB a CPU second, {every:.1f} MB | " + " | ".join(encoders(next(iter(sources.values())))) + " | ids |")
+    # 3. Speed, of the smallest and the largest vocabulary trained here, and of the published ones.
+    megabytes = sum(len(text.encode()) for text in corpus) / 1e6
+    libraries = " | ".join(encoders(next(iter(sources.values()))))
+    print(f"\n| MB per CPU second, {megabytes:.1f} MB | {libraries} | ids |")
     print("|---|---:|---:|---:|---:|---|")
     for name, source in sources.items():
         if "32,768" in name:
             continue
         speeds, expected, same = [], None, True
         for encode in encoders(source).values():
-            spent, ids = seconds(encode, found)
-            speeds.append(f"{every / spent:.1f}")
-            expected, same = expected or ids, same and (expected is None or ids == expected)
+            spent, ids = seconds(encode, corpus)
+            speeds.append(f"{megabytes / spent:.1f}")
+            expected = expected or ids  # the first library's
+            same &= ids == expected
         print(f"| {name} | {' | '.join(speeds)} | {'identical' if same else 'DIFFERENT'} |", flush=True)
 
 

@@ -19,7 +19,7 @@ import httpx
 
 from local import checks
 from local.client import DAG, Airflow
-from local.processes import members, stop_session
+from local.processes import members, started
 from pipeline.errors import MachineError
 
 START_SECONDS = 240.0  # a first start on two slow cores takes a minute
@@ -153,30 +153,18 @@ def standalone(
     """Start Airflow, wait until these DAGs can be triggered, and stop all its processes when the block ends."""
     check_alone(installation)
     checks.port(installation.port)
-    installation.state.mkdir(parents=True, exist_ok=True)
-    began = time.time()
-    with installation.log.open("wb") as output:
-        process = subprocess.Popen(
-            ["airflow", "standalone"],
-            env=(environment := installation.environment()),
-            cwd=installation.home,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            executable=str(Path(environment["PATH"].split(os.pathsep)[0]) / "airflow"),
-        )
+    began, environment = time.time(), installation.environment()
+    program = Path(environment["PATH"].split(os.pathsep)[0]) / "airflow"
     try:
-        installation.session_file.write_text(str(process.pid))
-        client = Airflow(installation.url)
-        _wait_until_ready(process, client, installation, began, dags)
-        for pool in POOLS.values():
-            client.pool(pool, 1)  # one application or launch at a time: each uses all cores
-        log(f"Airflow is ready after {time.time() - began:.0f} s: {installation.url}")
-        yield client
+        with started([program, "standalone"], installation.home, installation.log, environment) as process:
+            installation.session_file.write_text(str(process.pid))
+            client = Airflow(installation.url)
+            _wait_until_ready(process, client, installation, began, dags)
+            for pool in POOLS.values():
+                client.pool(pool, 1)  # one application or launch at a time: each uses all cores
+            log(f"Airflow is ready after {time.time() - began:.0f} s: {installation.url}")
+            yield client
     finally:
-        stop_session(process.pid)
-        process.wait()
         installation.session_file.unlink(missing_ok=True)
 
 

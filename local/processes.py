@@ -1,4 +1,4 @@
-"""The processes of a kernel session (Linux): listing them, and stopping a session so that none of them is left.
+"""The processes of a kernel session (Linux): starting one, listing them, and stopping it so that none of them is left.
 
 SIGTERM to `airflow standalone` alone leaves its parts running, and those start sessions of their own.
 """
@@ -7,10 +7,36 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 STOP_SECONDS = 15.0
+
+
+@contextmanager
+def started(
+    command: Sequence[str | Path], folder: Path, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a session of its own, its output in `log`; all its processes are stopped when the block ends."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        stop_session(process.pid)
+        process.wait()
 
 
 def members(session: int) -> list[int]:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from local import checks
 from local.airflow import Installation
-from local.processes import stop_session
+from local.processes import started
 
 
 @contextmanager
 def served(installation: Installation) -> Iterator[None]:
     """`python -m web.serve` on the root of this installation; stopped when the block ends."""
     checks.port(installation.web_port)
-    installation.state.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "web.serve", "--root", installation.root, "--port", str(installation.web_port)]
-    with (installation.state / "web.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--framed-by", installation.url],
-            cwd=installation.home,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
+    with started([*command, "--framed-by", installation.url], installation.home, installation.state / "web.log"):
         yield
-    finally:
-        stop_session(process.pid)
-        process.wait()

@@ -1,4 +1,7 @@
-"""How far the two sides keep the same pages: end to end, by their filters on the same texts, at the language gate."""
+"""How far the two sides keep the same pages: end to end, by their filters on the same texts, at the language gate.
+
+Each function runs what it still needs, and returns Markdown tables.
+"""
 
 from __future__ import annotations
 
@@ -36,25 +39,30 @@ OURS = {
 
 def end_to_end(bench: Bench, variants: Sequence[Variant]) -> str:
     """Pages that each side keeps before deduplication, compared by URL; and the reasons where the two differ."""
+    # 1. What datatrove keeps: with the limits of the paper, and with the published script's.
     bench.datatrove("published", bench.theirs)
     kept = {document["metadata"]["url"] for file in bench.theirs.glob("filtered/*") for document in json_lines(file)}
     published = kept - set(json.loads((bench.theirs / "published.json").read_text()))
     removed, recipe = bench.removed(), load(RECIPE).filter
     rows, causes = [], ""
     for variant in variants:
-        ours = bench.documents(variant)
-        own = {url for url, row in ours.items() if row["reason"] is None}
+        # 2. How many of these each variant keeps too, and how many others.
+        documents = bench.documents(variant)
+        ours = {url for url, row in documents.items() if row["reason"] is None}
         for name, theirs in ((str(variant), kept), ("– as published: duplicate lines at most 0.01", published)):
-            both, others = len(own & theirs), len(own - theirs)
-            rows.append([name, len(theirs), len(own), percent(both, len(theirs)), percent(others, len(theirs))])
+            both, others = len(ours & theirs), len(ours - theirs)
+            rows.append([name, len(theirs), len(ours), percent(both, len(theirs)), percent(others, len(theirs))])
+        # 3. Of the first variant, which stands for all: every page that one side alone keeps, grouped by the reason
+        # for which the other drops it.
         if not causes:
             missing: dict[str, Any] = {"reason": "not read"}
-            apart = [("datatrove", ours.get(url, missing)["reason"], url) for url in sorted(kept - own)]
-            apart += [("us", removed.get(url, "no text, or not read"), url) for url in sorted(own - kept)]
+            differing = [("datatrove", documents.get(url, missing)["reason"], url) for url in sorted(kept - ours)]
+            differing += [("us", removed.get(url, "no text, or not read"), url) for url in sorted(ours - kept)]
             groups: dict[tuple[str, str], list[str]] = defaultdict(list)
             with (bench.root / "disagreements.tsv").open("w") as lines:
-                for by, reason, url in apart:
-                    value = score(ours[url], reason, recipe) if ours.get(url, missing).get("text") else "–"
+                for by, reason, url in differing:
+                    has_text = documents.get(url, missing).get("text")
+                    value = score(documents[url], reason, recipe) if has_text else "–"
                     groups[by, reason].append(value)
                     print(by, reason, value, url, sep="\t", file=lines)
             causes = f"Where the two differ ({variant}); page by page in {lines.name}:\n\n" + table(
@@ -79,40 +87,48 @@ def score(row: Mapping[str, Any], reason: str | None, recipe: Filter) -> str:
 
 def identical_text(bench: Bench, rows: Mapping[str, Mapping[str, Any]], limit: float) -> str:
     """datatrove's filters and ours on the same texts: those of our extraction without a language gate."""
+    # 1. The texts, written for datatrove's filters to read.
     recipe = load(RECIPE).filter
     texts = [row for row in rows.values() if row["text"]]
     (bench.root / "texts.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in texts))
     lines, agree = [], []
-    for threshold in (limit, 0.01):
+    for threshold in (limit, 0.01):  # the paper's, and the published script's
+        # 2. Verdicts of both sides, text by text. The first column leaves out what neither takes for English: on such a
+        # text the two agree without a rule having decided.
         bench.datatrove("verdicts", bench.root / "texts.jsonl", bench.root / "verdicts.jsonl", threshold)
         verdicts = [json.loads(line)["reason"] for line in (bench.root / "verdicts.jsonl").read_text().splitlines()]
         pairs = list(zip(verdicts, texts, strict=True))
         english = [
             (verdict, row)
             for verdict, row in pairs
-            if row["reason"] != "other_language" or not (verdict or "").startswith("Lang")
+            if row["reason"] != "other_language" or not (verdict or "").startswith("LanguageFilter")
         ]
-        same = [[(verdict is None) == (row["reason"] is None) for verdict, row in some] for some in (english, pairs)]
+        same = [[(verdict is None) == (row["reason"] is None) for verdict, row in group] for group in (english, pairs)]
         agree.append([f"duplicate lines at most {threshold:g}", *(percent(sum(equal), len(equal)) for equal in same)])
+        # 3. Where they differ at the paper's limit: the reasons of both.
         if threshold == limit:
             groups: dict[tuple[str, str], list[str]] = defaultdict(list)
             for reason, row in english:
                 if (reason is None) != (row["reason"] is None):
                     groups[reason or "kept", row["reason"] or "kept"].append(score(row, reason, recipe))
-            for (reason, own), scores in sorted(groups.items(), key=lambda item: -len(item[1])):
-                lines.append([reason, own, len(scores), "; ".join(sorted(set(scores))[:4])])
+            for (theirs, ours), scores in sorted(groups.items(), key=lambda item: -len(item[1])):
+                lines.append([theirs, ours, len(scores), "; ".join(sorted(set(scores))[:4])])
     head = ["same verdict on the same text", "English by either", "all texts"]
     listed = table(["datatrove", "ours", "texts", "our score for the rule that decides"], lines)
     return f"{table(head, agree)}\n{listed}"
 
 
 def gate(bench: Bench, variants: Sequence[Variant], rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """How many pages that are English after extraction pass the language gate."""
+    """How many pages pass the language gate, of those whose extracted text is English, and of those kept in the end.
+
+    `rows`: documents of a run without a language gate.
+    """
     least = load(RECIPE).filter.languages["en"]
     english = {url for url, row in rows.items() if row["text"] and row["language_score"] >= least}
     kept = {url for url, row in rows.items() if row["reason"] is None}
     shares = []
     for variant in variants:
         stopped = {url for url, row in bench.documents(variant).items() if row["reason"] == "language_gate"}
-        shares.append([variant, *(percent(len(some - stopped), len(some)) for some in (english, kept)), len(stopped)])
+        passed = (percent(len(pages - stopped), len(pages)) for pages in (english, kept))
+        shares.append([variant, *passed, len(stopped)])
     return table(["pass the language gate", "English pages", "pages that are kept", "pages stopped"], shares)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from warcio.archiveiterator import ArchiveIterator
 
 from bench import scale
-from bench.processes import HOME, SESSION, Spent, measured
+from bench.folders import HOME
+from bench.processes import SESSION, Spent, measured
 from jobs.stage.table import read_rows
 from pipeline import artifact
 from pipeline.recipe import load
@@ -44,8 +45,8 @@ VARIANTS = [Variant(records, extractor) for records in (True, False) for extract
 class Bench:
     """The folders of a run, and the commands of both sides.
 
-    Making one removes what was below `root`, installs datatrove where that is not done yet, and copies the archives:
-    with their language records, and without.
+    Constructing it removes what was below `root`, installs datatrove into an environment of its own if that has not
+    been done yet, and writes the archives: with their language records, and without.
     """
 
     def __init__(self, root: Path, warcs: Sequence[Path], copies: int) -> None:
@@ -57,6 +58,7 @@ class Bench:
         shutil.rmtree(root, ignore_errors=True)
         for name in ("logs", "packages", "with", "without"):
             (root / name).mkdir(parents=True)
+        # The environment is kept from run to run: `.ready` is written last, so that half an installation is made anew.
         if not (venv / ".ready").exists():
             uv = Path(sys.executable).with_name("uv")
             install: list[str | Path] = [uv, "pip", "install", "-q", "--compile-bytecode", "--python", self.python]
@@ -76,12 +78,12 @@ class Bench:
         return self.root / "logs" / f"{name}.txt"
 
     def datatrove(self, command: str, *arguments: Path | float) -> Spent:
-        """One command of bench/datatrove_fineweb.py."""
+        """Run a command of bench/datatrove_fineweb.py in datatrove's environment, which must not see ours."""
         script = [str(self.python), "bench/datatrove_fineweb.py", command, *map(str, arguments)]
         return measured(script, self.log(f"datatrove-{command}"), self.environment | {"PYTHONPATH": ""})
 
     def session(self) -> Spent:
-        """A Spark session that does nothing."""
+        """Run a Spark session that does nothing."""
         return measured(SESSION, self.log("session"), self.environment)
 
     def ours(self, variant: Variant, stages: Iterable[str] = STAGES, gate: float | None = None) -> dict[str, Spent]:
@@ -103,7 +105,7 @@ class Bench:
         }
 
     def documents(self, variant: Variant, gate: float | None = None) -> dict[str, dict[str, Any]]:
-        """Our rows by URL; `reason` is extract's or filter's."""
+        """Rows of extract by URL; `reason` is extract's, or else filter's, and None where both keep the page."""
         storage = Storage(self.root / ours_root(variant, gate))
         extracted, filtered = (artifact.of_run(storage, "bench", stage) for stage in ("extract", "filter"))
         decided = [row for file in filtered.files(".parquet") for row in read_rows(storage, file)]
@@ -128,7 +130,7 @@ def ours_root(variant: Variant, gate: float | None) -> str:
 
 
 def without_metadata(source: Path, target: Path) -> None:
-    """Copy a WARC of one gzip member per record, without its metadata records."""
+    """Copy a WARC without its metadata records, which hold the languages. Its records must be one gzip member each."""
     with source.open("rb") as stream, target.open("wb") as copy:
         archive = ArchiveIterator(stream)
         spans = []
@@ -142,7 +144,7 @@ def without_metadata(source: Path, target: Path) -> None:
 
 
 def json_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a compressed file of JSON lines."""
+    """The objects of a gzipped file of JSON lines."""
     with gzip.open(file, "rt") as lines:
         return [json.loads(line) for line in lines]
 
@@ -150,7 +152,7 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; the columns after the first are right-aligned."""
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-    cells = ([f"{c:.1f}" if isinstance(c, float) else str(c) for c in row] for row in rows)
+    cells = ([f"{value:.1f}" if isinstance(value, float) else str(value) for value in row] for row in rows)
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
 
 

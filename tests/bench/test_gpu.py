@@ -1,4 +1,4 @@
-"""The GPU bench runs to its end: its only run without a GPU."""
+"""The GPU benchmark runs to its end on tiny models: all of it that can be checked without a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_dry_run_prints_a_row_a_model_with_goal_and_source(
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if "|" in line
     ]
-    assert rows[0][:4] == ["model", "parameters", "rows at once", "tokens/s"]
+    assert rows[0][:4] == ["model", "parameters", "micro-batch", "tokens/s"]
     found = {name: cells for name, *cells in rows[2:]}
     assert list(found) == list(gpu.MODELS)
     assert all(cells[1] == "32" and float(cells[2].replace(",", "")) > 0 for cells in found.values())
@@ -34,7 +34,7 @@ def test_a_dry_run_prints_a_row_a_model_with_goal_and_source(
     assert "llm.c" in found["gpt2-124m"][7] and "nanochat" in found["depth-20"][7]
 
 
-def test_where_memory_is_short_fewer_rows_are_tried(
+def test_where_memory_is_short_a_smaller_micro_batch_is_tried(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Short(TokenLoss):
@@ -46,7 +46,7 @@ def test_where_memory_is_short_fewer_rows_are_tried(
     monkeypatch.setattr(gpu, "token_loss", Short())
     dry(monkeypatch)
     said = capsys.readouterr()
-    assert said.err.count("rows at once are too many") == 6
+    assert said.err.count("does not fit") == 6
     assert [line.split("|")[3].strip() for line in said.out.splitlines()[4:7]] == ["8"] * 3
 
 

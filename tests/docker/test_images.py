@@ -8,15 +8,16 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.server import serving
 
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = REPOSITORY / "docker"
@@ -230,17 +231,11 @@ class Health(BaseHTTPRequestHandler):
         parts = {"scheduler": {"status": "healthy", "beat": None}, "triggerer": {"status": None}, "other": {}}
         self.wfile.write(json.dumps(parts, separators=(",", ":")).encode())
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def airflow() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Health)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(Health) as address:
+        yield address
 
 
 def test_health_is_what_the_server_says(airflow: str) -> None:

@@ -7,9 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from tests.local.runs import LONGEST, until
+from tests.server import serving
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = REPOSITORY / "helm" / "crawl2chat" / "files"
@@ -96,18 +96,12 @@ class Api(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def api() -> Iterator[tuple[str, type[Api]]]:
     handler = type("Handler", (Api,), {"rules": [], "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", handler
-    server.shutdown()
-    server.server_close()
+    with serving(handler) as address:
+        yield f"http://{address}", handler
 
 
 def check(url: str, root: Path | str, account: Path, page: str = "/healthz") -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,21 @@ def spark() -> Iterator[Any]:
     made.stop()
 
 
+def share(spark: Any, patch: pytest.MonkeyPatch) -> None:
+    """Stages use this session and leave it open; the working folder is the repository."""
+    patch.chdir(REPOSITORY)
+    patch.setattr(session, "spark", lambda name: spark)
+    patch.setattr(spark, "stop", lambda: None)
+
+
+@contextmanager
+def sharing(spark: Any) -> Iterator[None]:
+    """As `share`, within the block: for fixtures of a wider scope than a test's."""
+    with pytest.MonkeyPatch.context() as patch:
+        share(spark, patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def short(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A crawl that is soon read: of each file of the sample its first forty responses."""
@@ -47,26 +63,18 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, short: list[Path], spark: Any) -> tuple[Published, Published]:
     """extract and filter of the short crawl, made at once."""
-    patch = pytest.MonkeyPatch()
-    patch.chdir(REPOSITORY)
-    patch.setattr("jobs.stage.session.spark", lambda name: spark)
-    patch.setattr(spark, "stop", lambda: None)
     work = job(tmp_path_factory.mktemp("whole"), of(short))
-    made = extract.run(work)
-    assert made is not None
-    found = made, filter.run(work)
-    patch.undo()
-    return found
+    with sharing(spark):
+        extracted = extract.run(work)
+        assert extracted is not None
+        return extracted, filter.run(work)
 
 
 @pytest.fixture(autouse=True)
 def _one_session(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stages under test use the one session and leave it open; the working folder is the repository."""
     monkeypatch.chdir(REPOSITORY)
     if "spark" in request.fixturenames:
-        made = request.getfixturevalue("spark")
-        monkeypatch.setattr(session, "spark", lambda name: made)
-        monkeypatch.setattr(made, "stop", lambda: None)
+        share(request.getfixturevalue("spark"), monkeypatch)
 
 
 def of(files: Sequence[Path], **more: Any) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from jobs.archive import sources
+from tests.server import serving
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     state = Server("", {})
 
-    class Handler(BaseHTTPRequestHandler):
+    class CommonCrawl(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -61,12 +61,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 if weather == "stall":
                     time.sleep(0.5)
 
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        state.base = f"http://127.0.0.1:{http.server_port}"
+    with serving(CommonCrawl) as address:
+        state.base = f"http://{address}"
         monkeypatch.setenv(sources.BASE_VARIABLE, state.base)
         monkeypatch.setattr(sources, "_LONGEST_WAIT", 0.01)
         yield state
-        http.shutdown()

@@ -16,7 +16,7 @@ from pipeline import artifact
 from pipeline.artifact import Published, Stage
 from pipeline.errors import InputError, RecipeError
 from pipeline.storage import Storage
-from tests.jobs.conftest import REPOSITORY, SAMPLE, job, of
+from tests.jobs.conftest import SAMPLE, job, of, sharing
 from tokenizer.bpe import Tokenizer
 from tokenizer.shards import Shard
 
@@ -32,13 +32,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def road(root: Path, spark: Any) -> dict[str, Published]:
     """All stages, run once."""
-    patch = pytest.MonkeyPatch()
-    patch.chdir(REPOSITORY)
-    patch.setattr("jobs.stage.session.spark", lambda name: spark)
-    patch.setattr(spark, "stop", lambda: None)
-    made = {stage.STAGE.name: stage.run(job(root)) for stage in ROAD}
-    patch.undo()
-    return made
+    with sharing(spark):
+        return {stage.STAGE.name: stage.run(job(root)) for stage in ROAD}
 
 
 def rows_of(published: Published) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from pipeline.command import Job
 from pipeline.errors import InputError
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Storage
+from tests.jobs.conftest import sharing
 
 REPOSITORY = Path(__file__).parents[2]
 CRAWL = REPOSITORY.parent / "shared" / "data" / "crawl"
@@ -62,13 +63,8 @@ def extracted(
             **{"extract.block_list.source": str(root / "blocked"), "extract.block_list.words": []},
         ),
     )
-    patch = pytest.MonkeyPatch()
-    patch.setattr(session, "spark", lambda _name: spark)
-    patch.setattr(spark, "stop", lambda: None)
-    try:
+    with sharing(spark):
         return work, extract.run(work)
-    finally:
-        patch.undo()
 
 
 def rows_of(published: Published) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from jobs import decontaminate, deduplicate, extract, filter, redact, shard, tra
 from pipeline import artifact, recipe
 from pipeline.command import Job
 from pipeline.storage import Storage
-from tests.jobs.conftest import REPOSITORY
+from tests.jobs.conftest import REPOSITORY, sharing
 
 pytestmark = pytest.mark.slow
 ROAD = (extract, filter, deduplicate, redact, decontaminate, train_tokenizer, shard)
@@ -43,14 +43,10 @@ def few(root: Path) -> Job:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> Path:
     """The corpus, made in one go."""
     root = tmp_path_factory.mktemp("undisturbed")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(REPOSITORY)
-    patch.setattr("jobs.stage.session.spark", lambda name: spark)
-    patch.setattr(spark, "stop", lambda: None)
-    for stage in ROAD:
-        stage.run(few(root))
-    (root / "recipe.yaml").write_text(few(root).recipe.to_yaml())
-    patch.undo()
+    with sharing(spark):
+        for stage in ROAD:
+            stage.run(few(root))
+        (root / "recipe.yaml").write_text(few(root).recipe.to_yaml())
     return root
 
 

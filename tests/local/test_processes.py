@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from local.processes import members, stop_session
-from tests.local.runs import LONGEST
+from local.processes import members, started, stop_session
+from tests.local.runs import LONGEST, until
 
 STUBBORN = """
 import os, signal, time
@@ -49,3 +49,11 @@ def test_a_session_that_obeys_is_not_waited_for():
     stop_session(process.pid, LONGEST)
     assert time.monotonic() - began < LONGEST
     assert process.wait() == -signal.SIGTERM
+
+
+def test_what_is_started_writes_its_log_and_is_stopped_with_all_it_started(tmp_path):
+    log = tmp_path / "state" / "log"
+    with started(["sh", "-c", "sleep 600 & echo ready; wait"], tmp_path, log) as process:
+        until(lambda: log.read_text() == "ready\n", 0.05)
+        assert len(members(process.pid)) == 2
+    assert process.returncode == -signal.SIGTERM and members(process.pid) == []

@@ -65,6 +65,11 @@ class Page(HTMLParser):
         self.text += data
 
 
+def words(html: str) -> str:
+    """What a reader of a page sees, with single spaces between words."""
+    return " ".join(Page(html).text.split())
+
+
 def test_hostile_text_stays_text(whole: str) -> None:
     parsed = Page(whole)
     assert not parsed.open, "every tag is closed, in order"
@@ -99,13 +104,13 @@ def test_every_count_of_the_fall_is_there(whole: str, storage: Storage) -> None:
     ]
     # A dropped bar begins where the kept one ends: nothing overlaps, nothing is left out.
     assert [bar["left"] for bar in bars if bar["kind"] == "dropped"] == [0.75, 0.6, 0.4, 0.3]
-    text = " ".join(Page(whole).text.split())
+    text = words(whole)
     assert "not 200 5 25%" in text
     assert "gopher min words 4 20%" in text
 
 
 def test_documents_show_reason_scores_and_redacted_text(whole: str) -> None:
-    text = " ".join(Page(whole).text.split())
+    text = words(whole)
     assert "http://a.example/4?<script>u4</script>" in text
     assert "Page 5 says write to <EMAIL>." in text and "Clean 5" in text, "what stayed is shown as it was written"
     assert "Title 5" not in text
@@ -122,7 +127,7 @@ def test_what_stayed_is_what_the_shards_hold_and_a_page_taken_down_is_only_count
     down = tmp_path / "down.txt"
     down.write_text("http://a.example/9?<script>u9</script>\nhttp://a.example/2?<script>u2</script>\n")
     corpus(storage, [down])
-    text = " ".join(Page(page(storage)).text.split())
+    text = words(page(storage))
     stayed = text[text.index("Stayed 4") : text.index("Personal data redacted")]
     assert [n for n in range(4, 10) if f"Clean {n}" in stayed] == [4, 5, 6]
     assert "contaminated 1 5.0%" in text and "contaminated decontaminate 1 Clean 7" in text
@@ -135,14 +140,14 @@ def test_what_stayed_is_what_the_shards_hold_and_a_page_taken_down_is_only_count
 
 def test_what_did_not_run_is_named_whatever_stage_it_is(storage: Storage) -> None:
     opened(storage, "extract", []).publish([], Counts(in_=2, kept=2, dropped={}))
-    text = " ".join(Page(page(storage)).text.split())
+    text = words(page(storage))
     missing = text[text.index("Pages kept and dropped") : text.index("Example documents")]
     named = [step.name for step in ROAD if f"{step.label}: not run." in missing]
     assert named == ["filter", "deduplicate", "redact", "decontaminate", "shard"]  # not the canary, not the tokenizer
 
 
 def test_redactions_tokens_and_story(whole: str) -> None:
-    text = " ".join(Page(whole).text.split())
+    text = words(whole)
     assert "<EMAIL> 1,005 xx@x.xx x0@xx.xxx" in text
     assert "bytes per token 3.821" in text
     assert "1,234,567" in text
@@ -167,7 +172,7 @@ def test_curves_have_text_alternatives_and_levels(whole: str) -> None:
 
 
 def test_models_stand_side_by_side(whole: str) -> None:
-    text = " ".join(Page(whole).text.split())
+    text = words(whole)
     assert "Who are you? Base Said nothing. Fine-tuned I am <b>sft</b>. Reinforced I am <b>rl</b>." in text
     assert "arithmetic: sampled accuracy 0% 31% 74%" in text
     assert "Are you a lamp? Base No, says pretrain." in text
@@ -185,7 +190,7 @@ def test_a_run_that_is_not_finished_invents_nothing(storage: Storage) -> None:
     shard = corpus(storage)["shard"]
     opened(storage, "pretrain", [shard])  # still running
     html = page(storage)
-    text = " ".join(Page(html).text.split())
+    text = words(html)
     assert "Pretraining not finished" in text
     assert "Reinforcement learning not run" in text
     assert "bits per byte" not in text
@@ -196,7 +201,7 @@ def test_a_run_that_is_not_finished_invents_nothing(storage: Storage) -> None:
 def test_only_models_no_pages(storage: Storage) -> None:
     building = opened(storage, "pretrain", [])
     building.publish([], numbers={"bits_per_byte": 2.0})
-    text = " ".join(Page(page(storage)).text.split())
+    text = words(page(storage))
     assert "A model predicts held-out text at 2.00 bits per byte." in text
     assert "Extract: not run." in text
 
