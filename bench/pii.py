@@ -21,6 +21,7 @@ from pathlib import Path
 import phonenumbers
 
 from jobs.page import pii
+from jobs.page.pii import decide, recognizers
 
 Labelled = tuple[str, list[tuple[int, int, str]]]  # text, labels (start, end, kind or the set's own name)
 NAMES = {
@@ -54,10 +55,10 @@ def technical(folder: Path) -> Iterator[Labelled]:
 def classes(kind: str, value: str) -> Iterator[str]:
     """The rows of the table in which a label counts."""
     yield kind
-    if kind == "IP" and not pii.is_public(value):
+    if kind == "IP" and not decide.is_public(value):
         yield "IP, not public (stays)"
     if kind == "PHONE":
-        for region in pii.REGIONS:
+        for region in recognizers.REGIONS:
             try:
                 if phonenumbers.is_valid_number(phonenumbers.parse(value, region)):
                     yield "PHONE, valid"
@@ -74,7 +75,7 @@ def measure(texts: Iterator[Labelled]) -> tuple[Counter[str], Counter[str], Coun
     count, began = 0, time.process_time()
     for text, labels in texts:
         count += 1
-        predicted = pii.find(text, list(pii.ENTITIES))
+        predicted = pii.find(text, list(recognizers.ENTITIES))
         for start, end, kind in predicted:
             spans[kind] += 1
             wrong[kind] += not any(start < b and end > a for a, b, _ in labels)

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from jobs import redact
 from jobs.page import pii
+from jobs.page.pii import recognizers
 from pipeline.errors import RecipeError
 
-KINDS = list(pii.ENTITIES)
+KINDS = list(recognizers.ENTITIES)
 SHARED = Path(__file__).parents[3] / "shared/data"
 
 
@@ -116,7 +117,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     monkeypatch.setattr(socket.socket, "connect", refused)
-    pii._recognizers.cache_clear()
+    recognizers._recognizers.cache_clear()
     assert pii.redact("a@b.nosuchsuffix", ["EMAIL"])[1] == []
     assert pii.redact("a@b.com", ["EMAIL"])[1] == [("EMAIL", "x@x.xxx")]
 
@@ -164,10 +165,10 @@ def test_no_number_of_fewer_digits_is_a_phone() -> None:
     """Digits that the matcher is spared: none of them is valid, in any region, with a plus or without."""
     matchers = [
         phonenumbers.PhoneNumberMatcher(f"{plus}{number:0{digits}d}", region, phonenumbers.Leniency.VALID)
-        for digits in range(1, pii.SHORTEST_PHONE)
+        for digits in range(1, recognizers.SHORTEST_PHONE)
         for number in range(10**digits)
         for plus in ("", "+")
-        for region in pii.REGIONS
+        for region in recognizers.REGIONS
     ]
     assert len(matchers) == 8 * 1110 and not any(matcher.has_next() for matcher in matchers)
 
