@@ -56,7 +56,7 @@ _VERSION = re.compile(
     r"|table|figure|fig|rule|openssl|kernel|isbn|issn|doi|oid)\b\.?|§|[=~<>!]=|[A-Za-z][-_/])\s*[:#\"'“(\[]{0,2}\s*\Z",
     re.I,
 )
-# Identifiers of mails, which look like addresses: 19970804.UAA16213@…, 1992Jan17.005405.16806@…, 54562774.8030306@…, 7937@….
+# Identifiers of mails, not addresses: 19970804.UAA16213@…, 1992Jan17.005405.16806@…, 54562774.8030306@…, 7937@….
 _MESSAGE_ID = re.compile(r"\d{1,5}(?:@|%40)|\d{8,}[.-]\w|\d{4}[A-Z][a-z]{2}\d+\.|[\dA-F]{8}\.\d")
 _IP_WORD = re.compile(
     r"\b(?:ipv?[46]?|ips|address(?:es)?|hosts?|server|nameservers?|dns|resolver|ping|traceroute|gateway|router|client"
