@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-gate test-all bench-demo bench-pii bench-corpus bench-deduplicate bench-simulate-dedup bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
+.PHONY: help run ui test test-gate test-all bench-demo bench-pii bench-extraction bench-corpus bench-deduplicate bench-simulate-dedup bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -48,6 +48,9 @@ bench-demo: $(READY) ## what the demo's model learns, with three seeds (about 25
 
 bench-pii: $(READY) ## recall and precision of redaction on labelled texts
 	@python -m bench.pii $(ARGS)
+
+bench-extraction: $(READY) ## extracted text against references, by mode
+	@python -m bench.extraction $(ARGS)
 
 bench-deduplicate: $(READY) ## near-duplicates among five million synthetic signatures
 	@python -m bench.deduplicate $(ARGS)

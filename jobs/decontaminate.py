@@ -31,7 +31,7 @@ from pipeline.command import Job
 from pipeline.recipe import Decontaminate
 from pipeline.storage import Storage
 
-STAGE = Stage("decontaminate", 2, ("xxhash",))
+STAGE = Stage("decontaminate", 3, ("xxhash",))
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail")])
 _GRAMS = pa.schema([("hash", pa.uint64()), ("set", pa.string())])
 

@@ -33,7 +33,7 @@ from pipeline.command import Job
 from pipeline.recipe import Deduplicate
 from pipeline.storage import Storage
 
-STAGE = Stage("deduplicate", 6, ("xxhash", "numpy"))
+STAGE = Stage("deduplicate", 7, ("xxhash", "numpy"))
 MINHASH = ".minhash"
 SCHEMA = pa.schema([*((name, pa.string()) for name in ("id", "cluster", "reason")), ("cluster_size", pa.int64())])
 

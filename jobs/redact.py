@@ -26,7 +26,7 @@ from pipeline.command import Job
 from pipeline.recipe import Redact
 from pipeline.storage import Storage
 
-STAGE = Stage("redact", 7, ("presidio-analyzer", "phonenumbers", "tldextract"))
+STAGE = Stage("redact", 8, ("presidio-analyzer", "phonenumbers", "tldextract"))
 SAMPLES = 5  # masked strings of each kind that the manifest shows
 _COLUMNS = ("url", "host", "warc", "offset", "date", "language", "language_score", "title", "text")
 SCHEMA = pa.schema(
@@ -61,7 +61,8 @@ class Redaction:
                 replaced: list[tuple[str, str]] = []  # (kind, masked string)
                 for column in ("title", "text"):
                     if row[column] is not None:
-                        row[column], spans = pii.redact(row[column], self.recipe.kinds, self.recipe.person_model)
+                        kinds, model = self.recipe.kinds, self.recipe.person_model
+                        row[column], spans = pii.redact(row[column], kinds, model, row["language"] or "en")
                         replaced += spans
                 counts = Counter(kind for kind, _ in replaced)
                 write(row | {"redactions": json.dumps(counts, sort_keys=True)})

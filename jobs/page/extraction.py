@@ -25,13 +25,23 @@ class Extracted:
     title: str | None
 
 
-def extract(html: str, url: str, mode: Mode) -> Extracted:
-    """The main text and title; both are None where there is no text. Run it under `guard`: it can hang."""
+def extract(html: str, url: str, mode: Mode, default_below: int = 0) -> Extracted:
+    """The main text and title; both are None where there is no text. Run it under `guard`: it can hang.
+
+    `precision` takes whole articles for boilerplate on some pages. Where it gives fewer characters than
+    `default_below`, the text of `default` is taken if it is longer.
+    """
     if mode == "resiliparse":
-        text = extract_plain_text(html, main_content=True, alt_texts=False, noscript=False)
-        return _extracted(text, html)
+        return _extracted(extract_plain_text(html, main_content=True, alt_texts=False, noscript=False), html)
+    text = _trafilatura(html, url, mode)
+    if mode == "precision" and len(text) < default_below:
+        text = max(text, _trafilatura(html, url, "default"), key=len)
+    return _extracted(text, html)
+
+
+def _trafilatura(html: str, url: str, mode: Mode) -> str:
     document = trafilatura.bare_extraction(html, url=url or None, options=_options(mode))
-    return _extracted((document.text or "") if document is not None else "", html)
+    return (document.text or "") if document is not None else ""
 
 
 @cache

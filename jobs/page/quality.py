@@ -42,6 +42,7 @@ FRACTIONS = (
     "bullet_lines",
     "ellipsis_lines",
     "alpha_words",
+    "alpha_words_without_marks",
     "duplicate_lines",
     "duplicate_line_chars",
     "c4_duplicate_line_chars",
@@ -83,6 +84,7 @@ def scores(text: str, words: Sequence[str], stop_words: Collection[str], c4: C4L
         "bullet_lines": _share(lines, lambda line: line.lstrip().startswith(("•", "-", "*"))),
         "ellipsis_lines": _share(lines, lambda line: line.rstrip().endswith(("...", "…"))),
         "alpha_words": alpha / max(1, len(words)),
+        "alpha_words_without_marks": alpha / max(1, real_words),
         # FineWeb's rules read the lines that C4's leave.
         "line_punctuation": _share(left, lambda line: line.endswith(TERMINAL)),
         "newline_word_ratio": min(1.0, max(0, len(left) - 1) / max(1, _words_of(left, stripped, words))),
@@ -147,7 +149,8 @@ def checks(row: Mapping[str, Any], recipe: Filter) -> Iterator[Check]:
     yield most("gopher_symbols", "symbol_word_ratio", gopher.max_symbol_word_ratio)
     yield most("gopher_bullets", "bullet_lines", gopher.max_bullet_lines)
     yield most("gopher_ellipses", "ellipsis_lines", gopher.max_ellipsis_lines)
-    yield least("gopher_few_letters", "alpha_words", gopher.min_alpha_words)
+    alpha_words = "alpha_words" if gopher.marks_are_words else "alpha_words_without_marks"
+    yield least("gopher_few_letters", alpha_words, gopher.min_alpha_words)
     yield least("gopher_stop_words", "stop_words", gopher.min_stop_words)
     yield most("gopher_duplicate_lines", "duplicate_lines", gopher.max_duplicate_lines)
     yield most("gopher_duplicate_line_chars", "duplicate_line_chars", gopher.max_duplicate_line_chars)

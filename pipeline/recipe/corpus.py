@@ -109,6 +109,10 @@ class Extract(Section):
     extractor: Literal["precision", "default", "fast", "resiliparse"] = Field(
         description="Extractor of the main text: trafilatura in one of three modes, or resiliparse, which costs least."
     )
+    default_below: Count = Field(
+        description="With `precision`: a page of which it gives fewer characters than this is extracted in mode "
+        "`default` as well, and the longer text is taken; 0 for never."
+    )
     c4_lines: C4Lines
     quality_model: str | None = Field(
         description="fastText model of jobs/train_quality.py, whose score becomes the column `quality`; null for none."

@@ -30,6 +30,10 @@ class Gopher(Section):
     max_bullet_lines: Fraction = Field(description="Largest share of lines that begin with a bullet. Gopher: 0.9.")
     max_ellipsis_lines: Fraction = Field(description="Largest share of lines that end with an ellipsis. Gopher: 0.3.")
     min_alpha_words: Fraction = Field(description="Least share of words with at least one letter. Gopher: 0.8.")
+    marks_are_words: bool = Field(
+        description="Whether punctuation marks count as words in `min_alpha_words`. Yes is how datatrove made FineWeb: "
+        "it drops prose with many marks. The paper counts words."
+    )
     min_stop_words: Count = Field(description="Fewest different stop words of `extract.languages`. Gopher: 2.")
     max_duplicate_lines: Fraction = Field(description="Largest share of lines that repeat an earlier one. Gopher: 0.3.")
     max_duplicate_line_chars: Fraction = Field(

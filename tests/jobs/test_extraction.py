@@ -235,3 +235,17 @@ def test_every_extractor_keeps_the_text_and_leaves_the_frame(mode: extraction.Mo
     found = extraction.extract(html, "http://x.test/", mode)
     assert found.title == "Pier" and found.text is not None
     assert "number 19 was the last" in found.text and "Shop" not in found.text and "<" not in found.text
+
+
+def test_where_precision_loses_a_page_default_is_asked() -> None:
+    html = pages(200)
+    changed = 0
+    for page in html:
+        precise, with_limit = (extraction.extract(page, "", "precision", below) for below in (0, 500))
+        if len(precise.text or "") >= 500:
+            assert with_limit == precise
+        else:
+            texts = [precise.text or "", extraction.extract(page, "", "default").text or ""]
+            assert (with_limit.text or "") == max(texts, key=len)
+            changed += with_limit != precise
+    assert changed > 5

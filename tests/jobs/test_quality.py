@@ -49,6 +49,16 @@ def test_prose_passes_and_each_rule_names_what_it_drops() -> None:
     assert "gram" in str(decided(PROSE + " I say it all again now" * 20))
 
 
+def test_marks_count_as_words_or_not() -> None:
+    """Prose with many marks is dropped by datatrove's reading of Gopher's rule, and not by the paper's."""
+    recipe, text = load(DEMO).filter, PROSE.replace(" ", ", ")
+    row = quality.scores(text, words(text), STOP_WORDS, C4_LINES) | {"language": "en", "language_score": 1.0}
+    assert row["alpha_words"] < recipe.gopher.min_alpha_words < row["alpha_words_without_marks"]
+    gopher = recipe.gopher.model_copy(update={"marks_are_words": False})
+    reasons = [quality.decide(row, recipe), quality.decide(row, recipe.model_copy(update={"gopher": gopher}))]
+    assert reasons[0] == "gopher_few_letters" != reasons[1]
+
+
 def test_counts_of_a_small_text_are_those_by_hand() -> None:
     text = "one two six. Ten.\none two six. Ten.\n\nx"
     found = quality.scores(text, words(text), STOP_WORDS, C4_LINES)
