@@ -5,6 +5,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
+OP := .crawl2chat/torch_extensions/.ready
 
 RECIPE ?= recipes/demo.yaml
 ROOT ?= .crawl2chat/data
@@ -25,6 +26,12 @@ $(READY): requirements.lock pyproject.toml local/setup.sh
 	@bash local/setup.sh
 	@touch $@
 
+# DeepSpeed's op for several ranks on CPUs: one process, as in make run, does without.
+$(OP): $(READY) training/launch/prebuild.py
+	@echo "building DeepSpeed's CPU op (one to two minutes)"
+	@python -m training.launch.prebuild
+	@touch $@
+
 run: $(READY) ## the whole road: from WARC files to a chat model (WARCS=… or CRAWL=… for other pages than the sample)
 	@python -m local.run $(RUN_OPTIONS)
 
@@ -34,13 +41,13 @@ ui: $(READY) ## start Airflow and stay, to trigger DAGs by hand
 # Two processes, on machines of two cores and up: the jobs' tests share one Spark session, whole runs one group.
 PYTEST := python -m pytest -n 2
 
-test: $(READY) ## the tests, in minutes (docs/testing.md says what each ring holds)
+test: $(OP) ## the tests, in minutes (docs/testing.md says what each ring holds)
 	@$(PYTEST) -m "not slow" $(ARGS)
 
-test-gate: $(READY) ## what a change must pass besides: a whole run in Airflow, one that is killed, two ranks
+test-gate: $(OP) ## what a change must pass besides: a whole run in Airflow, one that is killed, two ranks
 	@$(PYTEST) -m gate $(ARGS)
 
-test-all: $(READY) ## everything: kills, matrices, two machines, more examples; nightly and before a release
+test-all: $(OP) ## everything: kills, matrices, two machines, more examples; nightly and before a release
 	@HYPOTHESIS_PROFILE=all $(PYTEST) $(ARGS)
 
 bench-demo: $(READY) ## what the demo's model learns, with three seeds (about 25 minutes)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the packages of requirements.lock into .venv, and build DeepSpeed's CPU op. Called by make.
+# Install the packages of requirements.lock into .venv. Called by make.
 #   local/setup.sh        install
 #   local/setup.sh lock   update requirements.lock and docker/cluster.lock from pyproject.toml
 set -euo pipefail
@@ -80,9 +80,7 @@ fi
 echo "installing into .venv"
 .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode "${options[@]}" --no-deps -r requirements.lock
 .venv/bin/uv pip install -q --python .venv/bin/python --no-deps -e .
-echo "building DeepSpeed's CPU op and an archive of Spark's classes"
+echo "writing an archive of Spark's classes, so that sessions start faster"
 mkdir -p .crawl2chat
-.venv/bin/python -m jobs.commands.prebuild >.crawl2chat/prebuild.log 2>&1 &
-.venv/bin/python -m training.launch.prebuild
-wait $! || echo "without the archive Spark starts more slowly: .crawl2chat/prebuild.log says why it was not made"
+.venv/bin/python -m jobs.commands.prebuild >.crawl2chat/prebuild.log 2>&1 || echo "without the archive Spark starts more slowly: .crawl2chat/prebuild.log says why it was not made"
 echo "ready: $(du -sh .venv | cut -f1) in .venv, $((SECONDS - began)) s"

@@ -230,12 +230,20 @@ class TrainingStage(ProcessStage):
         extra = extra_of_connection()
         backend = extra.get("backend", "local")
         if backend == "local":
+            if self.ranks and int(extra.get("ranks", 1)) > 1:
+                self._prebuild()
             return super().launch()
         if backend != "jobset":
             raise AirflowFailException(f"connection {TRAINING_CONNECTION}: back-end {backend!r} is not local or jobset")
         script, *arguments = non_empty(self.arguments)
         arguments = [os.path.relpath(script, HOME), *arguments, *(options(extra) if self.ranks else [])]
         return JobSet(Path(extra["template"]), extra["namespace"], self.stage, arguments, single=not self.ranks)
+
+    def _prebuild(self) -> None:
+        """Build what several ranks share unless it is built, and remove the lock of a build that was killed."""
+        child = Child([sys.executable, "-u", "-m", "training.launch.prebuild"], HOME, {})
+        if code := child.wait(lambda line: self.log.info("%s", line)):
+            raise StageFailed(self.stage, code)
 
 
 def extra_of_connection() -> dict[str, Any]:

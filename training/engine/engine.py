@@ -30,6 +30,7 @@ from training.engine import optimizer, zero
 from training.engine.cross_entropy import FusedHead
 from training.engine.losses import Autocast, Batch, Loss
 from training.engine.optimizer import parameter_groups, schedule
+from training.launch import prebuild
 from training.launch.command import Shape
 from training.launch.processes import TIMEOUT, World
 from training.launch.watchdog import Timer
@@ -99,6 +100,7 @@ class Engine:
         # 2. DeepSpeed's own initialization, lest it look for MPI and set a shorter timeout.
         if not dist.is_initialized():
             raise StageError("there is no process group for the engine", "call training.launch.processes.start first")
+        prebuild.prepare(world.size)
         deepspeed.init_distributed(
             dist_backend="nccl" if world.device.type == "cuda" else "gloo",
             auto_mpi_discovery=False,

@@ -1,12 +1,14 @@
-"""Build DeepSpeed's shared-memory op in advance: `python -m training.launch.prebuild`.
+"""Build DeepSpeed's shared-memory op before several ranks wait for it: `python -m training.launch.prebuild`.
 
-The build takes one to two minutes, and the first run with two ranks would pay for it. A build that was killed leaves a
-lock file for which every later one waits for ever; here it is removed, so run one prebuild at a time.
+The build takes one to two minutes. A build that was killed leaves a lock file for which every later one waits for ever;
+here it is removed. Several prebuilds at once take turns.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shlex
 import shutil
 import sysconfig
 import time
@@ -16,6 +18,7 @@ import training  # noqa: F401  sets TORCH_EXTENSIONS_DIR and PATH
 from pipeline import errors
 from pipeline.errors import MachineError
 
+OP = "deepspeed_shm_comm"
 _INSTALL = "apt-get install g++ python3-dev"
 
 
@@ -36,6 +39,19 @@ def remove_locks(folder: Path) -> list[Path]:
     return locks
 
 
+def prepare(ranks: int) -> None:
+    """To be called before DeepSpeed's `init_distributed`: it loads the op, and builds it where that was not done."""
+    import deepspeed
+
+    if ranks == 1:  # one process communicates with nobody
+        deepspeed.ops.__compatible_ops__[OP] = False
+        return
+    from torch.utils import cpp_extension
+
+    if " " in cpp_extension.TORCH_LIB_PATH:  # the one path that torch hands to the linker without quotes
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(cpp_extension.TORCH_LIB_PATH.strip("'"))
+
+
 def build() -> float:
     """Build the op unless it is built; returns the seconds it took. With a GPU none is needed: nccl communicates."""
     import torch
@@ -44,15 +60,19 @@ def build() -> float:
         return 0.0
     check_compiler()
     folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
-    for lock in remove_locks(folder):
-        print(f"removed the lock of a killed build: {lock}", flush=True)
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
+    folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    try:
-        ShareMemCommBuilder().load(verbose=False)
-    except (RuntimeError, ImportError, OSError) as error:
-        raise MachineError(f"DeepSpeed's CPU op does not build in {folder}: {error}", _INSTALL) from error
+    with (folder / "prebuild.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        for lock in remove_locks(folder):
+            print(f"removed the lock of a killed build: {lock}", flush=True)
+        prepare(2)
+        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+        try:
+            ShareMemCommBuilder().load(verbose=False)
+        except (RuntimeError, ImportError, OSError) as error:
+            raise MachineError(f"DeepSpeed's CPU op does not build in {folder}: {error}", _INSTALL) from error
     return time.monotonic() - started
 
 
