@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui test test-gate test-all bench-demo bench-pii bench-extraction bench-corpus bench-deduplicate bench-simulate-dedup bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
+.PHONY: help run ui chat explain inspect shell test test-gate test-all bench-demo bench-pii bench-extraction bench-corpus bench-deduplicate bench-simulate-dedup bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -12,6 +12,8 @@ ROOT ?= .crawl2chat/data
 PORT ?= 8080
 WARCS ?=
 CRAWL ?=
+URL ?=
+STAGE ?= filter
 MAX_WARCS ?=
 FORCE ?=
 SET ?=
@@ -37,6 +39,19 @@ run: $(READY) ## the whole road: from WARC files to a chat model (WARCS=… or C
 
 ui: $(READY) ## start Airflow and stay, to trigger DAGs by hand
 	@python -m local.run --ui --port "$(PORT)" --root "$(ROOT)"
+
+chat: $(READY) ## talk to the newest run's assistant
+	@python -m inference.chat --root "$(ROOT)" $(ARGS)
+
+explain: $(READY) ## every step and score of a page: make explain URL=https://…
+	@python -m jobs.commands.explain "$(URL)" --root "$(ROOT)" $(ARGS)
+
+inspect: $(READY) ## what a stage's newest artifact holds: make inspect STAGE=filter
+	@python -m jobs.commands.inspect "$(STAGE)" --root "$(ROOT)" $(ARGS)
+
+shell: $(READY) ## a shell in which every python -m … of the documentation works
+	@echo "the environment of $(CURDIR) is active; exit leaves it"
+	@VIRTUAL_ENV="$(CURDIR)/.venv" PS1='(crawl2chat) \w $$ ' bash --norc -i
 
 # Two processes, on machines of two cores and up: the jobs' tests share one Spark session, whole runs one group.
 PYTEST := python -m pytest -n 2

@@ -21,6 +21,7 @@ import torch
 from tokenizers import Tokenizer as HfTokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.recipe import Model
@@ -184,6 +185,7 @@ def load(folder: Path) -> nn.Module:
     """
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder} holds no config.json", "name a folder that a training stage published")
+    disable_progress_bar()  # of a load that takes a moment, amid the lines of a log or a conversation
     # A checkpoint is data: no code that lies beside it is run, and no pickled weights are read.
     local = {"local_files_only": True, "trust_remote_code": False}
     try:

@@ -63,7 +63,7 @@ class Sampler:
         self._ends = {tokenizer.special(IM_END), tokenizer.special(END_OF_TEXT)}
         self._pad = tokenizer.special(PAD)
         self._call, self._call_end = tokenizer.special(TOOL), tokenizer.special(TOOL_END)
-        self._window = int(model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+        self.window = int(model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
 
     def sample_all(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sample]:
         """As `sample`, for any number of prompts: in batches of `BATCH_ROWS`, so that their cache fits into memory."""
@@ -88,9 +88,9 @@ class Sampler:
         if not prompts:
             return []
         longest = max(map(len, prompts))
-        if longest >= self._window:
+        if longest >= self.window:
             raise InputError(
-                f"a prompt of {longest} tokens fills the window of {self._window}", "shorten it, or widen model.window"
+                f"a prompt of {longest} tokens fills the window of {self.window}", "shorten it, or widen model.window"
             )
         # All random numbers are drawn before the first step, [rows, steps], by each row's own generator: what a row
         # samples at a step cannot depend on which other rows are still active then.
@@ -147,7 +147,7 @@ class Sampler:
             kept = [
                 place
                 for place, row in enumerate(active)
-                if not samples[row].finished and len(prompts[row]) + len(samples[row].ids) < self._window
+                if not samples[row].finished and len(prompts[row]) + len(samples[row].ids) < self.window
             ]
             if not kept:
                 break
