@@ -238,9 +238,9 @@ def evaluation(folder: Path) -> None:
     mine = yaml.safe_load((folder / "recipes/demo.yaml").read_text())
     mine["evaluation"] |= section
     (folder / "recipes/mine.yaml").write_text(yaml.safe_dump(mine))
-    for task in section["tasks"]:
-        rows = ROWS.get(task["kind"], [{"text": "A river runs to the sea."}])
-        for file in filter(None, (task["file"], task["examples"])):
+    for benchmark in section["benchmarks"]:
+        rows = ROWS.get(benchmark["kind"], [{"text": "A river runs to the sea."}])
+        for file in filter(None, (benchmark["file"], benchmark["examples"])):
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
