@@ -52,3 +52,14 @@ def test_the_vocabulary_of_gpt2_is_what_the_page_says() -> None:
         GPT2_IDS + further,
         further * width,
     ]
+
+
+def test_the_ports_that_are_published_are_named() -> None:
+    text = (ROOT / "docker/compose.yaml").read_text()
+    published = re.findall(r'ports: \["127\.0\.0\.1:\$\{\w+:-(\d+)\}', text)
+    header = text.partition("\nname:")[0]
+    section = (ROOT / "docs/operate.md").read_text().partition("### One server, with Compose")[2].partition("###")[0]
+    assert len(published) == 4
+    for where in (header, section):
+        assert [port for port in published if not re.search(rf"\b{port}\b", where)] == []
+        assert "make docker/.env" in where
