@@ -79,7 +79,7 @@ class Installation:
         kept.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every process would compile the DAGs and our modules again
         programs = str(Path(sys.executable).parent)
         # A user who sets the driver's memory runs a long job, for which Java's own defaults are better.
-        java = {} if "SPARK_DRIVER_MEMORY" in kept else {"SPARK_SUBMIT_OPTS": _small_jvm(self.home)}
+        java = {} if "SPARK_DRIVER_MEMORY" in os.environ else {"SPARK_SUBMIT_OPTS": _small_jvm(self.home)}
         connections = {
             "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[*]"}),
             "AIRFLOW_CONN_DEEPSPEED_DEFAULT": json.dumps({"conn_type": "deepspeed", "extra": {"ranks": ranks()}}),
