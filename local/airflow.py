@@ -78,12 +78,14 @@ class Installation:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "AIRFLOW_HOME"))}
         kept.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every process would compile the DAGs and our modules again
         programs = str(Path(sys.executable).parent)
+        # A user who sets the driver's memory runs a long job, for which Java's own defaults are better.
+        java = {} if "SPARK_DRIVER_MEMORY" in os.environ else {"SPARK_SUBMIT_OPTS": _small_jvm(self.home)}
         connections = {
-            "SPARK_SUBMIT_OPTS": _small_jvm(self.home),
             "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[*]"}),
             "AIRFLOW_CONN_DEEPSPEED_DEFAULT": json.dumps({"conn_type": "deepspeed", "extra": {"ranks": ranks()}}),
         }
         return {
+            **java,
             **connections,
             **kept,
             "PATH": f"{programs}{os.pathsep}{kept.get('PATH', os.defpath)}",
@@ -178,7 +180,7 @@ def _wait_until_ready(
         try:
             if all(client.ready(dag, began) for dag in dags):
                 return
-            client.check_imports()
+            client.check_imports(began)
         except httpx.TransportError:
             pass
         time.sleep(0.5)

@@ -90,10 +90,14 @@ class Airflow:
             message = f"Airflow answers {response.status_code} to pool {name}: {response.text[:500]}"
             raise MachineError(message, "see its log")
 
-    def check_imports(self) -> None:
-        """Raise `MachineError` if a DAG file does not load."""
-        response = self.call("GET", "importErrors")
-        errors = [] if response.is_error else response.json()["import_errors"]
+    def check_imports(self, since: float = 0.0) -> None:
+        """Raise `MachineError` if a DAG file did not load after `since` (Unix seconds): older errors may be mended."""
+        try:
+            response = self.call("GET", "importErrors")
+        except MachineError:  # no token yet, as in `ready`
+            return
+        answered = [] if response.is_error else response.json()["import_errors"]
+        errors = [error for error in answered if datetime.fromisoformat(error["timestamp"]).timestamp() >= since]
         if errors:
             raise MachineError(
                 f"{errors[0]['filename']} does not load:\n{errors[0]['stack_trace']}", "correct the file"

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from local.client import DAG, Airflow, Task
 from pipeline import artifact
 from pipeline.artifact import Pointer
-from pipeline.errors import MachineError
-from pipeline.numbers import named
+from pipeline.errors import CrawlToChatError, MachineError
+from pipeline.numbers import PROGRESS, named
 from pipeline.progress import Event, last_event
 from pipeline.stages import STEPS
 from pipeline.storage import Storage
@@ -28,7 +28,7 @@ AWAITING_INPUT = "awaiting_input"  # Airflow's state of a task that needs a pers
 ENDED = ("success", "failed")
 BEGUN = ("running", "deferred", "up_for_retry", "restarting", AWAITING_INPUT, *ENDED)
 _POLL_SECONDS = 1.0
-_MAX_FAILED_POLLS = 30  # in a row; then Airflow counts as gone
+_MAX_FAILED_POLLS = 30  # in a row; then Airflow or the storage counts as gone
 _REMEDY = "see .crawl2chat/airflow/standalone.log, and run again: finished stages are kept"
 _LINE_SECONDS = 10.0  # between two plain lines of a stage
 _REMINDER_SECONDS = 300.0  # between two lines that a task needs an approval
@@ -63,32 +63,32 @@ def task_status(storage: Storage, run: str, task: Task) -> TaskStatus:
     return TaskStatus(name, task.state, task.tries, seconds, event, pointer)
 
 
-def follow(airflow: Airflow, storage: Storage, run_id: str, run: str, view: View) -> list[Task]:
-    """Show the run until it ends; returns its tasks in the order in which they started.
+def follow(airflow: Airflow, storage: Storage, run_id: str, run: str, view: View) -> tuple[str, list[Task]]:
+    """Show the run until it ends; returns its state, and its tasks in the order in which they started.
 
-    Raises `MachineError` if Airflow stops answering.
+    Raises `MachineError` if Airflow or the storage stops answering.
     """
     ended: set[tuple[str, int]] = set()
     failed_polls = 0
     while True:
         try:
             state, tasks = airflow.state(DAG, run_id), airflow.tasks(DAG, run_id)
-            failed_polls = 0
-        except (httpx.TransportError, MachineError) as error:
-            failed_polls += 1  # a busy machine, a locked database
+            tasks.sort(key=lambda task: (task.started or math.inf, task.index))
+            for task in tasks:
+                if (task.name, task.index) in ended or task.state not in BEGUN:
+                    continue
+                view.show(task_status(storage, run, task))
+                if task.state in ENDED:
+                    ended.add((task.name, task.index))
+        except (httpx.TransportError, CrawlToChatError, OSError) as error:
+            # A busy machine, a locked database, a store that does not answer: the run itself goes on.
+            failed_polls += 1
             if failed_polls == _MAX_FAILED_POLLS:
-                raise MachineError(f"Airflow does not answer any more: {error}", _REMEDY) from error
-            time.sleep(_POLL_SECONDS)
-            continue
-        tasks.sort(key=lambda task: (task.started or math.inf, task.index))
-        for task in tasks:
-            if (task.name, task.index) in ended or task.state not in BEGUN:
-                continue
-            if task.state in ENDED:
-                ended.add((task.name, task.index))
-            view.show(task_status(storage, run, task))
-        if state in ENDED:
-            return tasks
+                raise MachineError(f"the run cannot be followed any more: {error}", _REMEDY) from error
+        else:
+            failed_polls = 0
+            if state in ENDED:
+                return state, tasks
         time.sleep(_POLL_SECONDS)
 
 
@@ -105,15 +105,17 @@ def outcome(storage: Storage, status: TaskStatus) -> str:
         return "done"
     if status.pointer.state == "reused":
         return "already made"
+    if not artifact.is_published(storage, status.pointer.folder):  # another run makes it again with --force
+        return "made; its artifact is missing at the moment"
     counts = artifact.read(storage, status.pointer.folder).content.counts
     return f"{counts.in_:,} in, {counts.kept:,} kept" if counts else "made"
 
 
 def progress(event: Event) -> str:
-    """Units done, and the number that describes the stage best, if it has one."""
+    """Units done, and the event's numbers that are in `PROGRESS`."""
     text = f"{event.done:,}/{event.total:,} {event.unit}"
-    for name, value in named(event.numbers, ("loss", "reward", "sampled_accuracy")).items():
-        text += f", {name} {value:.3f}"
+    for name, value in named(event.numbers, PROGRESS).items():
+        text += f", {name} {value:.3f}" if abs(value) < 1000 else f", {name} {value:,.0f}"
     return text
 
 
@@ -123,6 +125,7 @@ class Lines:
     def __init__(self, storage: Storage, print_line: Callable[[str], None]) -> None:
         self._storage, self._print = storage, print_line
         self._printed: dict[str, tuple[int, float]] = {}  # by task: the attempt, and the time of its last line
+        self._reminded: dict[str, float] = {}  # by task: the time of the last line that it needs an approval
         self._last_line = ""
 
     def show(self, status: TaskStatus) -> None:
@@ -134,9 +137,10 @@ class Lines:
         elif status.tries > tries and status.state == "running":
             self._print(f"{name}: started" + (f", try {status.tries}" if status.tries > 1 else ""))
             self._printed[status.name] = (status.tries, now)
-        elif status.state == AWAITING_INPUT and now - printed > _REMINDER_SECONDS:
-            self._print(f"{name}: needs your approval in Airflow, on the page Required Actions")
-            self._printed[status.name] = (tries, now)
+        elif status.state == AWAITING_INPUT:
+            if now - self._reminded.get(status.name, -math.inf) > _REMINDER_SECONDS:
+                self._print(f"{name}: needs your approval in Airflow, on the page Required Actions")
+                self._reminded[status.name] = now
         elif status.event and now - printed > _LINE_SECONDS:
             line = f"{name}: {progress(status.event)}"
             if line != self._last_line:

@@ -23,7 +23,7 @@ import yaml
 from rich.console import Console
 
 from local import checks, follow, summary
-from local.airflow import Installation, standalone
+from local.airflow import Installation, check_alone, standalone
 from local.client import DAG, DAGS, Airflow
 from local.web import served
 from pipeline import artifact, errors
@@ -37,7 +37,7 @@ LOG_LINES = 30  # of a failed task's log that are shown
 
 
 class TaskFailed(CrawlToChatError):
-    """A task of the run failed."""
+    """The run, or a task of it, failed."""
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -80,6 +80,11 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
             overrides[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {pair}: no YAML value: {getattr(error, 'problem', error)}", "quote it") from error
+        if overrides[key] is None:  # the DAG would build another recipe than the one that was checked
+            raise RecipeError(
+                f"--set {pair}: null in a trigger form means 'as in the recipe', so it replaces nothing",
+                f"write {key} with the value null into a recipe file, and name it with --recipe",
+            )
     return overrides
 
 
@@ -96,7 +101,7 @@ def resolved(arguments: argparse.Namespace) -> Recipe:
 
 
 def run(airflow: Airflow, arguments: argparse.Namespace, recipe: Recipe, storage: Storage, console: Console) -> None:
-    """Trigger a run, follow it, print its summary. Raises `TaskFailed` with the end of the failed task's log."""
+    """Trigger a run, follow it, print its summary. Raises `TaskFailed`, with the end of a failed task's log."""
     run_id = f"{recipe.name}-{time.strftime('%Y%m%dT%H%M%S')}"
     name = artifact.run_name(run_id)
     airflow.fail_active(DAG)
@@ -109,7 +114,7 @@ def run(airflow: Airflow, arguments: argparse.Namespace, recipe: Recipe, storage
                 view = follow.Bars(storage, console, stack)
             else:
                 view = follow.Lines(storage, lambda line: print(line, flush=True))
-            tasks = follow.follow(airflow, storage, run_id, name, view)
+            state, tasks = follow.follow(airflow, storage, run_id, name, view)
     except BaseException:
         with suppress(httpx.TransportError):
             airflow.fail(DAG, run_id)  # or the next start of Airflow would continue it
@@ -120,6 +125,11 @@ def run(airflow: Airflow, arguments: argparse.Namespace, recipe: Recipe, storage
         raise TaskFailed(
             f"task {failed[0].name} failed; the end of its log:\n{end}",
             "correct the cause and run again: finished stages are kept",
+        )
+    if state != "success":  # its tasks were only skipped
+        raise TaskFailed(
+            f"run {run_id} ended as {state}, though none of its tasks failed: it was marked so in Airflow",
+            "run again: finished stages are kept",
         )
     console.print()
     summary.show(RunArtifacts(storage, name), console)
@@ -143,6 +153,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     installation = Installation(HOME, storage.root, arguments.port)
+    check_alone(installation)  # before the ports: its own are taken, and it is the reason
     try:
         dags = DAGS if arguments.ui else (DAG,)
         with served(installation), standalone(installation, lambda line: print(line, flush=True), dags) as airflow:

@@ -8,10 +8,9 @@ from rich.table import Table
 
 from pipeline.artifact import RunArtifacts
 from pipeline.numbers import asked_tasks
-from pipeline.stages import EVALUATIONS, REPORT, STEPS
+from pipeline.stages import AFTER_RL, BEFORE_RL, REPORT, STEPS
 
 CHATS = 3
-BEFORE, AFTER = EVALUATIONS["sft"], EVALUATIONS["rl"]  # reinforcement
 
 
 def stages(run: RunArtifacts) -> Table:
@@ -33,27 +32,21 @@ def stages(run: RunArtifacts) -> Table:
     return table
 
 
-def number(run: RunArtifacts, step: str, name: str) -> float | None:
-    """A number of a step's manifest, None where it has none of that name."""
-    value = run.number(step, name)
-    return float(value) if isinstance(value, (int, float)) else None
-
-
 def learned(run: RunArtifacts) -> list[str]:
     """A line for each number that says whether the model learned, of those that are there."""
     lines = []
-    first, last = number(run, "pretrain", "loss_first"), number(run, "pretrain", "loss_last")
+    first, last = run.measured("pretrain", "loss_first"), run.measured("pretrain", "loss_last")
     if first is not None and last is not None:
         lines.append(f"loss {first:.2f} -> {last:.2f} (mean of the first and of the last ten steps)")
-    bits = number(run, "pretrain", "bits_per_byte")
-    tables = {name: number(run, "pretrain", f"{name}_bits_per_byte") for name in ("unigram", "bigram")}
+    bits = run.measured("pretrain", "bits_per_byte")
+    tables = {name: run.measured("pretrain", f"{name}_bits_per_byte") for name in ("unigram", "bigram")}
     beside = ", ".join(f"{name} table {value:.3f}" for name, value in tables.items() if value is not None)
     if bits is not None:
         lines.append(f"held-out text: {bits:.3f} bits per byte" + (f" ({beside})" if beside else ""))
-    for task in asked_tasks(run.number(AFTER.name)):
+    for task in asked_tasks(run.number(AFTER_RL.name)):
         for how in ("sampled", "greedy"):
-            before = number(run, BEFORE.name, f"{task}.{how}_accuracy")
-            after = number(run, AFTER.name, f"{task}.{how}_accuracy")
+            before = run.measured(BEFORE_RL.name, f"{task}.{how}_accuracy")
+            after = run.measured(AFTER_RL.name, f"{task}.{how}_accuracy")
             if before is not None and after is not None:
                 change = f"{before:.1%} before reinforcement learning, {after:.1%} after"
                 lines.append(f"{task}, held-out questions, {how}: {change}")
@@ -62,7 +55,7 @@ def learned(run: RunArtifacts) -> list[str]:
 
 def chats(run: RunArtifacts) -> list[tuple[str, str]]:
     """(user, assistant) of the first conversations of the last model that was evaluated."""
-    for step in (AFTER, BEFORE):
+    for step in (AFTER_RL, BEFORE_RL):
         if rows := run.data(step.name, "results.json").get("chats", []):
             return [(row["user"], row.get("readable", row["assistant"])) for row in rows[:CHATS]]
     return []

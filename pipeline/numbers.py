@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.artifact import Published
 from pipeline.errors import ArtifactError
 
+# Numbers of a progress event that the terminal and the live page show.
+PROGRESS = ("loss", "bits_per_byte", "reward", "sampled_accuracy", "tokens_per_second")
+
 
 class Numbers(BaseModel):
     """Base of all; a manifest's other numbers are for people, and stay in `model_extra`."""

@@ -62,14 +62,23 @@ class Progress:
 
 def events(storage: Storage, folder: str) -> Iterator[Event]:
     """All events of a stage in the order they were written, over all its attempts."""
-    for name in storage.names(folder):
-        if name.endswith(".jsonl"):
-            for line in storage.read(name).splitlines():
-                yield Event(**json.loads(line))
+    for name in parts(storage, folder):
+        yield from part_events(storage, name)
+
+
+def parts(storage: Storage, folder: str) -> list[str]:
+    """The files of a stage's events, in the order in which they began; of one stream, only the last one still grows."""
+    return [name for name in storage.names(folder) if name.endswith(".jsonl")]
+
+
+def part_events(storage: Storage, name: str) -> Iterator[Event]:
+    """The events of one of `parts`."""
+    for line in storage.read(name).splitlines():
+        yield Event(**json.loads(line))
 
 
 def last_event(storage: Storage, folder: str) -> Event | None:
     """The newest event of a stage, or None; of each stream only the last part is read."""
-    streams = {name.rpartition("-")[0]: name for name in storage.names(folder) if name.endswith(".jsonl")}
+    streams = {name.rpartition("-")[0]: name for name in parts(storage, folder)}
     last = [Event(**json.loads(storage.read(name).splitlines()[-1])) for name in streams.values()]
     return max(last, key=lambda event: event.time, default=None)

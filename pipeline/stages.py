@@ -75,6 +75,7 @@ STEPS = {step.name: step for step in (*ROAD, REPORT)}
 PAGES = tuple(step for step in ROAD if step.counts)  # the steps whose counts add up from responses to documents
 MODELS = tuple(step for step in ROAD if step.model)
 EVALUATIONS = {step.of: step for step in ROAD if step.of}  # by the step whose model is measured
+BEFORE_RL, AFTER_RL = EVALUATIONS["sft"], EVALUATIONS["rl"]
 
 # Sections of the recipe by stage, with those of stages that are run by hand.
 SECTIONS = {step.stage: step.sections for step in ROAD} | {"memorization": ("memorization",)}

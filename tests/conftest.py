@@ -17,8 +17,15 @@ settings.register_profile("test", deadline=None, max_examples=100)
 settings.register_profile("all", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
-# Tests of a group run in one process: the jobs share one Spark session, the whole runs one Airflow.
-GROUPS = {"tests/jobs/": "spark", "tests/local/": "airflow", "tests/dags/test_dag_test.py": "airflow"}
+# Tests of a group run in one process: the jobs share one Spark session, the whole runs one Airflow, the commands of the
+# documentation one copy of the project, in which each finds what those before it made, and the containers one stack.
+GROUPS = {
+    "tests/jobs/": "spark",
+    "tests/local/": "airflow",
+    "tests/dags/test_dag_test.py": "airflow",
+    "tests/docs/test_commands.py": "commands",
+    "tests/docker/test_compose.py": "compose",
+}
 
 
 class ByGroup(LoadScopeScheduling):  # type: ignore[misc]

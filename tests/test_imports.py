@@ -27,7 +27,7 @@ MAY = {
 }
 FILES = [file for room in MAY for file in sorted((ROOT / room).rglob("*.py"))]
 SCRIPTS = ("jobs", "evaluation", "training")  # rooms whose files spark-submit, deepspeed or torchrun start
-# Airflow parses a DAG file every half minute, in a process that has none of these.
+# Airflow parses the DAG files again and again, and starts each task, in processes that need none of these.
 HEAVY = {"pyspark", "torch", "deepspeed", "transformers", "trafilatura", "fasttext"}
 MOST_LINES, MEDIAN_LINES, FUNCTION_LINES = 400, 110, 60
 

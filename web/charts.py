@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no font, no colour of its own (`report.html.j2` styles the classes)."""
+"""Line charts as inline SVG: no script, no font, no colour of its own (`static/style.css` styles the classes)."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def _axes(scale: _Scale, y_ticks: Sequence[float], x_label: str, unit: str) -> I
     for tick in y_ticks:
         y = scale.y(tick)
         yield grid.format(_LEFT, WIDTH - _RIGHT, y, y)
-        yield beside.format(_LEFT - 7, y + 4, f"{tick:.0%}" if unit == "share" else _number(tick))
+        yield beside.format(_LEFT - 7, y + 4, f"{tick:.0%}" if unit == "share" else _tick(tick))
     for tick in nice_ticks(scale.left, scale.right, 6):
         if scale.left <= tick <= scale.right:
-            yield below.format(scale.x(tick), HEIGHT - _BOTTOM + 17, _number(tick))
+            yield below.format(scale.x(tick), HEIGHT - _BOTTOM + 17, _tick(tick))
     yield axis.format((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 5, x_label)
 
 
@@ -151,7 +151,13 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(step * n, 12) for n in range(first, last + 1)]
 
 
+def _tick(value: float) -> str:
+    """A round number with all of its digits; from 10,000 on in thousands, for the margin is narrow."""
+    return f"{value / 1000:,.9g}k" if abs(value) >= 10_000 else f"{value:,.9g}"
+
+
 def _number(value: float) -> str:
-    if abs(value) >= 10_000:
-        return f"{value / 1000:,.0f}k"
-    return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
+    """A number of a text alternative."""
+    if value == round(value):
+        return _tick(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -11,6 +12,7 @@ from web import words
 FOLDER = Path(__file__).parent
 
 
+@functools.cache  # compiling one takes longer than rendering it
 def template(name: str) -> Template:
     """A template of `web/templates`. Values are escaped, and an unknown name is an error."""
     environment = Environment(

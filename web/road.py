@@ -10,7 +10,7 @@ from html import escape
 
 from pipeline.stages import CANARY, CORPUS, MODEL, Step
 
-WIDTH, HEIGHT = 1120, 330
+HEIGHT = 330
 BOX, GAP, TALL = 104, 16, 58  # width of a stage's box, distance to the next one, height
 LEFT = 28
 SPARK, DEEPSPEED = 86, 214  # y of each row's top
@@ -24,29 +24,31 @@ STYLE = """text{font-family:system-ui,sans-serif;text-anchor:middle}.name{font-s
 def svg() -> str:
     """The content of the file."""
     corpus, model = [CANARY, *CORPUS], list(MODEL)
-    places = [LEFT + n * (BOX + GAP) for n in range(len(corpus) + 1)]
+    boxes = max(1 + len(corpus), 1 + len(model) + 1)  # of the longer row, with the data before and behind it
+    places = [LEFT + n * (BOX + GAP) for n in range(boxes)]
+    width = places[-1] + BOX + LEFT
     turn = SPARK + TALL + 34
     last = places[len(corpus)]
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" role="img" '
         f'aria-label="{description()}">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 L8 4 L0 8 z" fill="#6b7280"/></marker></defs>',
         f"<style>{STYLE}</style>",
-        f'<rect x="1" y="1" width="{WIDTH - 2}" height="{HEIGHT - 2}" rx="12" class="frame"/>',
+        f'<rect x="1" y="1" width="{width - 2}" height="{HEIGHT - 2}" rx="12" class="frame"/>',
         f'<text x="{LEFT}" y="28" class="row">Airflow: what runs after what</text>',
         f'<text x="{places[1]}" y="{SPARK - 12}" class="row" style="fill:#d9822b">Spark</text>',
         f'<text x="{places[1]}" y="{DEEPSPEED - 12}" class="row" style="fill:#3b74c9">DeepSpeed</text>',
         box("data", places[0], SPARK, "WARC files", "Common Crawl"),
-        *row("spark", places[1:], SPARK, corpus),
+        *row("spark", places[1 : 1 + len(corpus)], SPARK, corpus),
         f'<path class="arrow" d="M{last + BOX / 2} {SPARK + TALL} V{turn} H{LEFT + BOX / 2} V{DEEPSPEED + TALL / 2} '
         f'H{places[1] - 1}" marker-end="url(#tip)"/>',
-        *row("deep", places[1:], DEEPSPEED, model, joined=False),
+        *row("deep", places[1 : 1 + len(model)], DEEPSPEED, model, joined=False),
         arrow(places[len(model) + 1] - GAP, DEEPSPEED),
         box("data", places[len(model) + 1], DEEPSPEED, "chat model", "and its report"),
-        f'<text x="{WIDTH / 2}" y="{DEEPSPEED + TALL + 30}" class="foot">each stage: one artifact with a manifest '
+        f'<text x="{width / 2}" y="{DEEPSPEED + TALL + 30}" class="foot">each stage: one artifact with a manifest '
         "(fingerprint, files, counts, inputs), so every token leads back to its page,</text>",
-        f'<text x="{WIDTH / 2}" y="{DEEPSPEED + TALL + 48}" class="foot">and what is made already is never made again'
+        f'<text x="{width / 2}" y="{DEEPSPEED + TALL + 48}" class="foot">and what is made already is never made again'
         "</text>",
         "</svg>",
     ]
@@ -68,7 +70,7 @@ def named(steps: Iterable[Step]) -> str:
 
 def row(kind: str, places: Sequence[float], top: float, steps: Sequence[Step], joined: bool = True) -> Iterator[str]:
     """A box per stage with arrows between them; `joined`: with an arrow to the first box, too."""
-    for place, step in zip(places, steps, strict=False):
+    for place, step in zip(places, steps, strict=True):
         if joined:
             yield arrow(place - GAP, top)
         yield box(kind, place, top, step.stage, step.note if not step.of else f"of {step.of}")

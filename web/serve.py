@@ -20,7 +20,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from pipeline import errors
+from pipeline import command, errors
 from pipeline.errors import CrawlToChatError, MachineError
 from pipeline.storage import Storage
 from web.authentication import PASSWORD, Authentication, is_loopback
@@ -58,7 +58,7 @@ def application(root: str, password: str | None = None, framed_by: str = "") -> 
 
     @app.get("/healthz")
     def healthy() -> PlainTextResponse:
-        app.state.storage.names("runs")  # an error if the root cannot be read
+        app.state.storage.exists("runs")  # an error if the root cannot be read; a list of all runs would take long
         return PlainTextResponse("ok")
 
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
@@ -69,7 +69,7 @@ def application(root: str, password: str | None = None, framed_by: str = "") -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
+    command.add_root(parser)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8090)
     parser.add_argument("--framed-by", default="", help="address of Airflow, whose pages may frame ours")

@@ -10,6 +10,9 @@ from typing import Any
 # Control characters that HTML forbids, and those of text direction, which reorder what a reader sees.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+# Names of shares: `hellaswag_accuracy_normalised` and `arithmetic.accuracy_with_tool` as well as `sampled_accuracy`.
+_SHARE = re.compile("accuracy|_rate$|_said$")
+
 
 def shown(value: Any) -> str:
     """A number as people read it: 1,234,567 or 1.235; strings as they are; anything else as JSON."""
@@ -27,9 +30,10 @@ def percent(share: float) -> str:
 
 def short(count: float) -> str:
     """A large number with a unit: 1.2 M."""
+    rounded = float(f"{count:.3g}")  # first, or 999,700 would be 1,000 k
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}\N{NO-BREAK SPACE}{unit}"
+        if rounded >= size:
+            return f"{rounded / size:g}\N{NO-BREAK SPACE}{unit}"
     return f"{count:.0f}"
 
 
@@ -48,10 +52,10 @@ def when(seconds: float) -> str:
 
 
 def rate(name: str, value: Any) -> str:
-    """A measured number as text; shares, which the end of their name identifies, as percentages; a dash for None."""
+    """A measured number as text; shares, which their name identifies, as percentages; a dash for None."""
     if value is None:
         return "–"
-    return percent(value) if name.endswith(("_accuracy", "_rate", "_said")) else shown(value)
+    return percent(value) if _SHARE.search(name) else shown(value)
 
 
 def facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:

@@ -133,11 +133,16 @@ class RunArtifacts:
                     self.artifacts[step] = read(storage, to.folder)
 
     def number(self, step: str, *keys: str) -> Any:
-        """A number of a step's manifest, or None; further `keys` are those of nested objects."""
+        """A value among the numbers of a step's manifest, or None; further `keys` are those of nested objects."""
         value: Any = self.artifacts[step].content.numbers if step in self.artifacts else None
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         return value
+
+    def measured(self, step: str, key: str) -> float | None:
+        """A number of a step's manifest, or None where it has none of that name."""
+        value = self.number(step, key)
+        return float(value) if isinstance(value, (int, float)) else None
 
     def rows(self, step: str, file: str) -> list[dict[str, Any]]:
         """The lines of a JSON-lines file of a step, empty where there is none."""

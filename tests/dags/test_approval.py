@@ -143,7 +143,7 @@ def test_the_answer_decides(chosen, raises):
 )
 def test_pretraining_needs_approval_for_its_operations(storage, requests, recipe, needed):
     building = artifact.open_stage(storage, "now", Stage("tokenizer", 1), {}, 1, [])
-    building.publish([], None, {"vocabulary": 50263, "sha256": "0" * 64})
+    building.publish([], None, {"vocabulary": 50297, "sha256": "0" * 64})
     task = ApprovePretraining(task_id="approve")
     if needed:
         with pytest.raises(TaskAwaitingInput):

@@ -287,10 +287,10 @@ def test_a_bench_knows_the_options_that_are_shown(place: Place, text: str) -> No
     """They take from minutes to half an hour: only their command lines are tried."""
     bench = BENCH.match(text)
     assert bench is not None
-    told = help_of(place, bench[1] or bench[2])
-    assert "usage:" in told
+    usage = help_of(place, bench[1] or bench[2])
+    assert "usage:" in usage
     shown = re.findall(r"(--[a-z-]+)", text)
-    assert [option for option in shown if not re.search(rf"{option}\b", told)] == []
+    assert [option for option in shown if not re.search(rf"{option}\b", usage)] == []
 
 
 @pytest.mark.slow

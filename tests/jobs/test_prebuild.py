@@ -21,5 +21,6 @@ def test_a_session_maps_the_classes_that_setup_left(spark: Any) -> None:
 
 def test_airflow_starts_sessions_with_the_same_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARK_SUBMIT_OPTS", raising=False)
+    monkeypatch.delenv("SPARK_DRIVER_MEMORY", raising=False)
     given = Installation(REPOSITORY, str(tmp_path), 8496, tmp_path / "airflow").environment()["SPARK_SUBMIT_OPTS"]
     assert given == f"{session.SMALL_JVM} {session.SHARED_CLASSES}"

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from local import airflow
+from local import airflow, checks, run
 from local.airflow import Installation, check_alone, standalone
 from local.processes import stop_session
 from pipeline.errors import MachineError
@@ -32,6 +32,29 @@ def test_another_airflow_of_this_project_is_refused(tmp_path):
         stop_session(other.pid, 0)
         other.wait()
     check_alone(installation)
+
+
+def test_another_airflow_is_the_reason_that_is_named_and_not_its_port(tmp_path, monkeypatch):
+    installation = Installation(tmp_path, "data", free_port())
+    installation.state.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "HOME", tmp_path)
+    monkeypatch.setattr(checks, "java", lambda: None)
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(
+        sys, "argv", ["run", "--ui", "--root", str(tmp_path / "data"), "--port", str(installation.port)]
+    )
+    other = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        installation.session_file.write_text(str(other.pid))
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", installation.web_port))
+            taken.listen()
+            with pytest.raises(MachineError, match=f"already running \\(session {other.pid}\\)"):
+                run.main()
+    finally:
+        stop_session(other.pid, 0)
+        other.wait()
 
 
 def test_a_taken_port_stops_it_before_anything_starts(tmp_path):
@@ -78,6 +101,16 @@ def test_settings_of_another_airflow_do_not_leak_in_and_connections_do(tmp_path,
     assert "AIRFLOW__CORE__EXECUTOR" not in environment
     assert environment["AIRFLOW_HOME"] == f"{tmp_path}/.crawl2chat/airflow"
     assert environment["AIRFLOW_CONN_SPARK_DEFAULT"] == "spark://here:7077"
+
+
+def test_java_keeps_its_defaults_where_the_driver_s_memory_is_set(tmp_path, monkeypatch):
+    monkeypatch.delenv("SPARK_SUBMIT_OPTS", raising=False)
+    monkeypatch.delenv("SPARK_DRIVER_MEMORY", raising=False)
+    assert "SPARK_SUBMIT_OPTS" in Installation(tmp_path, "data", 8080).environment()
+    monkeypatch.setenv("SPARK_DRIVER_MEMORY", "8g")
+    assert "SPARK_SUBMIT_OPTS" not in Installation(tmp_path, "data", 8080).environment()
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", "-Xss4m")
+    assert Installation(tmp_path, "data", 8080).environment()["SPARK_SUBMIT_OPTS"] == "-Xss4m"
 
 
 def test_spark_submit_is_found_beside_this_python(tmp_path):

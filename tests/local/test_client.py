@@ -1,4 +1,4 @@
-"""The client's token: requested without a login where all users are admins, and with it elsewhere."""
+"""The client's token, requested without a login where all users are admins, and whether the DAGs can be triggered."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+import httpx
 import pytest
 
 from local.client import Airflow
@@ -57,3 +58,47 @@ def test_an_expired_token_is_renewed_for_the_same_call(url: str) -> None:
     client._token = "stale"
     seen = client.call("GET", "dags", headers={"Accept": "application/json"}).json()
     assert seen == {"seen": "Bearer everybody's", "wanted": "application/json"}
+
+
+START = 1_800_000_000.0  # 2027-01-15 08:00:00 UTC
+OLDER, NEWER = "2027-01-15T07:59:59Z", "2027-01-15T08:00:01.5Z"
+
+
+def answering(**answers: Any) -> Airflow:
+    """A client of a server with these answers, by the last part of the path; any other path has none."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        answer = answers.get(request.url.path.rpartition("/")[2])
+        return httpx.Response(503) if answer is None else httpx.Response(200, json=answer)
+
+    client = Airflow("http://airflow.example")
+    client._http = httpx.Client(base_url="http://airflow.example", transport=httpx.MockTransport(handle))
+    return client
+
+
+@pytest.mark.parametrize(
+    ("status", "parsed", "ready"),
+    [("healthy", NEWER, True), ("healthy", OLDER, False), ("healthy", None, False), ("unhealthy", NEWER, False)],
+)
+def test_a_dag_is_ready_when_it_was_parsed_since(status: str, parsed: str | None, ready: bool) -> None:
+    health, details = {"scheduler": {"status": status}}, {"last_parsed_time": parsed}
+    client = answering(token={"access_token": "x"}, health=health, crawl_to_chat=details)
+    assert client.ready("crawl_to_chat", START) is ready
+
+
+def test_a_server_without_a_token_yet_is_waited_for() -> None:
+    client = answering()
+    assert not client.ready("crawl_to_chat", START)
+    client.check_imports(START)
+
+
+def test_an_import_error_counts_if_it_is_of_this_start() -> None:
+    def client(timestamp: str) -> Airflow:
+        error = {"timestamp": timestamp, "filename": "dags/a.py", "stack_trace": "the reason"}
+        return answering(token={"access_token": "x"}, importErrors={"import_errors": [error]})
+
+    client(OLDER).check_imports(START)
+    with pytest.raises(MachineError, match=r"dags/a.py does not load:\nthe reason"):
+        client(NEWER).check_imports(START)
+    with pytest.raises(MachineError):
+        client(OLDER).check_imports()

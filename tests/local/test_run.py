@@ -60,6 +60,9 @@ def test_mistakes_are_found_before_airflow_starts():
         settings(["rl.steps"])
     with pytest.raises(RecipeError, match="could not determine a constructor"):
         settings(["rl.steps=!!python/object/apply:os.getcwd []"])
+    for null in ("input.max_warcs=null", "input.max_warcs=", "input.max_warcs=~"):
+        with pytest.raises(RecipeError, match="recipe file"):
+            resolved(options(["--set", null]))
     with pytest.raises(RecipeError, match="warcs"):
         resolved(options(["--warcs", "tests/data/sample/*.warc.gz", "--crawl", "CC-MAIN-2025-05"]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,20 @@ def test_ticks_enclose_and_are_even(a: float, b: float, about: int) -> None:
 def test_ticks_are_round() -> None:
     assert nice_ticks(1.7, 3.1) == [1.5, 2.0, 2.5, 3.0, 3.5]
     assert nice_ticks(0, 400, 4) == [0, 200, 400]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (10_000, 20_000, ["10k", "12.5k", "15k", "17.5k", "20k"]),
+        (10_000, 11_000, ["10k", "10.25k", "10.5k", "10.75k", "11k"]),
+        (120, 130, ["120", "122.5", "125", "127.5", "130"]),
+        (0, 1, ["0", "0.25", "0.5", "0.75", "1"]),
+    ],
+)
+def test_a_tick_is_labelled_with_what_it_stands_for(low: float, high: float, labels: list[str]) -> None:
+    svg = line_chart("a", "x", "y", [Series("s", [(0, low), (1, high)])])
+    assert re.findall(r'class="tick" text-anchor="end"[^>]*>([^<]+)<', svg) == labels
 
 
 def test_nothing_to_draw_draws_nothing() -> None:

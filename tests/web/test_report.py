@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import artifact
 from pipeline.artifact import Counts
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, InputError
 from pipeline.stages import CORPUS, ROAD
 from pipeline.storage import Storage
 from tests.web.small_run import RUN, corpus, models, opened
@@ -136,6 +136,15 @@ def test_what_stayed_is_what_the_shards_hold_and_a_page_taken_down_is_only_count
     for never in ("Clean 8", "a.example/8?", "a.example/9?", "a.example/2?"):  # as itself, or as another's copy
         assert never not in text
     assert text.count("kept instead: a page that is not shown") == 2
+
+
+def test_without_a_take_down_list_of_the_run_no_page_is_shown(storage: Storage, tmp_path: Path) -> None:
+    down = tmp_path / "down.txt"
+    down.write_text("http://a.example/9?<script>u9</script>\n")
+    corpus(storage, [down])
+    down.unlink()
+    with pytest.raises(InputError, match=r"down\.txt, a take-down list of this run, is not there"):
+        report.publish(storage, RUN)
 
 
 def test_what_did_not_run_is_named_whatever_stage_it_is(storage: Storage) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.client
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,8 @@ from pipeline.stages import ROAD
 from pipeline.storage import Storage
 from tests.local.runs import LONGEST, until
 from web import authentication, report, serve
+from web.page import template
+from web.pages import live
 
 RUN = "manual__2026-11-24T12:00:00+00:00"  # Airflow's own form of an id
 NAME = artifact.run_name(RUN)
@@ -57,9 +60,105 @@ def test_a_run_is_live_until_its_report_is_there(storage: Storage) -> None:
     assert "not shown" not in page.text
     part, whole = (TIME.sub("", text) for text in (client.get(f"/runs/{RUN}/stages").text, page.text))
     assert part.strip().startswith("<table") and part.strip() in whole
+    begin(storage, "pretrain").publish([])
     report.publish(storage, RUN)
     assert client.get(f"/runs/{RUN}/stages").status_code == 205
     assert client.get(f"/runs/{RUN}").text == report.render(report.opened(storage, NAME)) != page.text
+
+
+def test_a_run_that_goes_on_after_its_report_is_live_and_links_to_it(storage: Storage) -> None:
+    client = TestClient(serve.application(storage.root))
+    assert client.get(f"/runs/{RUN}/report").status_code == 404
+    report.publish(storage, RUN)
+    page, part = client.get(f"/runs/{RUN}").text, client.get(f"/runs/{RUN}/stages")
+    link = f'href="/runs/{NAME}/report"'
+    assert "10 of 40 steps" in page and link in page
+    assert part.status_code == 200 and link in part.text
+    assert client.get(f"/runs/{RUN}/report").text == report.render(report.opened(storage, NAME))
+
+
+def test_a_report_that_is_made_again_is_no_error(storage: Storage) -> None:
+    client = TestClient(serve.application(storage.root))
+    begin(storage, "pretrain").publish([])
+    published = report.publish(storage, RUN)
+    storage.remove(f"{published.folder}/{artifact.MANIFEST}")
+    assert 'class="stages"' in client.get(f"/runs/{RUN}").text
+    assert client.get(f"/runs/{RUN}/stages").status_code == 200
+    assert client.get(f"/runs/{RUN}/report").status_code == 404
+
+
+def attempt(storage: Storage, steps: range, loss: Callable[[int], float | None]) -> None:
+    """An attempt of pretraining takes these steps."""
+    pointer = artifact.pointer(storage, NAME, "pretrain")
+    assert pointer is not None
+    progress = Progress(storage, pointer.progress_folder, "pretrain", "step")
+    for step in steps:
+        progress(step, 2000, loss=loss(step))
+    progress.flush()
+
+
+def curve(storage: Storage) -> list[tuple[float, float]]:
+    pointer = artifact.pointer(storage, NAME, "pretrain")
+    assert pointer is not None
+    return live.losses(storage, pointer)
+
+
+def test_a_skipped_step_has_no_loss(storage: Storage) -> None:
+    attempt(storage, range(11, 14), lambda step: None if step == 12 else 0.5)
+    assert TestClient(serve.application(storage.root)).get(f"/runs/{RUN}").status_code == 200
+    assert [step for step, _ in curve(storage)] == [*range(1, 12), 13]
+
+
+def test_after_a_resume_the_curve_goes_on_where_the_checkpoint_was(storage: Storage) -> None:
+    attempt(storage, range(6, 9), lambda step: 0.1)
+    assert curve(storage) == [(float(step), 7.0 / step) for step in range(1, 6)] + [(6.0, 0.1), (7.0, 0.1), (8.0, 0.1)]
+
+
+def test_a_poll_reads_only_what_can_have_changed(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt(storage, range(11, 1200), lambda step: 0.5)
+    assert [step for step, _ in curve(storage)] == list(range(1, 1200))
+    read: list[str] = []
+    monkeypatch.setattr(storage, "read", lambda name: read.append(name) or Storage.read(storage, name))
+    assert len(curve(storage)) == 1199
+    progress = [name for name in read if name.endswith(".jsonl")]
+    assert len(progress) == 1 and progress[0].endswith("/00003.jsonl")
+    assert template("live.html.j2") is template("live.html.j2")
+
+
+def test_health_is_no_list_of_all_runs(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Storage, "names")
+    assert TestClient(serve.application(storage.root)).get("/healthz").text == "ok"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("{ok: true, status: 200, text: async () => 'new'}", "new||false"),
+        ("{ok: true, status: 205}", "old||true"),
+        ("{ok: false, status: 500, text: async () => 'error'}", "old|no answer since HH:MM:SS|false"),
+        ("Promise.reject(new TypeError('refused'))", "old|no answer since HH:MM:SS|false"),
+    ],
+)
+def test_a_page_without_an_answer_says_since_when(answer: str, shown: str) -> None:
+    script = f"""
+        const elements = {{stages: {{innerHTML: "old"}}, "no-answer": {{textContent: ""}}}};
+        let reloaded = false, turns = 0;
+        global.document = {{getElementById: (id) => elements[id]}};
+        global.location = {{pathname: "/runs/one", reload: () => {{ reloaded = true; }}}};
+        global.fetch = async () => ({answer});
+        global.setTimeout = (call) => turns++ ? console.log(
+            [elements.stages.innerHTML, elements["no-answer"].textContent, reloaded].join("|")) : call();
+        {(Path(serve.__file__).parent / "static/live.js").read_text()}"""
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, timeout=60)
+    assert re.sub(r"\d\d:\d\d:\d\d", "HH:MM:SS", done.stdout.strip()) == shown, done.stderr
+
+
+def test_the_live_page_has_the_elements_that_its_script_looks_for(storage: Storage) -> None:
+    page = TestClient(serve.application(storage.root)).get(f"/runs/{RUN}").text
+    script = (Path(serve.__file__).parent / "static/live.js").read_text()
+    for name in re.findall(r'getElementById\("([\w-]+)"\)', script):
+        assert f'id="{name}"' in page
 
 
 def test_an_artifact_that_another_run_makes_again_is_shown_as_missing(storage: Storage) -> None:

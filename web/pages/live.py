@@ -1,4 +1,4 @@
-"""The page of a run: the state of each stage, reloaded every two seconds, and the report once it is published."""
+"""The page of a run: the state of each stage, reloaded every two seconds, and the report once nothing is running."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
 
 from pipeline import artifact
-from pipeline.artifact import Counts, Pointer
-from pipeline.numbers import named
-from pipeline.progress import Event, events, last_event
+from pipeline.artifact import Counts, Pointer, Published
+from pipeline.numbers import PROGRESS, named
+from pipeline.progress import Event, last_event, part_events, parts
 from pipeline.stages import REPORT, ROAD, STEPS
 from pipeline.storage import Storage
 from web import report
-from web.charts import Series, line_chart
+from web.charts import Point, Series, line_chart
 from web.page import template
+from web.report.learning import points
 from web.words import shown
 
-# Numbers of a progress event that are shown.
-NUMBERS = ("loss", "bits_per_byte", "reward", "sampled_accuracy", "tokens_per_second")
 router = APIRouter()
 
 
@@ -61,9 +60,32 @@ def artifact_counts(storage: Storage, folder: str, content_hash: str) -> Counts 
 
 
 def progress_text(event: Event) -> str:
-    """Units done, and the event's numbers that are in `NUMBERS`."""
-    numbers = [f"{name.replace('_', ' ')} {shown(value)}" for name, value in named(event.numbers, NUMBERS).items()]
+    """Units done, and the event's numbers that are in `PROGRESS`."""
+    numbers = [f"{name.replace('_', ' ')} {shown(value)}" for name, value in named(event.numbers, PROGRESS).items()]
     return ", ".join([f"{event.done:,} of {event.total:,} {event.unit}s", *numbers])
+
+
+def losses(storage: Storage, pointer: Pointer) -> list[Point]:
+    """(step, loss) of a training stage; the steps that a killed attempt lost give way to those of the next attempt."""
+    names = parts(storage, pointer.progress_folder)
+    curve: list[Point] = []
+    for name in names:
+        # Only the newest part still grows; the others are read once per attempt.
+        read = part_losses if name == names[-1] else complete_losses
+        for step, loss in read(storage, name, pointer.started):
+            while curve and curve[-1][0] >= step:
+                curve.pop()
+            curve.append((step, loss))
+    return curve
+
+
+def part_losses(storage: Storage, name: str, _started: float) -> list[Point]:
+    """(step, loss) of one file of progress events; a step that was skipped has no loss."""
+    return points((event.numbers | {"step": event.done} for event in part_events(storage, name)), "loss")
+
+
+# A part holds 500 events; this many parts are a run of half a million steps.
+complete_losses = functools.lru_cache(1000)(part_losses)
 
 
 def stages(storage: Storage, run: str) -> dict[str, Any]:
@@ -73,39 +95,53 @@ def stages(storage: Storage, run: str) -> dict[str, Any]:
     curves = []
     for pointer in running:
         step = STEPS[pointer.name]
-        if not step.model:
-            continue
-        with_loss = [event for event in events(storage, pointer.progress_folder) if "loss" in event.numbers]
-        points = [(float(event.done), float(event.numbers["loss"])) for event in with_loss]
-        curves.append(line_chart(f"{step.label}, loss", "step", "nats per token", [Series(step.label, points)]))
+        if step.model:
+            line = Series(step.label, losses(storage, pointer))
+            curves.append(line_chart(f"{step.label}, loss", "step", "nats per token", [line]))
     return {
         "rows": [row(storage, step.label, pointers[step.name]) for step in ROAD],
         "curves": [curve for curve in curves if curve],
         "running": bool(running),
+        "has_report": published_report(storage, run) is not None,
+        "run": run,
     }
 
 
-def published_report(storage: Storage, run: str) -> str | None:
-    """The report of a run as HTML, None if it is not published yet."""
+def published_report(storage: Storage, run: str) -> Published | None:
+    """The report of a run; None if it is not published yet, or is being made again."""
     pointer = artifact.pointer(storage, run, REPORT.name)
-    if pointer is None or pointer.state == "running":
+    if pointer is None or pointer.state == "running" or not artifact.is_published(storage, pointer.folder):
         return None
-    published = artifact.read(storage, pointer.folder)
-    return storage.read(published.file(report.FILE)).decode()
+    return artifact.read(storage, pointer.folder)
+
+
+def html_of(published: Published) -> HTMLResponse:
+    """A report as a page."""
+    return HTMLResponse(published.storage.read(published.file(report.FILE)).decode())
 
 
 @router.get("/runs/{run_id}")
 def page(run_id: str, request: Request) -> HTMLResponse:
-    """The report if it is published, else the live page."""
+    """The report if it is published and no stage is running, else the live page, with a link to the report."""
     storage, run = request.app.state.storage, artifact.run_name(run_id)
-    html = published_report(storage, run)
-    return HTMLResponse(html or template("live.html.j2").render(run=run, **stages(storage, run)))
+    values = stages(storage, run)
+    published = None if values["running"] else published_report(storage, run)
+    return html_of(published) if published else HTMLResponse(template("live.html.j2").render(**values))
 
 
 @router.get("/runs/{run_id}/stages")
 def part(run_id: str, request: Request) -> Response:
     """The part of the live page that changes; status 205 makes live.js reload the page, for the report."""
-    storage, run = request.app.state.storage, artifact.run_name(run_id)
-    if published_report(storage, run) is not None:
+    values = stages(request.app.state.storage, artifact.run_name(run_id))
+    if values["has_report"] and not values["running"]:
         return Response(status_code=205)
-    return HTMLResponse(template("stages.html.j2").render(**stages(storage, run)))
+    return HTMLResponse(template("stages.html.j2").render(**values))
+
+
+@router.get("/runs/{run_id}/report")
+def latest_report(run_id: str, request: Request) -> HTMLResponse:
+    """The report that was published last, also while a stage of the run is running again."""
+    published = published_report(request.app.state.storage, artifact.run_name(run_id))
+    if published is None:
+        raise HTTPException(404, "this run has no report")
+    return html_of(published)

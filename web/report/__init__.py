@@ -26,7 +26,7 @@ from web.report.story import story
 from web.report.waterfall import waterfall
 from web.words import when
 
-STAGE = Stage("report", 3, ("jinja2", "pyarrow"))
+STAGE = Stage("report", 4, ("jinja2", "pyarrow"))
 FILE = "report.html"
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline import errors
+from pipeline import command, errors
 from pipeline.storage import Storage
 from web import report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=report.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder or s3:// URI below which artifacts lie")
+    command.add_root(parser)
     parser.add_argument("--run", required=True, help="name of the run")
     parser.add_argument("--force", action="store_true", help="make it again")
     options = parser.parse_args()

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from jobs.page import take_down
 from jobs.page.take_down import TAKEN_DOWN
 from pipeline.artifact import Published
+from pipeline.errors import InputError
 from pipeline.stages import PAGES
 
 EACH = 3  # documents per reason
@@ -91,11 +92,20 @@ def stayed(stages: Mapping[str, Published]) -> list[dict[str, Any]]:
 
 
 def taken_down(decontaminate: Published | None) -> Callable[[dict[str, Any]], bool]:
-    """A predicate of extract's rows: taken down by decontaminate's decision, or on a take-down list of the recipe."""
+    """A predicate of extract's rows: taken down by decontaminate's decision, or on a take-down list of the recipe.
+
+    Raises `InputError` where such a list is not there.
+    """
     if decontaminate is None:
         return lambda page: False
     ids = {row["id"] for row in _decisions(decontaminate) if row["reason"] == TAKEN_DOWN}
-    files = [file for file in decontaminate.content.recipe.get("take_down", []) if Path(file).is_file()]
+    files = decontaminate.content.recipe.get("take_down", [])
+    for file in files:
+        if not Path(file).is_file():  # without it, pages that it names would be shown
+            raise InputError(
+                f"{file}, a take-down list of this run, is not there",
+                "put it back, or start the report in the folder that it is relative to",
+            )
     entries = frozenset(entry for file in files for entry in take_down.entries(file))
     return lambda page: page["id"] in ids or take_down.listed(page, entries) is not None
 

@@ -9,11 +9,10 @@ from markupsafe import Markup
 
 from pipeline.artifact import RunArtifacts
 from pipeline.numbers import asked_tasks
-from pipeline.stages import EVALUATIONS
+from pipeline.stages import AFTER_RL, BEFORE_RL, EVALUATIONS
 from web.charts import Level, Point, Series, line_chart
 from web.words import facts, percent, shown
 
-BEFORE, AFTER = EVALUATIONS["sft"].name, EVALUATIONS["rl"].name  # reinforcement
 EACH_STEP = ("loss", "reward")  # measured at each step: noise around what is measured now and then
 
 
@@ -104,39 +103,38 @@ def reinforcement(run: RunArtifacts) -> dict[str, Any]:
 
 def learned(run: RunArtifacts) -> str:
     """What reinforcement changed, task by task, from the evaluations before and after; said plainly where nothing."""
-    return " ".join(filter(None, (_learned(run, task) for task in asked_tasks(run.number(AFTER)))))
+    return " ".join(filter(None, (_learned(run, task) for task in asked_tasks(run.number(AFTER_RL.name)))))
 
 
 def _learned(run: RunArtifacts, task: str) -> str:
     """A change within two standard errors of the difference of two shares is called no change."""
-    told = []
+    clauses = []
     for how in ("sampled", "greedy"):
         before, after = accuracy(run, "sft", task, how), accuracy(run, "rl", task, how)
         if before is None or after is None:
             continue
-        asked = run.number(AFTER, f"{task}.questions")
-        noise = 2 * ((before * (1 - before) + after * (1 - after)) / asked) ** 0.5 if asked else 0.0
+        questions = run.measured(AFTER_RL.name, f"{task}.questions")
+        noise = 2 * ((before * (1 - before) + after * (1 - after)) / questions) ** 0.5 if questions else 0.0
         change = f"from {percent(before)} to {percent(after)}"
         if abs(after - before) <= noise:
-            told.append(f"{how} answers did not change beyond chance ({change})")
+            clauses.append(f"{how} answers did not change beyond chance ({change})")
         else:
-            told.append(f"{how} answers got {'better' if after > before else 'worse'}, {change}")
-    if not told:
+            clauses.append(f"{how} answers got {'better' if after > before else 'worse'}, {change}")
+    if not clauses:
         return ""
     for key, text, form in (
         ("tool_rate", "a tool is called in {} of samples, {} before", percent),
         ("answer_length", "a sample takes {} tokens, {} before", shown),
     ):
-        before, after = run.number(BEFORE, f"{task}.{key}"), run.number(AFTER, f"{task}.{key}")
+        before, after = (run.measured(step.name, f"{task}.{key}") for step in (BEFORE_RL, AFTER_RL))
         if before is not None and after is not None:
-            told.append(text.format(form(after), form(before)))
-    return f"On {task} questions that no stage has seen, {'; '.join(told)}."
+            clauses.append(text.format(form(after), form(before)))
+    return f"On {task} questions that no stage has seen, {'; '.join(clauses)}."
 
 
 def accuracy(run: RunArtifacts, model: str, task: str, how: str = "sampled") -> float | None:
     """Share of a task's held-out questions that a model answers right: `sampled`, or `greedy`."""
-    value = run.number(EVALUATIONS[model].name, f"{task}.{how}_accuracy")
-    return float(value) if isinstance(value, (int, float)) else None
+    return run.measured(EVALUATIONS[model].name, f"{task}.{how}_accuracy")
 
 
 def learning(run: RunArtifacts, stage: str) -> list[dict[str, Any]]:

@@ -13,10 +13,10 @@ def models(run: RunArtifacts) -> dict[str, Any]:
     """The same prompts to the base, the fine-tuned and the reinforced model, side by side."""
     names = {step.name: step.model for step in MODELS}
     results = {name: run.data(EVALUATIONS[name].name, "results.json") for name in names if name in EVALUATIONS}
-    results = {name: found for name, found in results.items() if found}
+    results = {name: result for name, result in results.items() if result}
 
     def table(key: str) -> list[dict[str, Any]]:
-        texts = {name: _texts(found.get(key)) for name, found in results.items()}
+        texts = {name: _texts(result.get(key)) for name, result in results.items()}
         prompts = dict.fromkeys(prompt for answers in texts.values() for prompt in answers)
         return [
             {"prompt": prompt, "answers": [(names[name], texts[name].get(prompt)) for name in results]}

@@ -12,22 +12,22 @@ from web.words import percent, short
 
 def story(run: RunArtifacts) -> str:
     """What happened, in one sentence, of what has run."""
-    told = []
+    clauses = []
     pages = kept_of(run)
     if pages:
         warcs = run.number("extract", "warcs")
         source = f" in {warcs:,} WARC file{'s' * (warcs != 1)}" if warcs else ""
-        told.append(
+        clauses.append(
             f"of {pages[1]:,} responses{source}, {pages[0]:,} documents stayed ({percent(pages[0] / max(1, pages[1]))})"
         )
     tokens = run.number("shard", "train_tokens")
     if tokens:
-        told.append(f"they became {short(tokens)} training tokens")
+        clauses.append(f"they became {short(tokens)} training tokens")
     bits, bigram = run.number("pretrain", "bits_per_byte"), run.number("pretrain", "bigram_bits_per_byte")
     if bits:
         size = run.number("pretrain", "parameters")
         beside = f", where a table of token pairs needs {bigram:.2f}" if bigram else ""
-        told.append(
+        clauses.append(
             f"a model{f' of {short(size)} parameters' if size else ''} "
             f"predicts held-out text at {bits:.2f} bits per byte{beside}"
         )
@@ -36,8 +36,8 @@ def story(run: RunArtifacts) -> str:
         first, last = accuracy(run, "sft", task), accuracy(run, "rl", task)
         if last is not None:
             before = f", {percent(first)} before reinforcement" if first is not None else ""
-            told.append(f"it answers {percent(last)} of the unseen {task} questions{before}")
+            clauses.append(f"it answers {percent(last)} of the unseen {task} questions{before}")
         elif first is not None:
-            told.append(f"fine-tuned, it answers {percent(first)} of the unseen {task} questions")
-    text = "; ".join(told) or "nothing that can be counted has run yet"
+            clauses.append(f"fine-tuned, it answers {percent(first)} of the unseen {task} questions")
+    text = "; ".join(clauses) or "nothing that can be counted has run yet"
     return f"{text[0].upper()}{text[1:]}."
