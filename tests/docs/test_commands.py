@@ -62,7 +62,13 @@ ROAD = (
         for launcher in ("torchrun --nproc_per_node 2 --", "deepspeed --num_gpus 2")
     ),
     *("python evaluation/spans.py", "python evaluation/memorization.py", "python evaluation/evaluate_model.py"),
-    *("python -m inference.generate", "python -m training.samples", "python -m training.depth"),
+    *(
+        "python -m inference.generate",
+        "python -m inference.chat",
+        "python -m training.samples",
+        "python -m training.depth",
+    ),
+    *("make chat", "make explain", "make inspect", "make shell"),
     *("python -m web.report", "python -m web.road", "python -m web.serve", "python -m pipeline.gc", "make clean"),
 )
 BENCH = re.compile(r"make bench-([\w-]+)|python -m bench\.(\w+)")  # their options are compared with their help
@@ -310,6 +316,9 @@ def test_a_command_works(place: Place, command: Command) -> None:
 
 def filled(text: str, place: Place) -> str:
     """A command with what it leaves open."""
+    if text == "make explain":
+        text += " URL=https://…"
+    text = text.replace("--run demo-…", "--run demo")
     if "all/…" in text or "--model …" in text:
         model = str(place.made("rl").relative_to(place.folder))
         text = re.sub(r"\S+/all/…", model, text).replace("--model …", f"--model {model}")
