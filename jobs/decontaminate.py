@@ -22,7 +22,7 @@ import xxhash
 
 from jobs.page.take_down import TAKEN_DOWN, entries, listed
 from jobs.page.words import words
-from jobs.stage import decisions, parts, session
+from jobs.stage import decisions, parts
 from jobs.stage.parts import State
 from jobs.stage.table import read_rows, write_table
 from pipeline import command, errors, lines
@@ -72,7 +72,7 @@ class Decontamination:
                     decided |= {"reason": "contaminated", "detail": detail}
             rows.append({"reason": None, "detail": None} | decided)
             if number % 1000 == 999:
-                yield {"done": number}
+                yield parts.ALIVE
         yield from decisions.write(self.storage, self.folder, part.name, rows, SCHEMA)
 
 
@@ -95,15 +95,12 @@ def run(job: Job) -> Published:
         return building
     grams_file = f"{building.work}/grams.parquet"
     write_table(job.storage, grams_file, [{"hash": gram, "set": set_of[gram]} for gram in sorted(set_of)], _GRAMS)
-    spark = session.spark("decontaminate")
     decontamination = Decontamination(job.storage, building.pointer.folder, grams_file, recipe.ngram_words, down)
-    records = parts.run_parts(spark, building, decisions.texts(redacted), decontamination.work)
+    records, seconds = parts.run_step("decontaminate", building, decisions.texts(redacted), decontamination.work)
     files, counts = decisions.totals(records)
     reasons = Counter(counts.dropped)
     numbers = {"evaluation_ngrams": len(set_of), "take_down_entries": len(down), **reasons}
-    published = building.publish(files, counts, numbers, cpu_seconds=parts.cpu_seconds(records, spark))
-    spark.stop()
-    return published
+    return building.publish(files, counts, numbers, cpu_seconds=seconds)
 
 
 def main() -> None:

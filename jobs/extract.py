@@ -31,7 +31,7 @@ from jobs.archive import sources, warc
 from jobs.archive.response import Capture
 from jobs.page import charset, classifier, extraction, faster, guard, language, quality, urls
 from jobs.page.words import words
-from jobs.stage import decisions, parts, session
+from jobs.stage import decisions, parts
 from jobs.stage.parts import Part, State
 from jobs.stage.table import writing
 from pipeline import artifact, command, errors
@@ -194,13 +194,13 @@ class Extraction:
 
             try:
                 for _ in sources.fetch(part.location, Path(scratch)):
-                    yield {"done": 0}  # a worker that is silent through a long download would be killed
+                    yield parts.ALIVE  # a worker that is silent through a long download would be killed
                 with sources.local_path(part.location, Path(scratch)).open("rb") as stream:
                     for capture in warc.captures(stream, recipe.max_html_bytes, skipped, lost):
                         put(page(capture, blocked, recipe, read))
                         if monotonic() - tick > _TICK_SECONDS:
                             tick = monotonic()
-                            yield {"done": reasons.total()}
+                            yield parts.ALIVE
             except errors.InputError as error:  # of fetch
                 unreadable.append({"offset": -1, "reason": "not_fetched", "detail": error.what})
                 later = isinstance(error, errors.ServerError)
@@ -246,12 +246,8 @@ class Opened:
 
     def extract(self, chosen: Sequence[Warc], stream: str = "") -> tuple[dict[str, dict[str, Any]], float]:
         """The records of these parts by name, and CPU seconds. Spark is started only if one is not yet committed."""
-        spark = session.spark("extract") if parts.waiting(self.building, chosen, _STEP) else None
-        records = parts.run_parts(spark, self.building, chosen, self.extraction.work, _STEP, stream)
-        seconds = parts.cpu_seconds(records, spark)  # without the JVMs of other batches: 0.5 % of a long batch
-        if spark:
-            spark.stop()
-        return records, seconds
+        # Without the CPU seconds of the JVMs of other batches: 0.5 % of a long batch.
+        return parts.run_step("extract", self.building, chosen, self.extraction.work, _STEP, stream)
 
 
 def identity(job: Job, files: Sequence[sources.Source]) -> Identity:
@@ -330,7 +326,7 @@ def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds:
     limit = Extract.model_validate(building.content.recipe).max_failed_warcs
     if unread and (len(unread) == len(records) or len(unread) > limit * len(records)):
         for name in unread:  # else a rerun would take them for done
-            building.storage.remove(f"{building.work}/commits/warc-{name}.json")
+            building.uncommit(f"{_STEP}-{name}")
         named = "\n".join(f"{one['warc']}: {one['reason']}: {one['detail']}" for one in unread.values())
         kind = errors.ServerError if any(records[name]["later"] for name in unread) else errors.InputError
         what = f"{len(unread)} of {len(records)} files could not be read, and extract.max_failed_warcs is {limit:g}"

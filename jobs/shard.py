@@ -104,7 +104,7 @@ class Tokenization:
             tokens[row["split"]] += len(ids)
             rows.append(row)
             if len(rows) % 1000 == 0:
-                yield {"done": len(rows)}
+                yield parts.ALIVE
         rows.sort(key=lambda row: row["key"])
         write_table(self.storage, self.file(part.name), rows, _TOKENIZED)
         train = sum(row["split"] == "train" for row in rows)

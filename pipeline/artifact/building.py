@@ -78,6 +78,10 @@ class Building:
         """Record that `part` is finished; its files must be written before."""
         commit(self.storage, self.work, part, record)
 
+    def uncommit(self, part: str) -> None:
+        """Forget that `part` is finished: the next attempt makes it again."""
+        self.storage.remove(f"{self.work}/commits/{part}.json")
+
     def publish(
         self,
         files: list[File],
