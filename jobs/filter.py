@@ -23,7 +23,7 @@ from pipeline.command import Job
 from pipeline.recipe import Filter
 from pipeline.storage import Storage
 
-STAGE = Stage("filter", 2)
+STAGE = Stage("filter", 3)
 SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
 _COLUMNS = ("id", "reason", "language", "language_score", "quality", *quality.COLUMNS)
 

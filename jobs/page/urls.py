@@ -45,7 +45,7 @@ def _read(entries: Iterable[str]) -> list[str]:
     """A word list, sorted and in lower case; its entries are words, `file:PATH` or `datatrove:NAME`."""
     words: list[str] = []
     for entry in entries:
-        kind, _, name = entry.rpartition(":")
+        kind, _, name = entry.partition(":")
         if kind == "datatrove":
             words += _datatrove(name).read_text(encoding="utf-8").splitlines()
         elif kind == "file":
