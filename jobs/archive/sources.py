@@ -19,7 +19,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -141,10 +140,7 @@ def _expand(entry: str) -> list[str]:
 def _lines(listed: str, data: bytes) -> list[str]:
     """The entries of a list, gzipped or plain. Raises `InputError` where it is no list, or an empty one."""
     remedy = "name a text file, gzipped or plain, with one WARC file per line"
-    try:
-        text = lines.unpacked(data)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{listed} is no list of files: {error}", remedy) from error
+    text = lines.unpacked(data, listed, remedy)
     if _is_page(text[:99].encode()):
         raise InputError(f"{listed} is a page (XML or HTML), no list of files", remedy)
     entries = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]

@@ -116,8 +116,8 @@ def test_a_list_that_stays_broken_is_named(
     ("data", "told"),
     [
         (b"\xef\xbb\xbf\n <html>not here</html>", "is a page"),
-        (gzip.compress(b"a.warc\n" * 99)[:20], "is no list"),
-        (b"a\xff.warc\n", "is no list"),
+        (gzip.compress(b"a.warc\n" * 99)[:20], "cannot be read as text"),
+        (b"a\xff.warc\n", "cannot be read as text"),
         (b"# none\n\n", "names no files"),
     ],
     ids=["page", "cut gzip", "Latin-1", "empty"],
