@@ -337,7 +337,7 @@ def main() -> None:
         crawls = [Crawl.drawn(count, dropped, rng) for count in options.documents]
         sampled = rates(max(crawls, key=lambda crawl: crawl.documents), recipe, rng)
         for crawl in crawls:
-            tasks = -(-crawl.documents * recipe.bands // clusters.BUCKETS_A_TASK)
+            tasks = -(-crawl.documents * recipe.bands // clusters.HASHES_PER_TASK)
             found, spent = buckets(crawl, recipe, tasks, rng), costs(crawl, sampled)
             loads = found.loads
             rows, pairs, bytes_ = searched(found, int(loads.argmax()), recipe.max_bucket, rng)
