@@ -26,9 +26,9 @@ _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, quota or file system answers
 
 
-def holds_password(location: str) -> bool:
-    """Whether a URI is of the form `scheme://user:password@…`, which logs, recipes and manifests would repeat."""
-    return re.match(r"[a-z0-9+.-]+://[^/@]*:[^/@]*@", location, re.IGNORECASE) is not None
+def holds_password(text: str) -> bool:
+    """Whether a URI in it is of the form `scheme://user:password@…`, which logs, recipes and manifests would repeat."""
+    return re.search(r"[a-z0-9+.-]://[^/@]*:[^/@]*@", text, re.IGNORECASE) is not None
 
 
 class Storage:
@@ -234,7 +234,8 @@ class Storage:
         """Write the file unless it exists. Returns False, and changes nothing, where it does.
 
         Atomic on a local folder. In an object store the check and the write are two requests, between which another
-        process may write; it writes the same bytes, since the name bears the fingerprint of what both made.
+        process may write. Its file then replaces ours, or ours its: both made the same artifact, since the name bears
+        its fingerprint, but the times and hosts of their manifests differ.
         """
         if not self.local:
             if self.exists(name):
