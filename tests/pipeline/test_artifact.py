@@ -292,6 +292,12 @@ def test_lineage_holds_each_once_and_sources_first(storage: Storage) -> None:
     d = finish(building(storage, stage=Stage("shard", 1), inputs=[c.as_input(), b.as_input()]))
     assert [one.content.stage for one in artifact.lineage(storage, d)] == ["extract", "filter", "redact", "shard"]
     assert [one.content.stage for one in artifact.lineage(storage, a)] == ["extract"]
+    storage.remove_tree(c.folder)
+    with pytest.raises(ArtifactError, match=f"{c.folder} holds no published artifact"):
+        artifact.lineage(storage, d)
+    removed: list[str] = []
+    assert [one.content.stage for one in artifact.lineage(storage, d, removed)] == ["extract", "filter", "shard"]
+    assert removed == [c.folder]
 
 
 def test_a_changed_source_makes_another_artifact(storage: Storage) -> None:
