@@ -92,7 +92,7 @@ def page(
     def dropped(reason: str, detail: str | None = None) -> dict[str, Any]:
         return row | {"reason": reason, "detail": detail}
 
-    # In order of cost: the body is decoded and parsed last.
+    # In order of cost: the text of the body is decoded and parsed last. (Its Content-Encoding is undone already.)
     if capture.status != 200:
         return dropped("not_200")
     if mime not in _HTML and not (not mime and capture.payload and b"<html" in capture.payload[:1024].lower()):

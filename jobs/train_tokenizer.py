@@ -159,7 +159,7 @@ def run(job: Job) -> Published:
     """Sample the corpus, train or read the tokenizer, measure its compression, publish."""
     recipe = job.recipe.tokenizer
     redacted, decided = command.upstream(job, "redact"), command.upstream(job, "decontaminate")
-    assets = {"window": str(job.recipe.model.window)}  # it is written to tokenizer_config.json
+    assets: dict[str, str] = {}
     source = None if isinstance(recipe, TrainedTokenizer) else bpe.given(recipe.source)
     if source:
         assets[recipe.source] = hashlib.sha256(source).hexdigest()

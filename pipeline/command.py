@@ -62,8 +62,11 @@ def parse(description: str | None, arguments: Sequence[str] | None = None) -> Jo
 def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     """All of the recipe that decides what a stage makes, beside `seed`: as plain data, for its fingerprint.
 
-    A stage of the corpus has its own section; a stage of the model has its sections by name.
+    A stage of the corpus has its own section; a stage of the model has its sections by name. The tokenizer's files
+    also state the model's context length.
     """
+    if stage == "tokenizer":
+        return recipe.section(stage) | {"model.window": recipe.model.window}
     if stage in {step.stage for step in CORPUS}:
         return recipe.section(stage)
     return {name: recipe.section(name) for name in SECTIONS[stage]}

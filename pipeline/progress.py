@@ -61,7 +61,7 @@ class Progress:
 
 
 def events(storage: Storage, folder: str) -> Iterator[Event]:
-    """All events of a stage in the order they were written, over all its attempts."""
+    """All events of a stage over all its attempts: of each stream in the order they were written, one after another."""
     for name in storage.names(folder):
         if name.endswith(".jsonl"):
             for line in storage.read(name).splitlines():

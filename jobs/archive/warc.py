@@ -54,8 +54,9 @@ def captures(
     """Yield the responses of an archive in order; other records are counted in `skipped` by type.
 
     A metadata record belongs to the response before it (Common Crawl writes them so). A damaged record is left out:
-    reading continues where the next one begins, and the bytes between are appended to `lost`. At most `max_bytes` and
-    1 MiB of a record are held in memory. Raises `NotWarc` where not one record could be read, `Truncated` where the
+    reading continues where the next one begins, and the bytes between are appended to `lost`. Of a record
+    at most `max_bytes` and 1 MiB are read, and three bodies of `max_bytes` held: as stored, without transfer encoding,
+    and decoded. Raises `NotWarc` where not one record could be read, `Truncated` where the
     file ends within a record.
     """
     skipped = Counter() if skipped is None else skipped

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs import decontaminate, redact, shard, train_tokenizer
 from jobs.stage.table import read_rows, write_table
-from pipeline import artifact
+from pipeline import artifact, command
 from pipeline.artifact import Building, Counts, Published
 from pipeline.errors import RecipeError
 from pipeline.storage import Storage
@@ -53,7 +53,12 @@ def corpus(root: Path, rows: list[dict[str, Any]], parts: int) -> None:
     assert decided.content.counts is not None and decided.content.counts.kept == len(rows)
     building = published(
         artifact.open_stage(
-            made.storage, "test", train_tokenizer.STAGE, made.recipe.section("tokenizer"), 1, [source.as_input()]
+            made.storage,
+            "test",
+            train_tokenizer.STAGE,
+            command.settings(made.recipe, "tokenizer"),
+            1,
+            [source.as_input()],
         )
     )
     train_tokenizer.publish(building, SOURCE, 512, {}, {}, 0.0)
