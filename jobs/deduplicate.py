@@ -125,6 +125,7 @@ def run(job: Job) -> Published:
     work = Deduplication(job.storage, building.pointer.folder, building.work, job.recipe.deduplicate, job.recipe.seed)
     texts = decisions.aligned(extracted, filtered)
     signatures = [work.signatures(part.name) for part in texts]
+    building.restore("signatures", "sign")
     spark = session.spark("deduplicate")
     # 1. Signatures, a part each.
     signed_parts = parts.run_parts(spark, building, texts, work.sign, "sign")
@@ -152,6 +153,7 @@ def run(job: Job) -> Published:
     seconds = parts.cpu_seconds(signed_parts, spark) + parts.cpu_seconds(decided_parts, None)
     files += [artifact.File(**record["minhash"]) for record in decided_parts.values()]
     published = building.publish(files, counts, numbers, cpu_seconds=seconds)
+    building.discard("signatures")  # also of documents that were dropped; those of the others are in the artifact
     spark.stop()
     return published
 

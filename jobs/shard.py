@@ -341,6 +341,7 @@ def run(job: Job) -> Published:
         for number, corpus in enumerate(mixed)
         for part in decisions.aligned(corpus.redacted, corpus.decided, f"{number:03d}-")
     ]
+    building.restore("tokens", "tokenize", "copy")
     spark = session.spark("shard")
     tokenized = parts.run_parts(spark, building, texts, tokenization.work, "tokenize")
     seconds = parts.cpu_seconds(tokenized, spark)
@@ -370,6 +371,7 @@ def run(job: Job) -> Published:
         numbers(of_tokenizer, tokens, selection.mix, records),
         cpu_seconds=seconds,
     )
+    building.discard("tokens")
     spark.stop()
     return published
 

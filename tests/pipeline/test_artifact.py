@@ -320,6 +320,19 @@ def test_manifest_reads_back_equal(storage: Storage) -> None:
     assert artifact.read(storage, published.folder).content.numbers == numbers
 
 
+def test_what_was_discarded_is_made_again_by_its_parts(storage: Storage) -> None:
+    made = building(storage)
+    storage.write(f"{made.work}/tokens/part-0", b"text")
+    for part in ("tokenize-0", "copy-0", "shard-0"):
+        made.commit(part, {})
+    made.restore("tokens", "tokenize", "copy")
+    assert made.committed() == ["copy-0", "shard-0", "tokenize-0"]
+    made.discard("tokens")
+    assert not storage.names(f"{made.work}/tokens")
+    made.restore("tokens", "tokenize", "copy")
+    assert made.committed() == ["shard-0"]
+
+
 def test_commit_by_a_worker_that_holds_the_folder_only(storage: Storage) -> None:
     made = building(storage)
     artifact.commit(storage, made.work, "sign-00001", {"b": 1, "a": 2})
