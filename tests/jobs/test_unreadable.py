@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def plain(kind: str) -> bytes:
     [
         (plain("resource") * 6, {"no_response": 1}, "6 other records"),
         (
-            flipped(-8)(gzip.compress(record("http://x.test/0", b"<p>"))),
+            flipped(-8)(gzip.compress(record("http://x.test/0", random.Random(1).randbytes(20_000)))),
             {"damaged": 1, "no_response": 1},
             "0 other records",
         ),
