@@ -113,6 +113,8 @@ def test_every_document_is_in_one_shard_and_reads_back(spark: Any, tmp_path: Pat
     assert numbers["shards"] == len(made.files(".bin")) >= 3
     assert numbers["tokenizer"] == encoder.sha256
     assert numbers["dtype"] == "uint16"
+    work = [name for name in made.storage.names("_work/shard") if "/tokens/" in name]
+    assert not work, "tokens are the text of pages: they do not outlive the stage"
 
 
 def test_neither_parts_nor_order_change_a_byte(spark: Any, tmp_path: Path) -> None:
