@@ -30,7 +30,7 @@ from jobs.extract import document_id, read_page
 from jobs.page import quality
 from jobs.stage.table import write_table
 from jobs.train_tokenizer import STAGE as TOKENIZER
-from pipeline import artifact, errors
+from pipeline import artifact, command, errors
 from pipeline.artifact import Building, Published, describe
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, TrainedTokenizer, load
@@ -71,7 +71,7 @@ def tokenizer(storage: Storage, recipe: Recipe, texts: list[str]) -> tuple[Publi
             "choose a recipe whose tokenizer.source is 'train', as recipes/demo.yaml",
         )
     opened = artifact.open_stage(
-        storage, recipe.name, TOKENIZER, recipe.section("tokenizer"), recipe.seed, [], force=True
+        storage, recipe.name, TOKENIZER, command.settings(recipe, "tokenizer"), recipe.seed, [], force=True
     )
     assert isinstance(opened, Building)
     source = bpe.train(texts, section.vocabulary, section.pattern)

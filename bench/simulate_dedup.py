@@ -159,7 +159,7 @@ def main() -> None:
         # Of one share, crawls of all sizes have the same distribution of clusters: the largest one's sample serves all.
         sampled = rates(max(crawls, key=lambda crawl: crawl.documents), recipe, rng)
         for crawl in crawls:
-            tasks = -(-crawl.documents * recipe.bands // clusters.BUCKETS_A_TASK)
+            tasks = -(-crawl.documents * recipe.bands // clusters.HASHES_PER_TASK)
             drawn, spent = buckets(crawl, recipe, tasks, rng), costs(crawl, sampled)
             loads = drawn.loads
             rows, pairs, bytes_per_row = search(drawn, int(loads.argmax()), recipe.max_bucket, rng)

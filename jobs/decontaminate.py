@@ -10,7 +10,6 @@ For each part of redact, rows (id, reason, detail) in the same order. `contamina
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from jobs.page.take_down import TAKEN_DOWN, entries, listed
+from jobs.page.take_down import TAKEN_DOWN, entries, names_of
 from jobs.page.words import words
-from jobs.stage import decisions, parts, session
+from jobs.stage import decisions, parts
 from jobs.stage.parts import State
 from jobs.stage.table import read_rows, write_table
 from pipeline import command, errors, lines
@@ -33,6 +32,7 @@ from pipeline.storage import Storage
 
 STAGE = Stage("decontaminate", 3, ("xxhash",))
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail")])
+_NAMED = 20  # entries that a warning shows
 _GRAMS = pa.schema([("hash", pa.uint64()), ("set", pa.string())])
 
 
@@ -46,7 +46,7 @@ def ngrams(text: str, n: int) -> list[int]:
 class Decontamination:
     """Decides on the parts of redact.
 
-    `grams`: file of the sets' n-grams, as sorted hashes; `down`: entries of the take-down lists.
+    `grams`: file of the sets' n-grams, as sorted hashes; `down`: entries of the take-down lists, in normal form.
     """
 
     storage: Storage
@@ -60,10 +60,12 @@ class Decontamination:
         of_sets = list(read_rows(self.storage, self.grams))
         hashes: npt.NDArray[np.uint64] = np.array([row["hash"] for row in of_sets], dtype=np.uint64)
         rows = []
+        matched: set[str] = set()  # entries
         for number, row in enumerate(read_rows(self.storage, part.text, ("id", "url", "text"))):
             decided = {"id": row["id"]}
-            if entry := listed(row, self.down):
-                decided |= {"reason": TAKEN_DOWN, "detail": entry}
+            if by := [name for name in names_of(row) if name in self.down]:
+                decided |= {"reason": TAKEN_DOWN, "detail": by[0]}
+                matched.update(by)
             elif len(hashes):
                 grams = np.array(ngrams(row["text"], self.ngram_words), dtype=np.uint64)
                 at = np.minimum(np.searchsorted(hashes, grams), len(hashes) - 1)
@@ -72,8 +74,9 @@ class Decontamination:
                     decided |= {"reason": "contaminated", "detail": detail}
             rows.append({"reason": None, "detail": None} | decided)
             if number % 1000 == 999:
-                yield {"done": number}
-        yield from decisions.write(self.storage, self.folder, part.name, rows, SCHEMA)
+                yield parts.ALIVE
+        for state in decisions.write(self.storage, self.folder, part.name, rows, SCHEMA):
+            yield {"commit": state["commit"] | {"matched": sorted(matched)}}
 
 
 def _checksums(files: Iterable[str]) -> dict[str, str]:
@@ -95,15 +98,16 @@ def run(job: Job) -> Published:
         return building
     grams_file = f"{building.work}/grams.parquet"
     write_table(job.storage, grams_file, [{"hash": gram, "set": set_of[gram]} for gram in sorted(set_of)], _GRAMS)
-    spark = session.spark("decontaminate")
     decontamination = Decontamination(job.storage, building.pointer.folder, grams_file, recipe.ngram_words, down)
-    records = parts.run_parts(spark, building, decisions.texts(redacted), decontamination.work)
+    records, seconds = parts.run_step("decontaminate", building, decisions.texts(redacted), decontamination.work)
     files, counts = decisions.totals(records)
-    reasons = Counter(counts.dropped)
-    numbers = {"evaluation_ngrams": len(set_of), "take_down_entries": len(down), **reasons}
-    published = building.publish(files, counts, numbers, cpu_seconds=parts.cpu_seconds(records, spark))
-    spark.stop()
-    return published
+    unmatched = sorted(down.difference(*(record["matched"] for record in records.values())))
+    if unmatched:
+        some = ", ".join(unmatched[:_NAMED]) + (", …" if len(unmatched) > _NAMED else "")
+        print(f"warning: {len(unmatched)} of {len(down)} take-down entries name no document: {some}", flush=True)
+    numbers = {"evaluation_ngrams": len(set_of), "take_down_entries": len(down), "take_down_unmatched": len(unmatched)}
+    numbers |= counts.dropped
+    return building.publish(files, counts, numbers, cpu_seconds=seconds)
 
 
 def main() -> None:

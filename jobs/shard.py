@@ -10,6 +10,7 @@ tokens came from which document and URL.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,16 +35,14 @@ from pipeline.numbers import ShardNumbers, TokenizerNumbers
 from pipeline.storage import Storage
 from tokenizer import bpe, shards
 
-STAGE = Stage("shard", 3, ("fastokens", "tokenizers"))
+STAGE = Stage("shard", 4, ("fastokens", "tokenizers"))
 SPLITS = ("train", "validation")
 # Beyond four epochs repeated tokens add little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models").
 MOST_EPOCHS = 4
 _TOKENIZED = pa.schema(
     [
         *((name, pa.string()) for name in ("key", "split", "id", "url", "warc")),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("bytes", pa.int64()),
+        *((name, pa.int64()) for name in ("offset", "size", "bytes")),
         ("ids", pa.binary()),
     ]
 )
@@ -51,8 +50,7 @@ _MOVED = pa.schema(
     [
         ("target", pa.int32()),
         *((name, pa.string()) for name in ("key", "id", "url", "warc")),
-        ("offset", pa.int64()),
-        ("bytes", pa.int64()),
+        *((name, pa.int64()) for name in ("offset", "bytes")),
         ("ids", pa.binary()),
     ]
 )
@@ -106,7 +104,7 @@ class Tokenization:
             tokens[row["split"]] += len(ids)
             rows.append(row)
             if len(rows) % 1000 == 0:
-                yield {"done": len(rows)}
+                yield parts.ALIVE
         rows.sort(key=lambda row: row["key"])
         write_table(self.storage, self.file(part.name), rows, _TOKENIZED)
         train = sum(row["split"] == "train" for row in rows)
@@ -161,7 +159,7 @@ class Piece(NamedTuple):
     """A file of tokens that shards are made of; of its training documents those up to a key, if there is one."""
 
     file: str
-    until: str | None  # key of the last training document
+    until: str | None  # key of the last training document; "", which precedes every key, for none of them
     last: int  # how many tokens of that document are taken
 
 
@@ -182,7 +180,7 @@ class Assembly:
         for piece in (Piece(**row) for batch in batches for row in batch.to_pylist()):
             for split in SPLITS:
                 until = piece.until if split == "train" else None
-                where = [("split", "=", split), *([("key", "<=", until)] if until else [])]
+                where = [("split", "=", split), *([("key", "<=", until)] if until is not None else [])]
                 moved: list[dict[str, Any]] = []
                 for row in read_rows(self.storage, piece.file, columns, where):
                     row["target"] = targets.get(self.shards.name_of(split, row["key"]))
@@ -269,7 +267,9 @@ def budgets(mixed: list[Corpus], tokens: list[int], total: int) -> list[int]:
 
     `tokens`: how many each has. Raises `RecipeError` for one that would be repeated more than `MOST_EPOCHS` times.
     """
-    others = [round(corpus.share * total) for corpus in mixed[1:]]
+    # Sums are rounded, not shares: else the rounded shares of the others could exceed the total.
+    sums = [round(total * share) for share in itertools.accumulate(corpus.share for corpus in mixed[1:])]
+    others = [after - before for before, after in itertools.pairwise([0, *sums])]
     wanted = [total - sum(others), *others]
     for corpus, available, budget in zip(mixed, tokens, wanted, strict=True):
         if budget > MOST_EPOCHS * available:
@@ -299,7 +299,8 @@ def select(
 ) -> Selection:
     """Choose the files of tokens that make up `total` training tokens, or all; `tokenized`: records of their parts.
 
-    Of a corpus that is repeated, each further copy is written with other keys.
+    Of a corpus that is repeated, each further copy is written with other keys. Of one whose share is rounded to no
+    token, only the validation documents are taken.
     """
     names_of = [[name for name in tokenized if name.startswith(f"{number:03d}-")] for number in range(len(mixed))]
     available = [sum(tokenized[name]["tokens"]["train"] for name in names) for names in names_of]
@@ -314,8 +315,10 @@ def select(
             if copy:
                 again = [Tokens(f"{name}-{copy}", tokenization.file(name), copy) for name in names]
                 parts.run_parts(spark, building, again, tokenization.copy, "copy")
-            until, last, before = cut(building.storage, files, rest) if rest and copy == epochs else (None, 0, 0)
-            if until and not copy:
+            until, last, before = ("", 0, -1) if not budget else (None, 0, 0)
+            if rest and copy == epochs:
+                until, last, before = cut(building.storage, files, rest)
+            if until is not None and not copy:
                 beyond += sum(tokenized[name]["train_documents"] for name in names) - before - 1
             pieces += [Piece(file, until, last) for file in files]
         mix[corpus.name] = {"tokens": budget, "epochs": round(budget / tokens, 4) if tokens else 0.0}
@@ -338,6 +341,7 @@ def run(job: Job) -> Published:
         for number, corpus in enumerate(mixed)
         for part in decisions.aligned(corpus.redacted, corpus.decided, f"{number:03d}-")
     ]
+    building.restore("tokens", "tokenize", "copy")
     spark = session.spark("shard")
     tokenized = parts.run_parts(spark, building, texts, tokenization.work, "tokenize")
     seconds = parts.cpu_seconds(tokenized, spark)
@@ -367,6 +371,7 @@ def run(job: Job) -> Published:
         numbers(of_tokenizer, tokens, selection.mix, records),
         cpu_seconds=seconds,
     )
+    building.discard("tokens")
     spark.stop()
     return published
 

@@ -106,7 +106,7 @@ def sampled(
     seconds = 0.0
     for attempt in itertools.count():
         share = min(1.0, 4**attempt * size / SHORT_BYTES / max(1, documents))
-        folder = f"{building.work}/sample-{attempt}"
+        folder = f"{building.work}/samples/{attempt}"
         sampling = Sampling(building.storage, folder, seed, size, share)
         corpus = decisions.aligned(redacted, decided)
         records = parts.run_parts(spark, building, corpus, sampling.work, f"sample-{attempt}")
@@ -159,13 +159,14 @@ def run(job: Job) -> Published:
     """Sample the corpus, train or read the tokenizer, measure its compression, publish."""
     recipe = job.recipe.tokenizer
     redacted, decided = command.upstream(job, "redact"), command.upstream(job, "decontaminate")
-    assets = {"window": str(job.recipe.model.window)}  # it is written to tokenizer_config.json
+    assets: dict[str, str] = {}
     source = None if isinstance(recipe, TrainedTokenizer) else bpe.pretrained(recipe.source)
     if source:
         assets[recipe.source] = hashlib.sha256(source).hexdigest()
     building = command.open_stage(job, STAGE, [redacted, decided], assets)
     if isinstance(building, Published):
         return building
+    building.restore("samples", "sample")
     spark = session.spark("tokenizer")
     samples, seconds = sampled(spark, building, job.recipe.seed, redacted, decided, recipe.sample_bytes)
     spark.stop()
@@ -179,7 +180,9 @@ def run(job: Job) -> Published:
     assert source is not None
     numbers |= compression(validation, bpe.Tokenizer.from_bytes(source))
     # The comparison is not part of the content: whether a machine has GPT-2's tokenizer must not change its hash.
-    return publish(building, source, job.recipe.model.window, numbers, comparison(validation), seconds)
+    published = publish(building, source, job.recipe.model.window, numbers, comparison(validation), seconds)
+    building.discard("samples")
+    return published
 
 
 def main() -> None:

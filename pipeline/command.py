@@ -30,13 +30,13 @@ class Job:
 
 def parser(description: str | None, reads: str = "artifacts below the root, not the run's") -> argparse.ArgumentParser:
     """A parser with `--recipe --root --run --input --force`. `reads`: what `--input` names."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--recipe", required=True, help="recipe file")
-    add_root(made)
-    made.add_argument("--run", help="name of the run; by default the recipe's name")
-    made.add_argument("--input", nargs="+", default=[], help=reads)
-    made.add_argument("--force", action="store_true", help="make again what is published already")
-    return made
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--recipe", required=True, help="recipe file")
+    add_root(options)
+    options.add_argument("--run", help="name of the run; by default the recipe's name")
+    options.add_argument("--input", nargs="+", default=[], help=reads)
+    options.add_argument("--force", action="store_true", help="make again what is published already")
+    return options
 
 
 def add_root(to: argparse.ArgumentParser) -> None:
@@ -46,7 +46,9 @@ def add_root(to: argparse.ArgumentParser) -> None:
 
 def job(options: argparse.Namespace, warcs: bool = False) -> Job:
     """The job of a parsed command line. With `warcs`, `--input` names WARC files, which replace the recipe's."""
-    overrides = {"input.warcs": options.input, "input.crawl": None} if warcs and options.input else None
+    overrides = None
+    if warcs and options.input:  # all of them: a limit of the recipe is meant for its own files
+        overrides = {"input.warcs": options.input, "input.crawl": None, "input.max_warcs": None}
     recipe = load(options.recipe, overrides)
     run = artifact.run_name(options.run or recipe.name)
     return Job(recipe, Storage(options.root), run, [] if warcs else options.input, options.force)
@@ -60,8 +62,11 @@ def parse(description: str | None, arguments: Sequence[str] | None = None) -> Jo
 def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     """All of the recipe that decides what a stage makes, beside `seed`: as plain data, for its fingerprint.
 
-    A stage of the corpus has its own section; a stage of the model has its sections by name.
+    A stage of the corpus has its own section; a stage of the model has its sections by name. The tokenizer's files
+    also state the model's context length.
     """
+    if stage == "tokenizer":
+        return recipe.section(stage) | {"model.window": recipe.model.window}
     if stage in {step.stage for step in CORPUS}:
         return recipe.section(stage)
     return {name: recipe.section(name) for name in SECTIONS[stage]}

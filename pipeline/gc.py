@@ -28,7 +28,7 @@ def forgotten(storage: Storage, runs: dict[str, list[Pointer]], before: float) -
     """The runs that neither began a stage nor wrote progress since `before` (Unix seconds)."""
 
     def last(stage: Pointer) -> float:
-        event = last_event(storage, f"{stage.work}/progress") if stage.state == "running" else None
+        event = last_event(storage, stage.progress_folder) if stage.state == "running" else None
         return max(stage.started, event.time if event else 0.0)
 
     return sorted(run for run, stages in runs.items() if max(map(last, stages)) < before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ from pipeline.errors import InputError
 from pipeline.storage import Storage
 
 
-def unpacked(data: bytes) -> str:
-    """The text of a file, gzipped or plain."""
-    return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
+def unpacked(data: bytes, name: str, remedy: str) -> str:
+    """The text of a file, gzipped or plain, without a BOM. Raises `InputError` where it is neither."""
+    try:
+        return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # of damaged gzip all but the last
+        raise InputError(f"{name} cannot be read as text, gzipped or plain: {error}", remedy) from error
 
 
 def read(file: str, remedy: str) -> Iterator[tuple[int, str]]:
     """(number, line) of a file, gzipped or plain, without empty lines. Raises `InputError` where it cannot be read."""
     try:
-        text = unpacked(Path(file).read_bytes())
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        data = Path(file).read_bytes()
+    except OSError as error:
         raise InputError(f"{file} cannot be read: {error}", remedy) from error
+    text = unpacked(data, file, remedy)
     # `splitlines` would cut at U+2028 inside a text.
     yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 

@@ -1,4 +1,7 @@
-"""Numbers in manifests that other rooms read, typed: these classes alone write and read them."""
+"""Numbers in manifests that other rooms read, typed: of the stages below, these classes write and read them.
+
+The numbers of models and evaluations are read by their names, with the functions at the end.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +48,10 @@ class TokenizerNumbers(Numbers):
 
 
 class ShardNumbers(Numbers):
-    """Of `shard`: the ids' `dtype` (`uint16` or `uint32`), the tokenizer's sha256, and the tokens of each split.
+    """Of `shard`: the ids' `dtype`, the tokenizer's sha256, and the tokens of each split.
 
-    `…_bytes` are UTF-8 bytes of the tokenized texts, from which bits per byte are computed.
+    `dtype` is `uint16`, or `int32` from 65,536 ids on. `…_bytes` are UTF-8 bytes of the tokenized texts,
+    from which bits per byte are computed.
     """
 
     dtype: str

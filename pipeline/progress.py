@@ -61,7 +61,7 @@ class Progress:
 
 
 def events(storage: Storage, folder: str) -> Iterator[Event]:
-    """All events of a stage in the order they were written, over all its attempts."""
+    """All events of a stage over all its attempts: of each stream in the order they were written, one after another."""
     for name in parts(storage, folder):
         yield from part_events(storage, name)
 

@@ -1,4 +1,4 @@
-"""Every stage, once: what it is called, which file makes it, what decides it, and what it counts.
+"""Every stage, once: what it is called, which file makes it, its sections of the recipe, and what it counts.
 
 The DAGs, the terminal, the pages, the commands, the benches and the tests read their lists from here. A stage that is
 added here is started, followed, counted and shown everywhere.
@@ -15,8 +15,9 @@ class Step:
     """One stage of a run.
 
     `name` is its pointer's in `runs/<run>/`, `stage` its artifacts' folder: a stage that runs several times in a run,
-    as `evaluation` does, has several steps. `script`: the file that makes it, below the project. `sections`: the keys
-    of the recipe that decide what comes out, beside `seed`. `task`: its id in Airflow.
+    as `evaluation` does, has several steps. `script`: the file that makes it, below the project. `sections`: the
+    sections of the recipe that are its own, and that a form shows for it; all that decides what comes out is in
+    `pipeline.command.settings`. `task`: its id in Airflow.
     """
 
     name: str
@@ -77,12 +78,12 @@ MODELS = tuple(step for step in ROAD if step.model)
 EVALUATIONS = {step.of: step for step in ROAD if step.of}  # by the step whose model is measured
 BEFORE_RL, AFTER_RL = EVALUATIONS["sft"], EVALUATIONS["rl"]
 
-# Sections of the recipe by stage, with those of stages that are run by hand.
+# Sections of the recipe by stage, with those of stages that are run by hand. What decides the canary: jobs/canary.py.
 SECTIONS = {step.stage: step.sections for step in ROAD} | {"memorization": ("memorization",)}
 
 
 def sections(steps: Iterable[Step]) -> tuple[str, ...]:
-    """The sections of the recipe that decide these steps, each once, in their order."""
+    """The sections of the recipe that these steps have, each once, in their order."""
     return tuple(dict.fromkeys(section for step in steps for section in step.sections))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -26,9 +27,28 @@ _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, quota or file system answers
 
 
-def holds_password(location: str) -> bool:
-    """Whether a URI is of the form `scheme://user:password@…`, which logs, recipes and manifests would repeat."""
-    return re.match(r"[a-z0-9+.-]+://[^/@]*:[^/@]*@", location, re.IGNORECASE) is not None
+def holds_password(text: str) -> bool:
+    """Whether a URI in it is of the form `scheme://user:password@…`, which logs, recipes and manifests would repeat."""
+    return re.search(r"[a-z0-9+.-]://[^/@]*:[^/@]*@", text, re.IGNORECASE) is not None
+
+
+class _Sink(io.FileIO):
+    """A file whose errors bear its name: those of a block that writes to it are told apart by that."""
+
+    def write(self, data: Any) -> int:
+        with self._named():
+            return super().write(data)
+
+    def sync(self) -> None:
+        with self._named():
+            os.fsync(self.fileno())
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.name) from error
 
 
 class Storage:
@@ -89,14 +109,19 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         """Whether `name` is a file."""
-        system, path = self._at(name)
-        return bool(cast(fs.FileInfo, system.get_file_info(path)).type == fs.FileType.File)
+        return bool(self._info(name).type == fs.FileType.File)
 
     def size(self, name: str) -> int | None:
         """Bytes of the file `name`, or None where there is none."""
-        system, path = self._at(name)
-        info = cast(fs.FileInfo, system.get_file_info(path))
+        info = self._info(name)
         return int(info.size) if info.type == fs.FileType.File else None
+
+    def _info(self, name: str) -> fs.FileInfo:
+        system, path = self._at(name)
+        try:
+            return cast(fs.FileInfo, system.get_file_info(path))
+        except OSError as error:
+            raise self._unreadable(name, error) from error
 
     def names(self, folder: str) -> list[str]:
         """Names, relative to the root, of all files below `folder`, sorted; empty where it does not exist."""
@@ -108,7 +133,10 @@ class Storage:
         system, path = self._at(folder or "x")  # the root itself has no name: take one below it and cut that off
         path = path if folder else path.removesuffix("/x")
         start = len(path) - len(folder) if folder else len(path) + 1
-        infos = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+        try:
+            infos = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+        except OSError as error:
+            raise self._unreadable(folder, error) from error
         return {info.path[start:]: int(info.size) for info in infos if info.type == fs.FileType.File}
 
     def read(self, name: str) -> bytes:
@@ -130,6 +158,18 @@ class Storage:
             raise self._unreadable(name, error) from error
         with opened as stream:
             yield stream
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The file in blocks of at most 1 MiB. Raises `StorageError` where it cannot be read."""
+        with self.reading(name) as stream:
+            while True:
+                try:
+                    block = bytes(stream.read(_BLOCK))
+                except OSError as error:
+                    raise self._unreadable(name, error) from error
+                if not block:
+                    return
+                yield block
 
     @contextmanager
     def writing(self, name: str, *, spooled: bool = False) -> Iterator[BinaryIO]:
@@ -162,19 +202,20 @@ class Storage:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
                 try:
-                    with open(temporary, "wb") as stream:
-                        yield stream
+                    sink = _Sink(temporary, "wb")
+                    with io.BufferedWriter(sink) as stream:
+                        yield cast(BinaryIO, stream)
                         stream.flush()
-                        os.fsync(stream.fileno())
+                        sink.sync()
                     os.replace(temporary, path)
                 finally:
                     Path(temporary).unlink(missing_ok=True)
-            else:
+            else:  # the block only copies a spool
                 with system.open_output_stream(path, compression=None) as remote:
                     yield cast(BinaryIO, remote)
         except OSError as error:
-            if isinstance(error.filename, str) and not error.filename.startswith(self.root):
-                raise  # raised in the block, about a file elsewhere
+            if self.local and not (isinstance(error.filename, str) and error.filename.startswith(self.root)):
+                raise  # raised in the block, about a file elsewhere, a connection or the like
             raise _not_writable(self.root, error) from error
 
     @contextmanager
@@ -234,7 +275,8 @@ class Storage:
         """Write the file unless it exists. Returns False, and changes nothing, where it does.
 
         Atomic on a local folder. In an object store the check and the write are two requests, between which another
-        process may write; it writes the same bytes, since the name bears the fingerprint of what both made.
+        process may write. Its file then replaces ours, or ours its: both made the same artifact, since the name bears
+        its fingerprint, but the times and hosts of their manifests differ.
         """
         if not self.local:
             if self.exists(name):
@@ -257,20 +299,27 @@ class Storage:
         """Remove the file if it is there."""
         if self.exists(name):
             system, path = self._at(name)
-            system.delete_file(path)
+            try:
+                system.delete_file(path)
+            except FileNotFoundError:  # another process was faster
+                return
+            except OSError as error:
+                raise self._not_removable(name, error) from error
 
     def remove_tree(self, folder: str) -> None:
         """Remove the folder and all below it, if it is there."""
-        system, path = self._at(folder)
-        if cast(fs.FileInfo, system.get_file_info(path)).type == fs.FileType.Directory:
-            system.delete_dir(path)
+        if self._info(folder).type == fs.FileType.Directory:
+            system, path = self._at(folder)
+            try:
+                system.delete_dir(path)
+            except OSError as error:
+                raise self._not_removable(folder, error) from error
 
     def sha256(self, name: str) -> str:
         """Sha256 of the file, in hex."""
         digest = hashlib.sha256()
-        with self.reading(name) as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
+        for block in self.blocks(name):
+            digest.update(block)
         return digest.hexdigest()
 
     def check_writable(self) -> None:
@@ -280,9 +329,13 @@ class Storage:
         self.remove(name)
 
     def _unreadable(self, name: str, error: OSError) -> StorageError:
+        path = self.path(name) if name else self.root
         if isinstance(error, FileNotFoundError):
-            return StorageError(f"{self.path(name)} does not exist", "run the stage that writes it")
-        return StorageError(f"{self.path(name)} cannot be read: {error}", "correct its permissions, or copy it again")
+            return StorageError(f"{path} does not exist", "run the stage that writes it")
+        return StorageError(f"{path} cannot be read: {error}", "correct its permissions, or copy it again")
+
+    def _not_removable(self, name: str, error: OSError) -> StorageError:
+        return StorageError(f"{self.path(name)} cannot be removed: {error}", "correct the permissions of its folder")
 
 
 def _of_system(error: Exception, path: str) -> OSError | None:

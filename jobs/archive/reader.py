@@ -14,7 +14,8 @@ from warcio.utils import BUFF_SIZE
 HEADER_BYTES = 1 << 20  # limit for a record's WARC header, and for its HTTP header
 FIRST_LINE: dict[Literal["warc", "arc"], bytes] = {  # a record's: WARC 1.1, section 4; ARC 1.0, `url-record`
     "warc": rb"WARC/\d",
-    "arc": rb"[a-z][a-z0-9+.-]*:[^\n]{0,4096} [^ \n]+ \d{14} [^ \n]+ -?\d+\r?\n",
+    # Dates of the first crawls have no seconds, and some writers' have milliseconds.
+    "arc": rb"[A-Za-z][A-Za-z0-9+.-]*:[^\n]{0,4096} [^ \n]+ \d{12,17} [^ \n]+ -?\d+\r?\n",
 }
 
 
@@ -28,6 +29,10 @@ class Cut(Damaged):
     def __init__(self, why: str, record: Any = None) -> None:
         super().__init__(why)
         self.record = record
+
+
+class Wrapped(Damaged):
+    """A gzip member holds several records."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,9 @@ class Archive(ArchiveIterator):  # type: ignore[misc]
         while line := self.reader.readline():
             if line.strip():
                 if self.reader.decompressor:
-                    many = self._first_line.match(line)
-                    raise Damaged(f"{'several records' if many else 'more than declared'} in a gzip member")
+                    if self._first_line.match(line):
+                        raise Wrapped("several records in a gzip member")
+                    raise Damaged("more than declared in a gzip member")
                 if not blank and not self._first_line.match(line):
                     raise Damaged("a record that is longer than declared, or shorter")
                 return line, blank

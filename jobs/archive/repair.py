@@ -1,8 +1,10 @@
-"""Where to resume in a damaged archive: the offsets at which records may begin."""
+"""Where reading resumes in a damaged archive, and inflating one that is gzipped as a whole."""
 
 from __future__ import annotations
 
+import gzip
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -10,9 +12,11 @@ from typing import BinaryIO
 from warcio.utils import BUFF_SIZE
 
 from jobs.archive.reader import FIRST_LINE, Kind
+from pipeline.errors import StorageError
 
 _AGAIN_BYTES = 1 << 30  # that are read twice, at most: without a limit a hostile file would be read for ever
 _BLOCK_BYTES = 1 << 18
+_INFLATED_BYTES = 8 << 30  # of an archive that is gzipped as a whole, at most: Common Crawl's hold 5 GB
 _LINE_BYTES = 1 << 13  # longest first line of a record
 _MEMBER = re.compile(rb"\x1f\x8b\x08")  # RFC 1952, section 2.3.1: magic number, deflate
 
@@ -97,3 +101,29 @@ def kind_at(stream: BinaryIO, at: int) -> Kind | None:
         if re.match(FIRST_LINE[name], head.lstrip()):
             return Kind(gzipped, name)
     return None
+
+
+def inflate(stream: BinaryIO, plain: BinaryIO) -> str | None:
+    """Write the text of all gzip members to `plain`. Returns why it could not be read to its end, or None."""
+    stream.seek(0)
+    size = 0
+    with gzip.GzipFile(fileobj=stream) as members:
+        while True:
+            try:
+                text = members.read1(_BLOCK_BYTES)  # a part of a block at once: what precedes damage is not lost
+            except EOFError:
+                return "the file ends within a gzip member"
+            except (zlib.error, gzip.BadGzipFile) as error:
+                return f"damaged gzip: {error}"
+            if not text:
+                return None
+            size += len(text)
+            if size > _INFLATED_BYTES:
+                return f"it inflates to more than {_INFLATED_BYTES >> 30} GiB"
+            try:
+                plain.write(text)
+            except OSError as error:
+                raise StorageError(
+                    f"the inflated copy of an archive cannot be written: {error}",
+                    f"make room in {tempfile.gettempdir()}, or set TMPDIR to a folder of another disk",
+                ) from error

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import brotli
+import pyarrow as pa
 from warcio.bufferedreaders import BufferedReader, ChunkedDataReader
 from warcio.statusandheaders import StatusAndHeaders
 
 from jobs.archive.reader import HEADER_BYTES, Archive
 
-_ENCODINGS = ("gzip", "deflate")  # besides br, which warcio's reader handles badly
+_GZIP = b"\x1f\x8b"
 _ALGORITHMS = ("sha1", "md5", "sha256", "sha512")
 
 
@@ -43,12 +44,14 @@ def capture(archive: Archive, record: Any, offset: int, url: str, max_bytes: int
     """The response of a record at `offset`; a body beyond `max_bytes` is dropped."""
     block: bytes = record.raw_stream.read(max_bytes + HEADER_BYTES)
     head = io.BytesIO(block[:HEADER_BYTES])
-    headers = archive.loader.load_http_headers("response", url, head, len(block))
+    headers = archive.loader.load_http_headers("response", url.lower(), head, len(block))  # it looks at the scheme
     body = block[head.tell() :]
     plain, payload = body, body
     if headers and len(body) <= max_bytes:  # records of dns: and the like have no headers; their row has status 0
-        plain = _unchunked(body, headers)
-        payload = _decoded(plain, headers, max_bytes)
+        transfer = _codings(headers, "transfer-encoding")
+        plain = ChunkedDataReader(io.BytesIO(body)).read() if "chunked" in transfer else body
+        others = [coding for coding in transfer if coding != "chunked"]
+        payload = _decoded(plain, [*_codings(headers, "content-encoding"), *others], max_bytes)
     kept = len(payload) <= max_bytes
     return Capture(
         offset=offset,
@@ -63,29 +66,54 @@ def capture(archive: Archive, record: Any, offset: int, url: str, max_bytes: int
     )
 
 
-def _unchunked(body: bytes, headers: StatusAndHeaders) -> bytes:
-    if headers.get_header("Transfer-Encoding") != "chunked":
-        return body
-    whole: bytes = ChunkedDataReader(io.BytesIO(body)).read()
-    return whole
+def _codings(headers: StatusAndHeaders, name: str) -> list[str]:
+    """The codings that a header lists, as they were applied; their names know no case, and `x-gzip` is `gzip`.
+
+    RFC 9112, section 7; RFC 9110, section 8.4.1.
+    """
+    listed = ",".join(value for key, value in headers.headers if key.lower() == name)
+    codings = [coding.partition(";")[0].strip().lower().removeprefix("x-") for coding in listed.split(",")]
+    return [coding for coding in codings if coding]
 
 
-def _decoded(body: bytes, headers: StatusAndHeaders, max_bytes: int) -> bytes:
-    """The body without its Content-Encoding; where it exceeds `max_bytes`, perhaps only its beginning, still longer.
+def _decoded(body: bytes, codings: list[str], max_bytes: int) -> bytes:
+    """The body without its codings; where it exceeds `max_bytes`, perhaps only its beginning, still longer.
 
     A body that is not encoded as its header declares stays as it is.
     """
-    encoding = (headers.get_header("Content-Encoding") or "").lower()
-    if encoding == "br":
-        try:
-            inflated: bytes = brotli.Decompressor().process(body, output_buffer_limit=max_bytes + 1)
-        except brotli.error:
+    for coding in reversed(codings):
+        if len(body) > max_bytes:
             return body
-        return inflated
-    if encoding not in _ENCODINGS:
-        return body
-    inflated = BufferedReader(io.BytesIO(body), decomp_type=encoding).read(max_bytes + 1)
-    return inflated
+        if coding == "gzip":
+            body = _gunzipped(body, max_bytes)
+        elif coding == "deflate":
+            body = BufferedReader(io.BytesIO(body), decomp_type="deflate").read(max_bytes + 1)
+        elif coding in ("br", "zstd"):  # which warcio's reader handles badly, or not at all
+            try:
+                if coding == "br":
+                    body = brotli.Decompressor().process(body, output_buffer_limit=max_bytes + 1)
+                else:
+                    body = pa.CompressedInputStream(pa.BufferReader(body), "zstd").read(max_bytes + 1)
+            except (brotli.error, OSError):
+                pass
+    return body
+
+
+def _gunzipped(body: bytes, max_bytes: int) -> bytes:
+    """The text of all gzip members of a body, up to one that is damaged."""
+    source, texts, size = io.BytesIO(body), list[bytes](), 0
+    while True:
+        reader = BufferedReader(source, decomp_type="gzip")
+        text = reader.read(max_bytes + 1 - size)
+        if texts and reader.decompressor is None:  # it only looked like another member
+            break
+        texts.append(text)
+        size += len(text)
+        rest = reader.decompressor.unused_data if reader.decompressor else b""
+        if size > max_bytes or not rest.startswith(_GZIP):
+            break
+        source.seek(-len(rest), io.SEEK_CUR)
+    return b"".join(texts)
 
 
 def _mismatch(headers: StatusAndHeaders, block: bytes, bodies: tuple[bytes, ...]) -> str | None:

@@ -19,7 +19,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from pyarrow import fs
 
 from pipeline import lines
 from pipeline.artifact import Input as ArtifactInput
-from pipeline.errors import InputError, ServerError
+from pipeline.errors import InputError, ServerError, StorageError
 from pipeline.recipe import Input
 from pipeline.storage import Storage, holds_password
 
@@ -112,8 +111,8 @@ def _name(location: str) -> str:
     return name
 
 
-def _expand(entry: str) -> list[str]:
-    """Locations of the archives that a file, glob, URL or list names."""
+def _expand(entry: str, within: tuple[str, ...] = ()) -> list[str]:
+    """Locations of the archives that a file, glob, URL or list names; `within`: the lists that name it."""
     _name(entry)
     if "://" not in entry:
         files = [path for path in sorted(glob.glob(entry, recursive=True)) if Path(path).is_file()]
@@ -122,29 +121,33 @@ def _expand(entry: str) -> list[str]:
             if "/crawl-data/" in f"/{entry}":
                 remedy += f"; Common Crawl's lists: by URL ({COMMON_CRAWL}/crawl-data/…), or input.crawl"
             raise InputError(f"no WARC file matches {entry!r}", remedy)
-        if len(files) > 1 or not entry.endswith(_LISTS):
-            return [str(Path(path).resolve()) for path in files]
-        lines_ = _lines(files[0], Path(files[0]).read_bytes())
-        return [path for line in lines_ for path in _expand(_resolved(files[0], line))]
+        return [location for file in files for location in _of_file(file, within)]
     if entry.startswith("s3://") and "*" in entry:
         system, pattern = _s3(entry)
         selector = fs.FileSelector(pattern[: pattern.index("*")].rpartition("/")[0], recursive=True)
         matching = sorted(f"s3://{i.path}" for i in system.get_file_info(selector) if fnmatch(i.path, pattern))
         if not matching:
             raise InputError(f"no WARC file matches {entry!r}", "check the bucket and the pattern")
-        return matching
+        return [location for one in matching for location in (_expand(one) if one.endswith(_LISTS) else [one])]
     if entry.endswith(_LISTS):
         return [_resolved(entry, line) for line in _lines(entry, _get(entry))]
     return [entry]
 
 
+def _of_file(file: str, within: tuple[str, ...]) -> list[str]:
+    """The location of an archive on this machine; of a list, those of the archives that it names."""
+    if not file.endswith(_LISTS):
+        return [str(Path(file).resolve())]
+    if file in within:
+        raise InputError(f"the list {file} names itself", "name WARC files in it")
+    entries = [_resolved(file, line) for line in _lines(file, Path(file).read_bytes())]
+    return [location for entry in entries for location in _expand(entry, (*within, file))]
+
+
 def _lines(listed: str, data: bytes) -> list[str]:
     """The entries of a list, gzipped or plain. Raises `InputError` where it is no list, or an empty one."""
     remedy = "name a text file, gzipped or plain, with one WARC file per line"
-    try:
-        text = lines.unpacked(data)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{listed} is no list of files: {error}", remedy) from error
+    text = lines.unpacked(data, listed, remedy)
     if _is_page(text[:99].encode()):
         raise InputError(f"{listed} is a page (XML or HTML), no list of files", remedy)
     entries = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -179,7 +182,10 @@ def _s3(location: str) -> tuple[fs.S3FileSystem, str]:
 
 
 def _identity(location: str) -> str:
-    """Identifies the bytes of an archive: sha256 of a local file, size and ETag of a URL, size and date on S3."""
+    """Identifies the bytes of an archive: sha256 of a local file, size and ETag or date of a URL, size and date on S3.
+
+    Raises `InputError` where a server says neither ETag nor date: a changed file of its size would pass for it.
+    """
     if location.startswith("s3://"):
         system, path = _s3(location)
         with _s3_errors(location):
@@ -192,7 +198,13 @@ def _identity(location: str) -> str:
         return Storage(file.parent).sha256(file.name)
     request = urllib.request.Request(location, method="HEAD")
     headers, _ = _request(request)
-    return "-".join([headers.get("Content-Length", ""), headers.get("ETag", "").strip('"')])
+    identity = headers.get("ETag", "").strip('"') or headers.get("Last-Modified", "")
+    if not identity:
+        raise InputError(
+            f"{location}: the server gives neither ETag nor Last-Modified, so a changed file could not be told",
+            "download it, and name the file",
+        )
+    return "-".join([headers.get("Content-Length", ""), identity])
 
 
 @contextmanager
@@ -218,7 +230,8 @@ def fetch(location: str, scratch: Path) -> Iterator[int]:
     """Fetch a remote file to `scratch`, resuming where it breaks off. Yields its size so far, per block and per wait.
 
     Raises `InputError` where it is refused, `ServerError` where it ended early too often, and `InputError` where an
-    error page arrives in its place: XML or HTML by its first bytes, or no gzip file though its name ends so.
+    error page arrives in its place: XML or HTML by its first bytes, or no gzip file though its name ends so. Raises
+    `StorageError` where this machine cannot write it.
     """
     if "://" not in location:
         return
@@ -232,11 +245,11 @@ def fetch(location: str, scratch: Path) -> Iterator[int]:
                     raise _ErrorPage("no gzip file")
                 if not begins and _is_page(block):
                     raise _ErrorPage("a page (XML or HTML)")
-                with target.open("ab" if begins else "wb") as stream:
-                    while block:
-                        stream.write(block)
-                        yield stream.tell()
-                        block = read(_BLOCK)
+                if not begins:
+                    _append(target, b"", "wb")
+                while block:
+                    yield _append(target, block)
+                    block = read(_BLOCK)
             if length is None or target.stat().st_size == length:
                 return
             raise http.client.HTTPException("it ended early")
@@ -245,6 +258,19 @@ def fetch(location: str, scratch: Path) -> Iterator[int]:
         yield have
         _wait(attempt)
     raise AssertionError("unreachable: the last try raises")
+
+
+def _append(target: Path, block: bytes, mode: str = "ab") -> int:
+    """Append to a file, and return its size. The errors of this disk are not the server's: no other try mends them."""
+    try:
+        with target.open(mode) as stream:
+            stream.write(block)
+            return stream.tell()
+    except OSError as error:
+        raise StorageError(
+            f"{target} cannot be written: {error}",
+            f"make room in {target.parent}, or set TMPDIR to a folder of another disk",
+        ) from error
 
 
 @contextmanager
@@ -272,7 +298,7 @@ def _response(location: str, have: int) -> Iterator[tuple[int, int | None, Calla
 
 
 def open_at(location: str, offset: int, size: int) -> BinaryIO:
-    """About `size` bytes of an archive from `offset` on, as a file to read."""
+    """At most `size` bytes of an archive from `offset` on, as a file to read."""
     if "://" not in location:
         stream = Path(location).open("rb")  # noqa: SIM115  the caller closes it
         stream.seek(offset)
@@ -280,8 +306,19 @@ def open_at(location: str, offset: int, size: int) -> BinaryIO:
     if location.startswith("s3://"):
         with _s3_errors(location), _response(location, offset) as (_, _, read):
             return io.BytesIO(read(size))
-    _, body = _request(urllib.request.Request(location, headers={"Range": f"bytes={offset}-{offset + size - 1}"}))
-    return io.BytesIO(body)
+    for attempt in range(_TRIES):
+        try:
+            with _response(location, offset) as (begins, length, read):
+                for start in range(begins, offset, _BLOCK):  # where the server ignores the range
+                    read(min(_BLOCK, offset - start))
+                data = read(size)
+            if length is None or len(data) == min(size, length - offset):
+                return io.BytesIO(data)
+            raise http.client.HTTPException("it ended early")
+        except (OSError, http.client.HTTPException) as error:
+            _may_retry(error, location, attempt)
+            _wait(attempt)
+    raise AssertionError("unreachable: the last try raises")
 
 
 def _request(request: urllib.request.Request) -> tuple[Message, bytes]:

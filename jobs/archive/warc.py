@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from jobs.archive.reader import HEADER_BYTES, Archive, Cut, Damaged, Kind
-from jobs.archive.repair import Search, kind_at
+from jobs.archive.reader import HEADER_BYTES, Archive, Cut, Damaged, Kind, Wrapped
+from jobs.archive.repair import Search, inflate, kind_at
 from jobs.archive.response import Capture, capture
 
 _WHY_CHARS = 200  # of an error's message: warcio's quote the bytes that were read
@@ -54,9 +55,11 @@ def captures(
     """Yield the responses of an archive in order; other records are counted in `skipped` by type.
 
     A metadata record belongs to the response before it (Common Crawl writes them so). A damaged record is left out:
-    reading continues where the next one begins, and the bytes between are appended to `lost`. At most `max_bytes` and
-    1 MiB of a record are held in memory. Raises `NotWarc` where not one record could be read, `Truncated` where the
-    file ends within a record.
+    reading continues where the next one begins, and the bytes between are appended to `lost`. An archive that is
+    gzipped as a whole, not record by record, is inflated to a temporary file; offsets are then those in that file.
+    Of a record at most `max_bytes` and 1 MiB are read, and three bodies of `max_bytes` held: as stored, without
+    transfer encoding, and decoded. Raises `NotWarc` where not one record could be read, `Truncated` where the file ends
+    within a record.
     """
     skipped = Counter() if skipped is None else skipped
     response: Capture | None = None  # the newest, until the next record shows whether it has metadata
@@ -91,6 +94,7 @@ class _Damage:
     why: str
     in_record: bool  # its header was read
     at_end: bool  # the file ends within it
+    wrapped: bool  # it shares its gzip member with others
     read_to: int  # bytes of the file read so far
     beginning: _Record | None  # of a record that the file ends within: what there is of it, in a plain archive
 
@@ -117,6 +121,9 @@ class _Reading:
             damage = yield from self._until_damage(start, kind)
             if damage is None:
                 return
+            if damage.wrapped and not damage.offset:  # so it will go on: the archive was gzipped as a whole
+                yield from self._unwrapped()
+                return
             # 2. Find the next record. The one that is held back may turn out to be part of the damage.
             next_start = self._resume(damage, kind)
             if self._held is not None:
@@ -137,6 +144,15 @@ class _Reading:
         if first is None:
             raise NotWarc(self._gap[1])
         return first
+
+    def _unwrapped(self) -> Iterator[_Record]:
+        """As `records`, of an archive that is gzipped as a whole."""
+        with tempfile.TemporaryFile() as plain:
+            why = inflate(self._stream, plain)
+            plain.seek(0)
+            yield from _Reading(plain, self._max_bytes, self._lost).records()
+        if why:
+            raise Truncated(why)
 
     def _until_damage(self, start: int, kind: Kind) -> Generator[_Record, None, _Damage | None]:
         """Yield the records from `start` on; returns the damage that ended this, or None at the end of the file."""
@@ -165,6 +181,7 @@ class _Reading:
                 why=(str(error) or type(error).__name__)[:_WHY_CHARS].strip(),
                 at_end=isinstance(error, Cut) if kind.gzipped else not archive.reader.read(1),
                 offset=offset if in_record else archive.begins,
+                wrapped=isinstance(error, Wrapped),
                 in_record=in_record,
                 read_to=self._stream.tell(),
                 beginning=error.record if isinstance(error, Cut) and self._gap is None else None,

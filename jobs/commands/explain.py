@@ -39,13 +39,30 @@ def rows_with(published: Published, column: str, value: str, suffix: str = ".par
 
 
 def capture_of(row: dict[str, Any], extracted: Published, recipe: Extract) -> Capture:
-    """The capture of a row of extract, read again at its offset."""
+    """The capture of a row of extract, read again at its offset.
+
+    Raises `InputError` where the archive no longer holds it there: it was changed, or it is gzipped as a whole, and the
+    offset is that in the inflated file.
+    """
     for source in extracted.content.inputs:
         if source.location.rsplit("/", 1)[-1] == row["warc"]:
             size = recipe.max_html_bytes + 2 * HEADER_BYTES
             with sources.open_at(source.location, row["offset"], size) as stream:
-                return next(warc.captures(stream, recipe.max_html_bytes))
+                try:
+                    capture = next(warc.captures(stream, recipe.max_html_bytes), None)
+                except (warc.NotWarc, warc.Truncated) as error:
+                    raise _not_there(source.location, row["offset"], str(error)) from error
+            if capture is None:
+                raise _not_there(source.location, row["offset"], "no response")
+            return capture
     raise InputError(f"{row['warc']} is no input of {extracted.folder}", "this is a defect: report it")
+
+
+def _not_there(location: str, offset: int, why: str) -> InputError:
+    return InputError(
+        f"{location} has no response at byte {offset}: {why}",
+        "name the archive that was extracted; one that is gzipped as a whole must be unpacked, and extracted again",
+    )
 
 
 def replayed(row: dict[str, Any], extracted: Published) -> dict[str, Any]:
@@ -70,7 +87,9 @@ def explained(storage: Storage, run: str, row: dict[str, Any]) -> Iterator[str]:
     if row["offset"] < 0 or row["reason"] == "damaged":  # the row of a whole archive, or of damaged bytes: no page
         yield f"{row['url']}\n  -> {row['reason']}: {row['detail']}"
         return
-    today = replayed(row, extracted)
+    # What is larger than a page may be was not read whole then, and would not be now: its record says all there is.
+    large = row["html_bytes"] > Extract.model_validate(extracted.content.recipe).max_html_bytes
+    today = row if large else replayed(row, extracted)
     yield f"{row['url']}\n  {row['warc']} at {row['offset']}, captured {row['date']}, document {row['id']}"
     yield "extract"
     columns = ("status", "mime", "html_bytes", "charset", "languages", "title")

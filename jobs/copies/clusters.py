@@ -39,7 +39,7 @@ CLUSTERS = pa.schema(
 FEW_EDGES = 1_000_000  # up to which the driver alone connects them: in seconds, with a few hundred MB
 _ROW_BITS = 32
 _ROWS = 2**_ROW_BITS - 1
-BUCKETS_A_TASK = 4_000_000  # band hashes that one task sorts: 64 MB, and 280 MiB while it sorts
+HASHES_PER_TASK = 4_000_000  # band hashes that one task sorts: 64 MB, and 280 MiB while it sorts
 _BATCH = 100_000  # rows per Arrow batch for the JVM
 Places = npt.NDArray[np.int64]
 
@@ -261,7 +261,7 @@ def find(spark: SparkSession, corpus: Corpus, recipe: Deduplicate, folder: str) 
     # 2. Candidate pairs by band hashes.
     tasks = max(
         int(spark.conf.get("spark.sql.shuffle.partitions") or 1),
-        -(-corpus.documents * recipe.bands // BUCKETS_A_TASK),
+        -(-corpus.documents * recipe.bands // HASHES_PER_TASK),
     )
     paired = buckets(bands(spark, corpus, copies), recipe.max_bucket, tasks).localCheckpoint()
     large = paired.where("bucket is not null")

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -124,10 +125,14 @@ class Guard:
         parent = os.getpid()
         child = os.fork()
         if child == 0:
+            status = 1
             try:
                 self._serve(child_pipe, parent)
+                status = 0
+            except BaseException:  # a defect of ours, or a row that cannot be sent: its page is a crash
+                os.write(2, traceback.format_exc().encode())  # the worker's `sys.stderr` may be a file closed here
             finally:
-                os._exit(0)
+                os._exit(status)  # not through the worker's own handlers
         child_pipe.close()
         self._child, self._spent = child, 0.0
 

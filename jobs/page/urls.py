@@ -45,7 +45,7 @@ def _read(entries: Iterable[str]) -> list[str]:
     """A word list, sorted and in lower case; its entries are words, `file:PATH` or `datatrove:NAME`."""
     words: list[str] = []
     for entry in entries:
-        kind, _, name = entry.rpartition(":")
+        kind, _, name = entry.partition(":")
         if kind == "datatrove":
             words += _datatrove(name).read_text(encoding="utf-8").splitlines()
         elif kind == "file":
@@ -118,11 +118,11 @@ def hashed(names: Iterable[str]) -> npt.NDArray[np.uint64]:
 
 
 def _entry(name: str) -> str:
-    """An entry of a list in the normal form of `_page` or `host_of`."""
-    return _page(f"//{name}") if "/" in name else host_of(f"//{name}") or name.lower()
+    """An entry of a list in the normal form of `page_of` or `host_of`."""
+    return page_of(f"//{name}") if "/" in name else host_of(f"//{name}") or name.lower()
 
 
-def _page(url: str) -> str:
+def page_of(url: str) -> str:
     """`host/path?query` of a URL, as lists of pages write it: without scheme, `www.`, and a slash at the end."""
     rest = url.partition("//")[2]
     path = rest[len(rest.partition("/")[0]) :].partition("#")[0].rstrip("/")
@@ -157,7 +157,7 @@ class BlockList:
             return None
         if any(map(self._has, above[:-1])):
             return "blocked_domain"
-        if self._has(_page(url)):
+        if self._has(page_of(url)):
             return "blocked_url"
         words = set(_WORD.findall(url.lower()))
         if not words.isdisjoint(self._hard) or len(words & self._soft) >= self._soft_least:

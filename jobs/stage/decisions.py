@@ -17,6 +17,7 @@ from jobs.stage.parts import Part, State
 from jobs.stage.table import Row, read_rows, write_table
 from pipeline import artifact
 from pipeline.artifact import Counts, Published
+from pipeline.errors import ArtifactError
 from pipeline.storage import Storage
 
 PARQUET = ".parquet"
@@ -47,7 +48,16 @@ def texts(published: Published) -> list[Text]:
 
 
 def aligned(published: Published, decisions: Published, prefix: str = "") -> list[Decided]:
-    """The parts of a text artifact, each with its decisions; `prefix` begins their names."""
+    """The parts of a text artifact, each with its decisions; `prefix` begins their names.
+
+    Raises `ArtifactError` where the decisions were made on another text: rows of different artifacts would be joined.
+    """
+    if published.manifest.content_hash not in {source.content for source in decisions.content.inputs}:
+        text, decided = published.content.stage, decisions.content.stage
+        raise ArtifactError(
+            f"{decisions.folder} decides on other documents than those of {published.folder}",
+            f"run the stages from {text} to {decided} again: {text} was made anew since",
+        )
     pairs = zip(published.files(PARQUET), decisions.files(PARQUET), strict=True)
     return [Decided(prefix + part_name(text), text, decided) for text, decided in pairs]
 

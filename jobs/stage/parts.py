@@ -20,6 +20,7 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from jobs.page import guard
+from jobs.stage import session
 from pipeline import errors
 from pipeline.artifact import Building, commit
 from pipeline.errors import CrawlToChatError
@@ -38,13 +39,15 @@ class Part:
 
 P = TypeVar("P", bound=Part)
 State = dict[str, Any]
-# A part's work yields {"done": n, …} at least every 10 seconds, since Spark kills a silent worker, and at last
-# {"commit": record}, after its files are written.
+ALIVE: State = {}  # a sign of life
+# A part's work yields `ALIVE` again and again, since Spark kills a worker that is silent for `session.IDLE_SECONDS`,
+# and at last {"commit": record}, after its files are written.
 Work = Callable[[P], Iterator[State]]
 
 _TO_WORKER, _TO_DRIVER = "part string, state string", "part string, state string, filler binary"
 _ARROW = pa.schema([("part", pa.string()), ("state", pa.string()), ("filler", pa.binary())])
 _POLL_SECONDS = 0.5
+_NAMED = 20  # parts that an error names: a crawl has 90,000
 
 
 def waiting(building: Building, parts: Sequence[P], step: str = "") -> list[P]:
@@ -64,7 +67,7 @@ def run_parts(
     """Process the parts that are not yet committed, one per Spark task. Returns all records by part name, sorted.
 
     `step` separates the parts of one step of a stage from those of another, `stream` the progress of one of several
-    applications. `spark` may be None where no part is `waiting`. An error of ours in a part is raised here again.
+    applications. `spark` may be None where no part is `waiting`. Errors of ours in parts are raised here, as one.
     """
     prefix = f"{step}-" if step else ""
     left = waiting(building, parts, step)
@@ -94,13 +97,35 @@ def run_parts(
             listed = [(part.name, json.dumps(dataclasses.asdict(part))) for part in left]
             rows = spark.sparkContext.parallelize(listed, len(listed))
             states = spark.createDataFrame(rows, _TO_WORKER).mapInArrow(run, _TO_DRIVER)
-            failures = states.where("state is not null").select("state").collect()
+            failures = states.where("state is not null").select("part", "state").collect()
             if failures:
-                kind, what, remedy = json.loads(failures[0]["state"])
-                raise getattr(errors, kind)(what, remedy)
+                raise failure({row["part"]: row["state"] for row in failures})
     names = sorted(part.name for part in parts)
     records = building.commits({prefix + name for name in names})
     return {name: records[prefix + name] for name in names}
+
+
+def run_step(
+    name: str, building: Building, parts: Sequence[P], work: Work[P], step: str = "", stream: str = ""
+) -> tuple[dict[str, dict[str, Any]], float]:
+    """As `run_parts`, in a session of its own, started only where a part is `waiting`; also returns CPU seconds."""
+    spark = session.spark(name) if waiting(building, parts, step) else None
+    records = run_parts(spark, building, parts, work, step, stream)
+    seconds = cpu_seconds(records, spark)
+    if spark is not None:
+        spark.stop()
+    return records, seconds
+
+
+def failure(states: dict[str, str]) -> CrawlToChatError:
+    """The error of the first part that failed, and the names of the others. `states`: as JSON, by part."""
+    first, *others = sorted(states)
+    kind, what, remedy = json.loads(states[first])
+    if others:
+        some = ", ".join(others[:_NAMED]) + (", …" if len(others) > _NAMED else "")
+        what += f"\npart {first} is one of {len(states)} parts that failed; the others: {some}"
+    error: CrawlToChatError = getattr(errors, kind)(what, remedy)
+    return error
 
 
 def _state(part: str, failed: str | None = None) -> pa.RecordBatch:

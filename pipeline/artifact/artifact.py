@@ -23,7 +23,6 @@ from pipeline.storage import Storage
 
 MANIFEST = "manifest.json"
 DOWNLOADS = 8  # files at once: with more connections an object store only answers 503, "slow down"
-_BLOCK = 1 << 20
 
 
 class Frozen(BaseModel):
@@ -195,8 +194,8 @@ class Published:
         checksum, temporary = hashlib.sha256(), target.with_name(f"{target.name}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.storage.reading(self.file(file.path)) as source, temporary.open("wb") as stream:
-                while block := source.read(_BLOCK):
+            with temporary.open("wb") as stream:
+                for block in self.storage.blocks(self.file(file.path)):
                     checksum.update(block)
                     stream.write(block)
             if checksum.hexdigest() != file.sha256:
@@ -244,14 +243,21 @@ def is_published(storage: Storage, folder: str) -> bool:
     return storage.exists(f"{folder}/{MANIFEST}")
 
 
-def lineage(storage: Storage, published: Published) -> list[Published]:
-    """All artifacts that `published` was made from, each once and after its own inputs, itself last."""
+def lineage(storage: Storage, published: Published, removed: list[str] | None = None) -> list[Published]:
+    """All artifacts that `published` was made from, each once and after its own inputs, itself last.
+
+    Raises `ArtifactError` where one was removed; with `removed`, its folder is appended to that instead.
+    """
     artifacts: dict[str, Published] = {}
 
     def visit(artifact: Published) -> None:
         for source in artifact.content.inputs:
-            if source.fingerprint and source.location not in artifacts:
+            if not source.fingerprint or source.location in artifacts:
+                continue
+            if removed is None or is_published(storage, source.location):
                 visit(read(storage, source.location))
+            elif source.location not in removed:
+                removed.append(source.location)
         artifacts[artifact.folder] = artifact
 
     visit(published)

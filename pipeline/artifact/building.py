@@ -78,6 +78,21 @@ class Building:
         """Record that `part` is finished; its files must be written before."""
         commit(self.storage, self.work, part, record)
 
+    def uncommit(self, part: str) -> None:
+        """Forget that `part` is finished: the next attempt makes it again."""
+        self.storage.remove(f"{self.work}/commits/{part}.json")
+
+    def discard(self, folder: str) -> None:
+        """Remove a folder of the work folder that holds text of pages: once it is published nothing reads it."""
+        self.storage.remove_tree(f"{self.work}/{folder}")
+
+    def restore(self, folder: str, *steps: str) -> None:
+        """Where `folder` was discarded, and the artifact is to be made again: forget the parts that wrote it."""
+        if not self.storage.names(f"{self.work}/{folder}"):
+            for part in self.committed():
+                if part.startswith(tuple(f"{step}-" for step in steps)):
+                    self.uncommit(part)
+
     def publish(
         self,
         files: list[File],

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from pipeline import available
+from pipeline.storage import holds_password
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+_SHOWN_CHARS = 80  # of a wrong value
 NewTokens = Annotated[int, Field(ge=1, description="New tokens per sample, at most.")]
 
 
@@ -44,11 +46,16 @@ class Section(BaseModel):
 
 
 def reason(error: Any) -> str:
-    """One of pydantic's errors in plain words, with the value where it is short."""
+    """One of pydantic's errors in plain words, with the value where it is plain and holds no password."""
     if error["type"] == "extra_forbidden":
         return "unknown key"
     if error["type"] == "missing":
         return "missing"
     value = error.get("input")
-    shown = "" if isinstance(value, (dict, BaseModel)) else f" (given: {json.dumps(value, default=str)})"
-    return f"{error['msg']}{shown}"
+    inner = value if isinstance(value, list) else [value]
+    if any(isinstance(part, (dict, list, BaseModel)) for part in inner):  # of aliases: it may be endless
+        return str(error["msg"])
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    if holds_password(text):
+        return str(error["msg"])
+    return f"{error['msg']} (given: {text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + '…'})"

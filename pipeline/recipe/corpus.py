@@ -253,6 +253,6 @@ class Shard(Section):
     def _shares_fit(self) -> Shard:
         if self.mix and self.train_tokens is None:
             raise ValueError("mix needs train_tokens, of which its shares are")
-        if sum(self.mix.values()) > 1:
-            raise ValueError(f"the shares of mix exceed 1 ({sum(self.mix.values()):g})")
+        if sum(self.mix.values()) >= 1:
+            raise ValueError(f"the shares of mix leave nothing for this run's corpus ({sum(self.mix.values()):g})")
         return self

@@ -16,7 +16,7 @@ from pipeline.recipe.base import (
 
 
 class Benchmark(Section):
-    """Questions with known answers, scored by log-likelihood; or text, for bits a byte."""
+    """Questions with known answers, scored by log-likelihood; or text, for bits per byte."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$", description="Names its numbers.")
     kind: Literal["hellaswag", "arc", "mmlu", "lambada", "text"] = Field(description="Format of the file.")

@@ -52,6 +52,15 @@ class Gopher(Section):
         description="By n: largest share of characters covered by all n-grams of words that repeat an earlier one."
     )
 
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Gopher:
+        for least, most in (("min_words", "max_words"), ("min_mean_word_length", "max_mean_word_length")):
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(
+                    f"{least} ({getattr(self, least)}) exceeds {most} ({getattr(self, most)}): no text would be kept"
+                )
+        return self
+
 
 class C4(Section):
     """C4's rules on whole documents (Raffel et al. 2020, section 2.2), as far as FineWeb keeps them.

@@ -43,14 +43,23 @@ def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Reci
         return Recipe.model_validate(variants.settled(written, data, Recipe, overrides or {}))
     except ValidationError as error:
         lines = []
-        for one in error.errors():
-            place = variants.location(one["loc"], Recipe)
-            lines.append(f"{_where(files, place)}: {_key(place)}: {reason(one)}")
+        for detail in error.errors():
+            place = variants.location(detail["loc"], Recipe)
+            lines.append(f"{_where(files, place)}: {_key(place)}: {reason(detail)}")
         raise RecipeError("\n".join(lines), "correct the keys above; recipes/demo.yaml is a complete example") from None
 
 
 def _text(path: str) -> str:
-    return _bytes(path).decode("utf-8", "replace")
+    return _decoded(_bytes(path), path)
+
+
+def _decoded(content: bytes, name: str) -> str:
+    """The text of a recipe file. Raises `RecipeError` with the line where it is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{name}:{line}: not UTF-8: {error.reason}", "save the file as UTF-8") from error
 
 
 def _bytes(path: str) -> bytes:
@@ -88,12 +97,12 @@ def _base(extends: Any, name: str) -> tuple[dict[str, Any], str, yaml.Node | Non
     folder, slash, _ = name.rpartition("/")
     base_name = f"{folder}{slash}{extends['recipe']}"
     content = _bytes(base_name)
-    if (found := hashlib.sha256(content).hexdigest()) != extends["sha256"]:
+    if (checksum := hashlib.sha256(content).hexdigest()) != extends["sha256"]:
         raise RecipeError(
             f"{name}: extends: {base_name} is not the file that this recipe was written for",
-            f"see what changed in it; if this recipe still means what it says, write sha256: {found}",
+            f"see what changed in it; if this recipe still means what it says, write sha256: {checksum}",
         )
-    base, node = _data(content.decode("utf-8", "replace"), base_name)
+    base, node = _data(_decoded(content, base_name), base_name)
     if "extends" in base:
         raise RecipeError(f"{name}: extends: {base_name} extends a recipe itself", "extend that one, or copy")
     return base, base_name, node
@@ -102,8 +111,13 @@ def _base(extends: Any, name: str) -> tuple[dict[str, Any], str, yaml.Node | Non
 def _refuse_duplicates(node: yaml.Node | None, name: str, visited: set[int] | None = None) -> None:
     """YAML silently takes the last of two equal keys. `visited`: nodes to which an alias may lead again."""
     visited = set() if visited is None else visited
-    if isinstance(node, yaml.MappingNode) and id(node) not in visited:
-        visited.add(id(node))
+    if id(node) in visited:
+        return
+    visited.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item, name, visited)
+    elif isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             if key.value in seen:

@@ -36,9 +36,9 @@ class Approval(Section):
     language_change: Fraction = Field(
         description="Share of the pages with text that may be in other languages than in the corpus before, likewise."
     )
-    cost_change: Positive = Field(description="Relative change of the CPU seconds a page of extract, likewise.")
+    cost_change: Positive = Field(description="Relative change of the CPU seconds per page of extract, likewise.")
     pretrain_flops: Positive = Field(
-        description="Floating-point operations of pretraining, 6 a parameter and token, that need no asking."
+        description="Floating-point operations of pretraining, 6 per parameter and token, that need no asking."
     )
 
 
@@ -88,6 +88,12 @@ class Recipe(Section):
         for stage, window in (("pretrain", self.pretrain.window), ("sft", self.sft.window)):
             if window > self.model.window:
                 raise ValueError(f"{stage}.window ({window}) exceeds model.window ({self.model.window})")
+        for key, tokens, other in (
+            ("rl.max_new_tokens", self.rl.max_new_tokens, "a prompt"),
+            ("memorization.prompt_tokens", self.memorization.prompt_tokens, "a new token"),
+        ):
+            if tokens >= self.model.window:
+                raise ValueError(f"{key} ({tokens}) leaves no room for {other} in model.window ({self.model.window})")
         return self
 
     @model_validator(mode="after")

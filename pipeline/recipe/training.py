@@ -38,6 +38,8 @@ class Model(Section):
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.preset == "gpt2" and (self.kv_heads != self.heads or self.head_dim * self.heads != self.width):
             raise ValueError("gpt2 needs kv_heads = heads and head_dim * heads = width")
+        if self.preset in ("qwen3", "llama") and self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions turn its values in pairs")
         return self
 
 

@@ -19,8 +19,8 @@ def kinds(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     options = get_args(annotation) if get_origin(annotation) is not Literal else ()
-    found = [option for one in options or (annotation,) for option in _unwrapped(one)]
-    return [one for one in found if isinstance(one, type) and issubclass(one, BaseModel)]
+    types = [option for annotated in options or (annotation,) for option in _unwrapped(annotated)]
+    return [option for option in types if isinstance(option, type) and issubclass(option, BaseModel)]
 
 
 def _unwrapped(annotation: Any) -> tuple[Any, ...]:
@@ -42,20 +42,20 @@ def kind_of(options: list[type[BaseModel]], data: Data) -> type[BaseModel]:
 
 def merged(base: Data, own: Data, model: type[BaseModel]) -> Data:
     """`own` over `base`, section by section: the value of a key replaces the base's, whatever it is."""
-    found = base | own
+    result = base | own
     for name, field in model.model_fields.items():
         options = kinds(field.annotation)
         before, after = base.get(name), own.get(name)
         if options and isinstance(before, dict) and isinstance(after, dict):
             kind = kind_of(options, before | after)
             inherited = {key: value for key, value in before.items() if key in kind.model_fields}
-            found[name] = merged(inherited, after, kind)
-    return found
+            result[name] = merged(inherited, after, kind)
+    return result
 
 
 def settled(before: Data, after: Data, model: type[BaseModel], chosen: Collection[str], prefix: str = "") -> Data:
     """`after` without the keys of a kind that it no longer is, but those that were `chosen` by their dotted name."""
-    found = dict(after)
+    result = dict(after)
     for name, field in model.model_fields.items():
         options = kinds(field.annotation)
         old, new = before.get(name), after.get(name)
@@ -63,8 +63,8 @@ def settled(before: Data, after: Data, model: type[BaseModel], chosen: Collectio
             kind = kind_of(options, new)
             stale = () if kind is kind_of(options, old) else old.keys() - kind.model_fields.keys()
             own = {key: value for key, value in new.items() if key not in stale or f"{prefix}{name}.{key}" in chosen}
-            found[name] = settled(old, own, kind, chosen, f"{prefix}{name}.")
-    return found
+            result[name] = settled(old, own, kind, chosen, f"{prefix}{name}.")
+    return result
 
 
 def is_key(key: str, model: type[BaseModel]) -> bool:

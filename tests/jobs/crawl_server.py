@@ -22,6 +22,8 @@ class Server:
     cut: list[int] = field(default_factory=list)  # bytes after which an answer breaks off
     weather: Callable[[], str] = lambda: "fine"  # of each GET: fine, cut, stall, xml, or a status to answer
     seen: list[tuple[str, str | None]] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=lambda: {"ETag": '"tag"'})
+    ranges: bool = True  # whether it knows them
 
 
 @pytest.fixture
@@ -46,11 +48,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 return
             if weather == "xml":
                 data = b"<?xml version='1.0'?><Error><Code>SlowDown</Code></Error>"
-            asked = self.headers["Range"] if weather != "xml" else None  # an error page knows no ranges
+            asked = self.headers["Range"] if state.ranges and weather != "xml" else None  # an error page knows none
             start = min(len(data), int((asked or "bytes=0-")[6:].partition("-")[0]))
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(data) - start))
-            self.send_header("ETag", '"tag"')
+            for name, value in state.headers.items():
+                self.send_header(name, value)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.end_headers()

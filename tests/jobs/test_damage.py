@@ -259,8 +259,11 @@ def test_every_odd_archive_is_read_to_its_last_record_or_said_to_be_broken() -> 
             continue  # a warning of warcio's
         responses = re.search(r"'response': (\d+)", told)
         found, state = read((WARCS / name).read_bytes())
-        assert len(found) == int(responses[1] if responses else 0) or state != "whole", name
-        assert state != "whole" or "ArchiveLoadFailed" not in told, name
+        if "non-chunked gzip" in told:  # gzipped as a whole, which warcio does not read
+            assert found or state != "whole", name
+        else:
+            assert len(found) == int(responses[1] if responses else 0) or state != "whole", name
+            assert state != "whole" or "ArchiveLoadFailed" not in told, name
         seen[state] += 1
     assert seen["whole"] >= 30
     assert seen["NotWarc"] == 2  # lz4

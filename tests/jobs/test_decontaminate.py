@@ -12,7 +12,7 @@ import pytest
 from jobs import decontaminate, redact
 from jobs.commands import holds
 from jobs.decontaminate import ngrams
-from jobs.page.take_down import entries, listed
+from jobs.page.take_down import entries, listed, normal_form
 from jobs.stage import decisions
 from jobs.stage.table import read_rows, write_table
 from pipeline import artifact, lines
@@ -60,7 +60,7 @@ def lists(tmp_path: Path) -> dict[str, Any]:
     evaluation = tmp_path / "sums.jsonl.gz"
     evaluation.write_bytes(gzip.compress(json.dumps({"question": QUESTION, "more": [{"answer": "7"}]}).encode()))
     down = tmp_path / "down.txt"
-    down.write_text(f"# asked for in March\nb.a.org\nhttps://c.org/4\n{0:032x}\n")
+    down.write_text(f"# asked for in March\nB.a.org/\nhttps://c.org/4\n{0:032x}\nd.org\n")
     return {"decontaminate.sets": [str(evaluation)], "decontaminate.take_down": [str(down)]}
 
 
@@ -71,9 +71,11 @@ def test_each_leaves_for_its_reason(tmp_path: Path, spark: Any, lists: dict[str,
         "https://a.org/1": ("taken_down", f"{0:032x}"),
         "https://a.org/2": ("contaminated", "sums.jsonl.gz: 8 n-grams"),
         "https://b.a.org/3": ("taken_down", "b.a.org"),
-        "https://c.org/4": ("taken_down", "https://c.org/4"),
+        "https://c.org/4": ("taken_down", "c.org/4"),
         "https://c.org/5": (None, None),
     }
+    numbers = made.content.numbers
+    assert (numbers["take_down_entries"], numbers["take_down_unmatched"]) == (4, 1)
     assert made.content.counts == Counts(in_=5, kept=1, dropped={"contaminated": 1, "taken_down": 3})
     for part in decisions.aligned(artifact.of_run(made.storage, "test", "redact"), made):
         assert [row["id"] for row in decisions.kept(made.storage, part, ())] == [
@@ -118,6 +120,38 @@ def test_a_host_is_listed_with_all_below_it() -> None:
     assert listed(row, frozenset(["org.a", "ba.org", "www.b.a.org.x"])) is None
 
 
+@pytest.mark.parametrize(
+    ("entry", "url"),
+    [
+        ("Example.com", "http://example.com/x"),
+        ("example.com/", "https://www.example.com/x?y"),
+        ("*.example.com", "https://a.example.com/"),
+        ("https://Example.com/a", "http://www.example.com/a#top"),
+        ("example.com/a", "https://example.com/a/"),
+        ("müller.de", "https://xn--mller-kva.de/"),
+        ("https://müller.de/ü", "https://xn--mller-kva.de/%C3%BC"),
+        ("https://example.com", "https://example.com/"),
+        ("example.com:8080", "https://example.com:8080/x"),
+        ("0123456789ABCDEF0123456789abcdef", "https://example.com/x"),
+    ],
+)
+def test_an_entry_names_a_document_however_it_is_written(entry: str, url: str) -> None:
+    row = {"id": "0123456789abcdef0123456789abcdef", "url": url}
+    assert listed(row, frozenset([normal_form(entry)])) == normal_form(entry)
+    assert listed({"id": "x", "url": "https://example.org/ax"}, frozenset([normal_form(entry)])) is None
+
+
+@pytest.mark.parametrize("entry", ["https://example.com/a", "example.com/A", "xample.com", "com.", "/", ""])
+def test_an_entry_names_nothing_else(entry: str) -> None:
+    for url in ("https://example.com/ab", "https://example.com/", "/archive/a.warc", ""):
+        assert listed({"id": "x", "url": url}, frozenset([normal_form(entry)])) in (None, "com")
+
+
+def test_a_list_may_begin_with_a_bom(tmp_path: Path) -> None:
+    (tmp_path / "down.txt").write_text("\ufeffhttps://bad.example/page\n # why\nExample.COM\n", encoding="utf-8")
+    assert list(entries(str(tmp_path / "down.txt"))) == ["bad.example/page", "example.com"]
+
+
 def test_who_holds_a_page(tmp_path: Path, spark: Any, lists: dict[str, Any]) -> None:
     """Shards made before the take-down hold it, and the models that learned from them; those made after do not."""
     rows = corpus(tmp_path)
@@ -147,6 +181,22 @@ def test_who_holds_a_page(tmp_path: Path, spark: Any, lists: dict[str, Any]) -> 
     assert [line.partition(":")[0] for line in lines] == [
         texts_of.folder, before.folder, base.folder, chat.folder, building.work
     ]  # fmt: skip
-    assert lines[-1].endswith(f"not finished, 1 checkpoints, is trained on {before.folder}")
+    assert lines[-1].endswith(f"not finished, 1 checkpoints, trained on {before.folder}")
     assert clean.folder not in "\n".join(lines)
     assert list(holds.holding(storage, "d.org")) == []
+    # Of a model that is published its checkpoints are named too; once its shards are removed, that is all there is.
+    work = f"_work/pretrain/{base.content.fingerprint}"
+    for name in ("step-00000001/model.pt", "step-00000002/model.pt", "step-00000002/optimizer.pt"):
+        storage.write(f"{work}/checkpoints/{name}", b"w")
+    assert f"{work}: 2 checkpoints, trained on {before.folder}" in list(holds.holding(storage, "C.org/4"))
+    storage.remove_tree(before.folder)
+    lines = list(holds.holding(storage, "https://c.org/4"))
+    unknown = f"made from {before.folder}, removed since: whether it was trained on the page is not known"
+    assert [line.partition(": ") for line in lines[1:]] == [
+        (base.folder, ": ", unknown),
+        (work, ": ", f"2 checkpoints, {unknown}"),
+        (chat.folder, ": ", unknown),
+        (building.work, ": ", f"not finished, 1 checkpoints, {unknown}"),
+    ]
+    storage.remove_tree(texts_of.folder)
+    assert clean.folder not in "\n".join(holds.holding(storage, "https://c.org/4"))

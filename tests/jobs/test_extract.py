@@ -172,7 +172,7 @@ def test_a_committed_part_is_not_made_again(tmp_path: Path, monkeypatch: pytest.
     work = job(tmp_path, recipe([str(WARCS / "webrecorder+warcio" / "example.warc.gz")]))
     first = extract.run(work)
     Storage(tmp_path).remove(f"{first.folder}/{artifact.MANIFEST}")  # as if killed before it was published
-    monkeypatch.setattr(extract.session, "spark", lambda _name: pytest.fail("worked again"))
+    monkeypatch.setattr("jobs.stage.session.spark", lambda _name: pytest.fail("worked again"))
     assert extract.run(work).content.files == first.content.files
 
 

@@ -104,6 +104,13 @@ def test_a_page_that_waits_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch)
         assert guarded() == {"reason": "page_timeout", "detail": "more than 0.6 seconds"}
 
 
+def test_why_a_child_ended_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    with Guard(lambda: {"row": lambda: None}, 5) as guarded:  # which cannot be pickled
+        assert guarded() == {"reason": "page_crash", "detail": "the process ended with exit code 1"}
+    told = capfd.readouterr().err
+    assert "Traceback" in told and "pickle" in told
+
+
 def test_large_rows_cross_the_pipe() -> None:
     with Guard(lambda text: {"text": text}, 5) as guarded:
         assert guarded("x" * 20_000_000)["text"] == "x" * 20_000_000

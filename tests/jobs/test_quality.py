@@ -159,3 +159,11 @@ def test_words_are_counted_of_the_lines_that_are_left(text: str) -> None:
     left = [line for line in left if line]
     row = quality.scores(text, words(text), ["the"], C4_LINES)
     assert row["newline_word_ratio"] == min(1.0, max(0, len(left) - 1) / max(1, sum(len(words(line)) for line in left)))
+
+
+def test_the_order_of_a_recipes_keys_does_not_decide_the_reason() -> None:
+    """It is no part of a fingerprint."""
+    recipe = load(DEMO, {"filter.gopher.max_top_ngram_chars": {"4": 0.0, "2": 0.0}}).filter
+    row = dict.fromkeys(quality.COLUMNS, 0.5) | {"language": "en", "language_score": 1.0}
+    reasons = [check.reason for check in quality.checks(row, recipe)]
+    assert [reason for reason in reasons if "_top_" in reason] == ["gopher_top_2gram", "gopher_top_4gram"]

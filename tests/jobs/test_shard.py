@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs import decontaminate, redact, shard, train_tokenizer
 from jobs.stage.table import read_rows, write_table
-from pipeline import artifact
+from pipeline import artifact, command
 from pipeline.artifact import Building, Counts, Published
 from pipeline.errors import RecipeError
 from pipeline.storage import Storage
@@ -53,7 +53,12 @@ def corpus(root: Path, rows: list[dict[str, Any]], parts: int) -> None:
     assert decided.content.counts is not None and decided.content.counts.kept == len(rows)
     building = published(
         artifact.open_stage(
-            made.storage, "test", train_tokenizer.STAGE, made.recipe.section("tokenizer"), 1, [source.as_input()]
+            made.storage,
+            "test",
+            train_tokenizer.STAGE,
+            command.settings(made.recipe, "tokenizer"),
+            1,
+            [source.as_input()],
         )
     )
     train_tokenizer.publish(building, SOURCE, 512, {}, {}, 0.0)
@@ -108,6 +113,8 @@ def test_every_document_is_in_one_shard_and_reads_back(spark: Any, tmp_path: Pat
     assert numbers["shards"] == len(made.files(".bin")) >= 3
     assert numbers["tokenizer"] == encoder.sha256
     assert numbers["dtype"] == "uint16"
+    work = [name for name in made.storage.names("_work/shard") if "/tokens/" in name]
+    assert not work, "tokens are the text of pages: they do not outlive the stage"
 
 
 def test_neither_parts_nor_order_change_a_byte(spark: Any, tmp_path: Path) -> None:

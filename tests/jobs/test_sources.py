@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.archive import sources
-from pipeline.errors import InputError, ServerError
+from pipeline.errors import InputError, ServerError, StorageError
 from pipeline.recipe import Input
 
 
@@ -29,6 +30,53 @@ def test_globs_and_lists_name_the_same_files_in_the_same_order(tmp_path: Path) -
         assert sources.find(given(str(tmp_path / one))) == by_glob
     assert sources.find(given(str(tmp_path / "*.warc"), most=2)) == by_glob[:2]
     assert len({source.content for source in by_glob}) == 3
+
+
+def test_a_glob_of_lists_names_the_files_of_each(tmp_path: Path) -> None:
+    for name in ("a.warc", "b.warc", "c.warc"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "one.paths").write_text("a.warc\n")
+    (tmp_path / "two.paths").write_text("b.warc\none.paths\n")
+    found = sources.find(given(f"{tmp_path}/*.paths", f"{tmp_path}/[bc].*"))
+    assert [source.name for source in found] == ["a.warc", "b.warc", "c.warc"]
+    (tmp_path / "one.paths").write_text("*.paths\n")
+    with pytest.raises(InputError, match=r"the list .*\.paths names itself"):
+        sources.find(given(f"{tmp_path}/*.paths"))
+
+
+def test_without_an_etag_a_file_is_identified_by_its_date_and_without_that_refused(server: Any) -> None:
+    server.files["/a.warc"] = b"w"
+    date = "Wed, 01 Jan 2025 00:00:00 GMT"
+    server.headers = {"Last-Modified": date}
+    (found,) = sources.find(given(f"{server.base}/a.warc"))
+    assert found.content == f"a.warc:1-{date}"
+    server.headers = {}
+    with pytest.raises(InputError, match=r"a\.warc: the server gives neither ETag nor Last-Modified"):
+        sources.find(given(f"{server.base}/a.warc"))
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_record_of_a_remote_archive_is_read_at_its_offset(ranges: bool, server: Any) -> None:
+    """A server without ranges sends the file from its beginning on."""
+    data = bytes(range(256)) * 8000
+    server.files["/a.warc"], server.ranges = data, ranges
+    for offset, size in ((0, 10), (1_500_000, 300_000), (len(data) - 5, 100)):
+        with sources.open_at(f"{server.base}/a.warc", offset, size) as stream:
+            assert stream.read() == data[offset : offset + size]
+
+
+def test_a_disk_that_cannot_be_written_is_not_the_servers_fault(tmp_path: Path, server: Any) -> None:
+    server.files["/a.warc"] = b"w" * 3_000_000
+    with pytest.raises(StorageError, match=r"none/a\.warc cannot be written"):
+        list(sources.fetch(f"{server.base}/a.warc", tmp_path / "none"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, limits[1]))
+        with pytest.raises(StorageError, match=r"a\.warc cannot be written: .*File too large"):
+            list(sources.fetch(f"{server.base}/a.warc", tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(server.seen) == 2, "it was tried once each"
 
 
 def test_what_matches_nothing_is_named(tmp_path: Path) -> None:
@@ -116,8 +164,8 @@ def test_a_list_that_stays_broken_is_named(
     ("data", "told"),
     [
         (b"\xef\xbb\xbf\n <html>not here</html>", "is a page"),
-        (gzip.compress(b"a.warc\n" * 99)[:20], "is no list"),
-        (b"a\xff.warc\n", "is no list"),
+        (gzip.compress(b"a.warc\n" * 99)[:20], "cannot be read as text"),
+        (b"a\xff.warc\n", "cannot be read as text"),
         (b"# none\n\n", "names no files"),
     ],
     ids=["page", "cut gzip", "Latin-1", "empty"],

@@ -10,6 +10,7 @@ import pytest
 from jobs import train_tokenizer
 from jobs.stage.table import read_table
 from pipeline import artifact
+from pipeline.artifact import Building
 from pipeline.storage import Storage
 from tests.jobs.conftest import job
 from tests.jobs.test_shard import corpus, documents
@@ -21,10 +22,13 @@ def written(root: Path) -> list[int]:
     """Documents written out in each look at the corpus."""
     found = artifact.pointer(Storage(root), "test", "tokenizer")
     assert found
-    folders = sorted((root / found.work).glob("sample-*"))
+    folders = sorted((root / found.work).glob("samples/*"))
     storage = Storage(root)
     return [
-        sum(len(read_table(storage, f"{found.work}/{folder.name}/{file.name}")) for file in folder.glob("*.parquet"))
+        sum(
+            len(read_table(storage, f"{found.work}/samples/{folder.name}/{file.name}"))
+            for file in folder.glob("*.parquet")
+        )
         for folder in folders
     ]
 
@@ -32,6 +36,7 @@ def written(root: Path) -> list[int]:
 def test_little_of_a_large_corpus_is_written_for_the_same_sample(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Building, "discard", lambda *_: None)
     made = {}
     for name, short in (("all", 1e-6), ("enough", 100.0), ("again", 2_000.0)):
         monkeypatch.setattr(train_tokenizer, "SHORT_BYTES", short)

@@ -149,3 +149,11 @@ print(own() - before)
         extract.open_block_list(storage, "list.npy", terms)
         seconds.append(perf_counter() - before)
     assert min(seconds) < 0.05
+
+
+def test_the_path_of_a_word_list_may_have_a_colon(tmp_path: Path) -> None:
+    (tmp_path / "a:b.txt").write_text("# words\nBad\n")
+    recipe = load("recipes/demo.yaml").extract.block_list.model_copy(
+        update={"words": [f"file:{tmp_path}/a:b.txt", "who:ever"]}
+    )
+    assert urls.terms(recipe)["words"] == ["bad", "who:ever"]

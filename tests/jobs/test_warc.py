@@ -15,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import brotli
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -190,6 +191,36 @@ def test_arc_files_are_read_around_damage_too(packed: Callable[[bytes], bytes]) 
     assert end == ""
 
 
+def test_an_archive_that_is_gzipped_as_a_whole_is_read() -> None:
+    data = gzip.compress(b"".join(RECORDS[:9]), mtime=0)
+    found, lost, end = read(data)
+    starts = [0, *accumulate(map(len, RECORDS[:8]))]
+    assert [(one.offset, one.payload) for one in found] == [(at, text(n)) for n, at in enumerate(starts)]
+    assert (lost, end) == ([], "")
+    several, _, end = read(gzip.compress(b"".join(RECORDS[:5])) + gzip.compress(b"".join(RECORDS[5:9])))
+    assert [one.payload for one in several] == [one.payload for one in found] and end == ""
+    damaged = gzip.compress(b"".join([*RECORDS[:4], PLAIN_DAMAGE["no length"](RECORDS[4]), *RECORDS[5:9]]))
+    found, lost, end = read(damaged)
+    assert [one.url[-1] for one in found] == list("01235678") and len(lost) == 1 and end == ""
+    found, _, end = read(data[:-2000])
+    assert [one.url[-1] for one in found] == list("01234567")[: len(found)] and len(found) > 3
+    assert end.startswith("Truncated: ")
+
+
+def test_a_member_of_several_records_within_an_archive_is_lost_alone() -> None:
+    found, lost, end = read(MEMBERS[0] + gzip.compress(RECORDS[1] + RECORDS[2], mtime=0) + MEMBERS[3])
+    assert [one.url[-1] for one in found] == ["0", "3"] and end == ""
+    assert [one.why for one in lost] == ["several records in a gzip member"]
+
+
+@pytest.mark.parametrize("date", ["199609231421", "19960923142103", "19960923142103123"])
+def test_records_of_old_arc_files_begin_with_dates_of_other_lengths(date: str) -> None:
+    data = b"".join(arc(n).replace(b"20240101000000", date.encode()) for n in range(3))
+    found, lost, end = read(data.replace(b"http://", b"HTTP://"))
+    assert [one.payload for one in found] == [text(n) for n in range(3)] and (lost, end) == ([], "")
+    assert found[0].date.startswith("1996-09-23T14:21")
+
+
 def test_memory_stays_flat_however_much_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "a.warc.gz"
     with path.open("wb") as stream:
@@ -246,6 +277,40 @@ def test_encoded_bodies_are_decoded_and_bombs_are_not_inflated(encoding: str) ->
     assert [one.payload for one in found] == [BODY, BODY, BODY, None, None]
     assert (lost, end) == ([], "")
     assert peak < 40 << 20
+
+
+HALVES = gzip.compress(BODY[:900], mtime=0) + gzip.compress(BODY[900:], mtime=0)
+ZSTD = pa.compress(BODY, "zstd", asbytes=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "head"),
+    [
+        (chunked(BODY), "Transfer-Encoding: Chunked\r\n"),
+        (chunked(BODY), "transfer-encoding:  CHUNKED \r\n"),
+        (chunked(packed(BODY, "gzip")), "Transfer-Encoding: gzip, chunked\r\n"),
+        (chunked(packed(BODY, "gzip")), "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"),
+        (packed(BODY, "gzip"), "Content-Encoding: x-gzip\r\n"),
+        (packed(BODY, "gzip"), "Content-Encoding: GZip \r\n"),
+        (packed(packed(BODY, "deflate"), "gzip"), "Content-Encoding: deflate, gzip\r\n"),
+        (packed(BODY, "gzip"), "Content-Encoding: identity, gzip, gzip\r\n"),
+        (HALVES, "Content-Encoding: gzip\r\n"),
+        (HALVES + b"\x1f\x8b garbage", "Content-Encoding: gzip\r\n"),
+        (HALVES + bytes(99), "Content-Encoding: gzip\r\n"),
+        (ZSTD, "Content-Encoding: zstd\r\n"),
+        (chunked(ZSTD), "Content-Encoding: zstd\r\nTransfer-Encoding: chunked\r\n"),
+        (BODY, "Content-Encoding: zstd\r\n"),
+    ],
+)
+def test_codings_are_read_as_servers_write_them(body: bytes, head: str) -> None:
+    found, lost, end = read(record("http://x.test/0", body, head))
+    assert ([one.payload for one in found], lost, end) == ([BODY], [], "")
+
+
+def test_a_body_of_very_many_members_is_soon_read() -> None:
+    body = gzip.compress(b"x", mtime=0) * 20_000
+    (found,), _, _ = read(record("http://x.test/0", body, "Content-Encoding: gzip\r\n"))
+    assert found.payload == b"x" * 20_000
 
 
 def sha1(data: bytes) -> str:

@@ -292,6 +292,12 @@ def test_lineage_holds_each_once_and_sources_first(storage: Storage) -> None:
     d = finish(building(storage, stage=Stage("shard", 1), inputs=[c.as_input(), b.as_input()]))
     assert [one.content.stage for one in artifact.lineage(storage, d)] == ["extract", "filter", "redact", "shard"]
     assert [one.content.stage for one in artifact.lineage(storage, a)] == ["extract"]
+    storage.remove_tree(c.folder)
+    with pytest.raises(ArtifactError, match=f"{c.folder} holds no published artifact"):
+        artifact.lineage(storage, d)
+    removed: list[str] = []
+    assert [one.content.stage for one in artifact.lineage(storage, d, removed)] == ["extract", "filter", "shard"]
+    assert removed == [c.folder]
 
 
 def test_a_changed_source_makes_another_artifact(storage: Storage) -> None:
@@ -312,6 +318,19 @@ def test_manifest_reads_back_equal(storage: Storage) -> None:
     numbers = {"a": 0.1 + 0.2, "b": 1e300, "c": None, "d": [1, 2.0], "e": {"f": "ü\u2028"}, "g": 2**60, "h": True}
     published = finish(building(storage), numbers=numbers)
     assert artifact.read(storage, published.folder).content.numbers == numbers
+
+
+def test_what_was_discarded_is_made_again_by_its_parts(storage: Storage) -> None:
+    made = building(storage)
+    storage.write(f"{made.work}/tokens/part-0", b"text")
+    for part in ("tokenize-0", "copy-0", "shard-0"):
+        made.commit(part, {})
+    made.restore("tokens", "tokenize", "copy")
+    assert made.committed() == ["copy-0", "shard-0", "tokenize-0"]
+    made.discard("tokens")
+    assert not storage.names(f"{made.work}/tokens")
+    made.restore("tokens", "tokenize", "copy")
+    assert made.committed() == ["shard-0"]
 
 
 def test_commit_by_a_worker_that_holds_the_folder_only(storage: Storage) -> None:

@@ -177,6 +177,13 @@ def test_impossible_combinations(text: str) -> None:
         text, {"pretrain.window": 1024, "model.window": 512}
     )
     assert "exceed 1" in refused(text, {"rl.optimizer.warmup": 0.9, "rl.optimizer.decay": 0.2})
+    for key in ("rl.max_new_tokens", "memorization.prompt_tokens"):
+        assert f"{key} (512) leaves no room" in refused(text, {key: 512})
+        assert parse(text, "my.yaml", {key: 511})
+    assert "min_words (9) exceeds max_words (8)" in refused(
+        text, {"filter.gopher.min_words": 9, "filter.gopher.max_words": 8}
+    )
+    assert "head_dim (63) must be even" in refused(text, {"model.head_dim": 63})
 
 
 def test_overrides_replace_values(text: str) -> None:
@@ -224,6 +231,7 @@ def test_an_alias_of_itself_ends() -> None:
     assert "my.yaml" in refused("name: &a {x: *a}\nseed: 1\n")
     many = "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}, z: *a{n - 1}}}\n" for n in range(1, 40))
     assert "a39: unknown key" in refused(f"a0: &a0 {{x: 1}}\n{many}")
+    assert "name: Input should be a valid string" in refused("name: &a [*a]\n")
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "..", "", "a b", "A", "x\n", "a\0"])
@@ -236,6 +244,8 @@ def test_a_password_in_a_url_is_refused_and_not_told(text: str) -> None:
     for url in ("https://me:planted@host/x.warc.gz", "s3://key:planted@bucket/*.warc.gz"):
         told = refused(text, {"input.warcs": ["a.warc.gz", url]})
         assert "holds a password" in told and "planted" not in told
+        assert "planted" not in refused(text, {"extract.quality_model": [url]})
+        assert "planted" not in refused(text, {"extract.page_seconds": f"see {url}"})
     assert parse(text, "my.yaml", {"input.warcs": ["https://host/a:b@c.warc.gz"]})
 
 
@@ -265,3 +275,20 @@ def test_names_need_a_model(text: str) -> None:
 
 def test_a_key_given_twice_is_refused(text: str) -> None:
     assert "name: given twice" in refused(text + "\nname: other\n")
+    assert "my.yaml:3: a: given twice" in refused("name: x\nchats:\n- {a: 1, a: 2}\n")
+
+
+def test_a_long_value_is_cut_in_its_error(text: str) -> None:
+    assert refused(text, {"sft.epochs": "x" * 999}).endswith(f'(given: "{"x" * 79}…)')
+
+
+def test_a_file_that_is_not_utf_8_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "demo.yaml"
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load(file) == parse(text, "my.yaml")
+    file.write_bytes(f"{text}# caf\u00e9".encode("latin-1"))
+    with pytest.raises(RecipeError, match=rf"demo\.yaml:{text.count(chr(10)) + 1}: not UTF-8"):
+        load(file)
+    file.write_text(text, encoding="utf-16")
+    with pytest.raises(RecipeError, match=r"demo\.yaml:1: not UTF-8"):
+        load(file)

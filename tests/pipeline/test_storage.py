@@ -183,7 +183,64 @@ def test_no_space(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_blocks_own_trouble_is_not_the_roots(storage: Storage) -> None:
     with pytest.raises(FileNotFoundError), storage.writing("a"):
         Path("/nowhere/else").read_bytes()
+    for trouble in (ConnectionResetError("reset by peer"), OSError(errno.EIO, "of another device")):
+        for spooled in (False, True):
+            with pytest.raises(OSError, match=r"peer|device") as caught, storage.writing("a", spooled=spooled):
+                raise trouble
+            assert caught.value is trouble
     assert storage.names("a") == []
+
+
+def test_what_a_block_cannot_write_is_the_roots_trouble(storage: Storage) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(StorageError, match="File too large") as raised:
+            storage.write("a", b"2" * 99_999)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "make room" in raised.value.remedy
+    assert storage.names("a") == []
+
+
+class Lost:
+    """A file system whose connection is lost, and a file of it."""
+
+    def __enter__(self) -> Lost:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def lost(self, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "connection lost")
+
+    def open_input_file(self, _: str) -> Lost:
+        return self
+
+    get_file_info = read = lost
+
+
+def test_a_file_system_that_fails_is_a_clear_error_and_names_the_file(remote: Storage) -> None:
+    remote._open = Lost(), "bucket"  # type: ignore[assignment]
+    for use in (remote.exists, remote.size, remote.names, remote.remove, remote.remove_tree, remote.sha256):
+        with pytest.raises(StorageError, match=r"mock://bucket/a cannot be read: .*connection lost"):
+            use("a")
+    with pytest.raises(StorageError, match="mock://bucket cannot be read"):
+        remote.sizes("")
+
+
+def test_what_cannot_be_removed_is_a_clear_error(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write("a/file", b"")
+    system, _ = storage._at("a/file")
+
+    class Kept:
+        get_file_info = system.get_file_info
+        delete_file = delete_dir = Lost().lost
+
+    monkeypatch.setattr(storage, "_open", (Kept(), storage.root))
+    for use, name in ((storage.remove, "a/file"), (storage.remove_tree, "a")):
+        with pytest.raises(StorageError, match=rf"{name} cannot be removed: .*connection lost"):
+            use(name)
 
 
 @pytest.mark.parametrize("where", ["storage", "remote"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifact, recipe
+from pipeline import artifact, command, recipe
 from pipeline.artifact import Published, Stage, describe
 from pipeline.storage import Storage
 from tests.training import support
@@ -53,7 +53,7 @@ def publish(root: Path, path: Path, vocabulary: int | None = None, given: Path |
 
     def opened(name: str, inputs: list[artifact.Input]) -> artifact.Building:
         building = artifact.open_stage(
-            storage, chosen.name, Stage(name, 1), chosen.section(name), chosen.seed, inputs, force=True
+            storage, chosen.name, Stage(name, 1), command.settings(chosen, name), chosen.seed, inputs, force=True
         )
         assert isinstance(building, artifact.Building)
         return building

@@ -40,6 +40,8 @@ def demo(window: int) -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load((REPOSITORY / "recipes" / "demo.yaml").read_text())
     data["model"] |= {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64}
     data["model"]["window"] = data["pretrain"]["window"] = data["sft"]["window"] = window
+    for section, name in (("rl", "max_new_tokens"), ("memorization", "prompt_tokens")):
+        data[section][name] = min(data[section][name], window - 1)
     return data
 
 
