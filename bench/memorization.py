@@ -31,7 +31,7 @@ from jobs.page import quality
 from jobs.stage.table import write_table
 from jobs.train_tokenizer import STAGE as TOKENIZER
 from pipeline import artifact, command, errors
-from pipeline.artifact import Building, Published, describe
+from pipeline.artifact import Building, Identity, Published, describe
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, TrainedTokenizer, load
 from pipeline.storage import Storage
@@ -70,8 +70,8 @@ def tokenizer(storage: Storage, recipe: Recipe, texts: list[str]) -> tuple[Publi
             f"the recipe takes the tokenizer {section.source!r}, and this benchmark trains one on its pages",
             "choose a recipe whose tokenizer.source is 'train', as recipes/demo.yaml",
         )
-    opened = artifact.open_stage(
-        storage, recipe.name, TOKENIZER, command.settings(recipe, "tokenizer"), recipe.seed, [], force=True
+    opened = artifact.start(
+        storage, recipe.name, Identity(TOKENIZER, command.settings(recipe, "tokenizer"), recipe.seed, []), force=True
     )
     assert isinstance(opened, Building)
     source = bpe.train(texts, section.vocabulary, section.pattern)
@@ -89,7 +89,7 @@ def publish(
     An artifact of another run than the recipe's own has the run in its section: else both had one fingerprint.
     """
     section = recipe.section("shard") | ({} if run == recipe.name else {"run": run})
-    opened = artifact.open_stage(storage, run, shard.STAGE, section, recipe.seed, [made_by.as_input()], force=True)
+    opened = artifact.start(storage, run, Identity(shard.STAGE, section, recipe.seed, [made_by.as_input()]), force=True)
     assert isinstance(opened, Building)
     files, dtype, folder = [], shards.dtype_for(encoder.vocabulary), opened.pointer.folder
     numbers: dict[str, Any] = {"dtype": dtype.name, "vocabulary": encoder.vocabulary, "tokenizer": encoder.sha256}

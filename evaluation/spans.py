@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from evaluation.results import other_rank
 from pipeline import artifact, command, errors
-from pipeline.artifact import Building, File, Published, Stage
+from pipeline.artifact import Building, File, Identity, Published, Stage
 from pipeline.errors import ArtifactError
 from pipeline.storage import Storage
 from tokenizer.shards import Shard, sidecar, split_files
@@ -197,7 +197,7 @@ def build(storage: Storage, run: str, sources: Sequence[Published], force: bool 
     """The index of shard artifacts. Each has an artifact of its own, which is built where it is not published yet."""
     pairs = []
     for shards in sources:
-        opened = artifact.open_stage(storage, run, STAGE, {}, 0, [shards.as_input()], force=force)
+        opened = artifact.start(storage, run, Identity(STAGE, {}, 0, [shards.as_input()]), force=force)
         pairs.append((shards, _publish(opened, storage, shards) if isinstance(opened, Building) else opened))
     return Index(pairs)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import artifact
-from pipeline.artifact import Building, Published, Stage
+from pipeline.artifact import Building, Identity, Published, Stage
 from pipeline.errors import InputError
 from pipeline.recipe import Recipe, load
 from pipeline.stages import CORPUS, SECTIONS
@@ -93,7 +93,7 @@ def open_stage(
     assets: dict[str, str] | None = None,
     name: str | None = None,
 ) -> Published | Building:
-    """Start a stage that reads artifacts, as `artifact.open_stage`. Refuses an `--input` that it does not read.
+    """Start a stage that reads artifacts, as `artifact.start`. Refuses an `--input` that it does not read.
 
     `name`: of its pointer, where a stage runs more than once in a run.
     """
@@ -103,6 +103,5 @@ def open_stage(
             raise InputError(f"{stage.name} does not read {folder}", f"name artifacts of {reads}")
     inputs = [source.as_input() for source in sources]
     section, seed = settings(job.recipe, stage.name), job.recipe.seed
-    return artifact.open_stage(
-        job.storage, job.run, stage, section, seed, inputs, name=name, assets=assets, force=job.force
-    )
+    identity = Identity(stage, section, seed, inputs, assets=assets or {})
+    return artifact.start(job.storage, job.run, identity, name=name, force=job.force)

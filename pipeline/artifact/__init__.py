@@ -2,7 +2,7 @@
 
 The life of a stage:
 
-    building = artifact.start(storage, run, Identity(stage, section, seed, inputs))
+    building = artifact.start(storage, run, artifact.Identity(stage, section, seed, inputs))
     if isinstance(building, Published):           # exactly this was made before: verified, nothing to do
         return
     for part in parts:
@@ -36,7 +36,6 @@ from pipeline.artifact.building import (
     commit,
     describe,
     is_committed,
-    open_stage,
     start,
 )
 from pipeline.artifact.runs import (
@@ -54,5 +53,5 @@ from pipeline.artifact.runs import (
 __all__ = [
     "MANIFEST", "Building", "Content", "Cost", "Counts", "File", "Identity", "Input", "Manifest", "Pointer",
     "Published", "RunArtifacts", "Stage", "adopt", "commit", "describe", "digest", "is_committed", "is_published",
-    "lineage", "newest_run", "of_run", "open_stage", "pointer", "pointers", "read", "run_name", "runs_with", "start",
+    "lineage", "newest_run", "of_run", "pointer", "pointers", "read", "run_name", "runs_with", "start",
 ]  # fmt: skip

@@ -246,24 +246,6 @@ def start(
     return Building(storage, run, pointer, identity.content(), _cpu_seconds())
 
 
-def open_stage(
-    storage: Storage,
-    run: str,
-    stage: Stage,
-    recipe: dict[str, Any],
-    seed: int,
-    inputs: list[Input],
-    *,
-    name: str | None = None,
-    partition: str = "all",
-    assets: dict[str, str] | None = None,
-    force: bool = False,
-) -> Published | Building:
-    """As `start`, with the parts of an `Identity`."""
-    identity = Identity(stage, recipe, seed, inputs, partition, assets or {})
-    return start(storage, run, identity, name=name, force=force)
-
-
 def _count_attempt(storage: Storage, pointer: Pointer, inputs: list[Input]) -> None:
     """Record one more attempt, and the artifacts it reads: `pipeline.gc` keeps those while the stage runs."""
     number = len(storage.names(f"{pointer.work}/attempts"))

@@ -15,7 +15,7 @@ from dags.parts.approval import ApproveExtract, ApprovePretraining, forecast, la
 from inference.network import build
 from inference.network import flops_per_token as counted
 from pipeline import artifact
-from pipeline.artifact import Stage
+from pipeline.artifact import Identity, Stage
 from pipeline.recipe import load
 from pipeline.storage import Storage
 
@@ -30,10 +30,10 @@ def canary(storage, run, kept=40, languages=None, cpu=20.0, files=10, canary_fil
     numbers = {"files": files, "canary_files": canary_files, "extract": "extract/all/0"}
     built = {"of": run, "filter": {"languages": {keeps: 0.65}}}
     numbers |= {"pages": 100, "kept": kept, "dropped": {}, "languages": languages or {"en": 60, "de": 20}}
-    building = artifact.open_stage(storage, run, Stage("canary", 1), built, 1, [])
+    building = artifact.start(storage, run, Identity(Stage("canary", 1), built, 1, []))
     made = building.publish([], None, numbers, {"extract_cpu_seconds": cpu})
     if whole:
-        artifact.open_stage(storage, run, Stage("shard", 1), {"of": run}, 1, []).publish([])
+        artifact.start(storage, run, Identity(Stage("shard", 1), {"of": run}, 1, [])).publish([])
     return made
 
 
@@ -71,7 +71,7 @@ def test_a_corpus_that_differs_from_the_previous_one_needs_approval(storage, cha
 
 def test_a_canary_without_pages_needs_approval(storage):
     numbers = {"files": 9, "canary_files": 2, "extract": "x", "pages": 0, "kept": 0, "dropped": {}, "languages": {}}
-    building = artifact.open_stage(storage, "one", Stage("canary", 1), {}, 1, [])
+    building = artifact.start(storage, "one", Identity(Stage("canary", 1), {}, 1, []))
     made = building.publish([], None, numbers, {"extract_cpu_seconds": 0.0})
     assert forecast(made, canary(storage, "other"), BOUNDS).exceeded == ["the canary has no pages"]
 
@@ -142,7 +142,7 @@ def test_the_answer_decides(chosen, raises):
     ("recipe", "needed"), [("demo.yaml", False), ("gpt2-124m.yaml", False), ("gpt2-1.5b.yaml", True)]
 )
 def test_pretraining_needs_approval_for_its_operations(storage, requests, recipe, needed):
-    building = artifact.open_stage(storage, "now", Stage("tokenizer", 1), {}, 1, [])
+    building = artifact.start(storage, "now", Identity(Stage("tokenizer", 1), {}, 1, []))
     building.publish([], None, {"vocabulary": 50297, "sha256": "0" * 64})
     task = ApprovePretraining(task_id="approve")
     if needed:

@@ -17,7 +17,7 @@ from dags.parts import form, tasks
 from dags.parts.operators import TrainingStage
 from local import airflow
 from pipeline import artifact
-from pipeline.artifact import Counts, Stage
+from pipeline.artifact import Counts, Identity, Stage
 from pipeline.errors import ArtifactError
 from pipeline.recipe import load
 from pipeline.storage import Storage
@@ -27,7 +27,7 @@ RECIPE = str(REPOSITORY / "recipes/demo.yaml")
 
 
 def publish(storage: Storage, run: str, stage: str, numbers=None, kept: int = 7) -> None:
-    building = artifact.open_stage(storage, run, Stage(stage, 1), {"of": run}, 1, [], name=stage)
+    building = artifact.start(storage, run, Identity(Stage(stage, 1), {"of": run}, 1, []), name=stage)
     building.publish([], Counts(in_=kept + 3, kept=kept, dropped={"x": 3}), numbers)
 
 

@@ -22,7 +22,7 @@ from dags.parts.operators import ProcessStage, SparkStage, TrainingStage
 from dags.parts.retries import StageFailed
 from dags.parts.tasks import resolve
 from pipeline import artifact
-from pipeline.artifact import Counts, Stage
+from pipeline.artifact import Counts, Identity, Stage
 from pipeline.errors import InputError, RecipeError
 from pipeline.stages import STEPS
 from pipeline.storage import Storage
@@ -77,9 +77,9 @@ CONTEXT = {"ti": SimpleNamespace(run_id="one", xcom_push=lambda key, value: None
 def run_folder(tmp_path):
     """A root whose run `one` holds a published `extract` and an unfinished `filter`."""
     storage = Storage(tmp_path)
-    building = artifact.open_stage(storage, "one", Stage("extract", 1), {}, 1, [])
+    building = artifact.start(storage, "one", Identity(Stage("extract", 1), {}, 1, []))
     building.publish([], Counts(in_=5, kept=3, dropped={"not_200": 2}))
-    artifact.open_stage(storage, "one", Stage("filter", 1), {}, 1, [])
+    artifact.start(storage, "one", Identity(Stage("filter", 1), {}, 1, []))
     return tmp_path
 
 
@@ -109,7 +109,7 @@ def canary_folder(run_folder):
     storage = Storage(run_folder)
     published = artifact.of_run(storage, "one", "extract").folder
     for run, extract in (("one", published), ("two", "extract/all/none")):
-        building = artifact.open_stage(storage, run, Stage("canary", 1), {"of": run}, 1, [])
+        building = artifact.start(storage, run, Identity(Stage("canary", 1), {"of": run}, 1, []))
         building.publish([], None, {"files": 300, "canary_files": 2, "extract": extract})
     return run_folder
 
@@ -122,7 +122,7 @@ def test_a_canary_returns_the_batches_unless_extract_is_done(canary_folder):
 
 def test_a_batch_is_done_once_it_is_committed(run_folder):
     storage = Storage(run_folder)
-    building = artifact.open_stage(storage, "two", Stage("extract", 1), {"two": 2}, 1, [])
+    building = artifact.start(storage, "two", Identity(Stage("extract", 1), {"two": 2}, 1, []))
     task = operators.ExtractBatch(task_id="batch", arguments=["--batch", "2/20"])
     assert task.application_args[-2:] == ["--batch", "2/20"]
     of_batch = [*arguments(run_folder, "two"), "--batch", "2/20"]

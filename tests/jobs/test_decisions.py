@@ -8,14 +8,16 @@ import pytest
 
 from jobs.stage import decisions
 from pipeline import artifact
-from pipeline.artifact import Building, Published, Stage
+from pipeline.artifact import Building, Identity, Published, Stage
 from pipeline.errors import ArtifactError
 from pipeline.storage import Storage
 
 
 def published(storage: Storage, name: str, seed: int, *inputs: Published) -> Published:
     """An artifact of one part."""
-    building = artifact.open_stage(storage, "test", Stage(name, 1), {}, seed, [source.as_input() for source in inputs])
+    building = artifact.start(
+        storage, "test", Identity(Stage(name, 1), {}, seed, [source.as_input() for source in inputs])
+    )
     assert isinstance(building, Building)
     storage.write(building.file("part-00000.parquet"), f"{name} {seed}".encode())
     return building.publish([artifact.describe(storage, building.pointer.folder, "part-00000.parquet", 1)])

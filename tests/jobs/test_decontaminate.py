@@ -16,7 +16,7 @@ from jobs.page.take_down import entries, listed, normal_form
 from jobs.stage import decisions
 from jobs.stage.table import read_rows, write_table
 from pipeline import artifact, lines
-from pipeline.artifact import Building, Counts, Published, Stage
+from pipeline.artifact import Building, Counts, Identity, Published, Stage
 from pipeline.errors import InputError
 from pipeline.storage import Storage
 from tests.jobs.conftest import job
@@ -39,7 +39,7 @@ def corpus(root: Path, parts: int = 2) -> list[dict[str, Any]]:
         {"id": f"{n:032x}", "url": url, "warc": "w", "offset": n, "text": text, "redactions": "{}"}
         for n, (url, text) in enumerate(PAGES)
     ]
-    building = artifact.open_stage(made.storage, "test", redact.STAGE, made.recipe.section("redact"), 1, [])
+    building = artifact.start(made.storage, "test", Identity(redact.STAGE, made.recipe.section("redact"), 1, []))
     assert isinstance(building, Building)
     files = []
     for i in range(parts):
@@ -158,8 +158,8 @@ def test_who_holds_a_page(tmp_path: Path, spark: Any, lists: dict[str, Any]) -> 
     storage = Storage(tmp_path)
 
     def publish(stage: str, inputs: list[Published], tokens: list[dict[str, Any]] | None = None) -> Published:
-        building = artifact.open_stage(
-            storage, "test", Stage(stage, 1), {}, len(inputs), [i.as_input() for i in inputs]
+        building = artifact.start(
+            storage, "test", Identity(Stage(stage, 1), {}, len(inputs), [i.as_input() for i in inputs])
         )
         assert isinstance(building, Building)
         name = "train-00000.documents.parquet" if tokens else "model.safetensors"
@@ -174,7 +174,7 @@ def test_who_holds_a_page(tmp_path: Path, spark: Any, lists: dict[str, Any]) -> 
     after = publish("shard", [texts_of, texts_of], rows[4:])
     base, clean = publish("pretrain", [before]), publish("pretrain", [after, after])
     chat = publish("sft", [base])
-    building = artifact.open_stage(storage, "test", Stage("rl", 1), {}, 1, [chat.as_input()])
+    building = artifact.start(storage, "test", Identity(Stage("rl", 1), {}, 1, [chat.as_input()]))
     assert isinstance(building, Building)
     storage.write(f"{building.work}/checkpoints/step-00000001/model.pt", b"w")
     lines = list(holds.holding(storage, "https://c.org/4"))

@@ -13,7 +13,7 @@ import pytest
 from jobs.stage import parts
 from jobs.stage.parts import Part
 from pipeline import artifact
-from pipeline.artifact import Building, Stage
+from pipeline.artifact import Building, Identity, Stage
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Storage
 
@@ -29,7 +29,7 @@ def slow(part: Part) -> Iterator[dict[str, Any]]:
 
 
 def test_a_part_may_take_longer_than_a_worker_may_be_silent(tmp_path: Path, spark: Any) -> None:
-    building = artifact.open_stage(Storage(tmp_path), "test", Stage("slow", 1, ()), {}, 1, [])
+    building = artifact.start(Storage(tmp_path), "test", Identity(Stage("slow", 1, ()), {}, 1, []))
     assert isinstance(building, Building)
     name = "spark.sql.execution.pyspark.udf.idleTimeoutSeconds"
     before = spark.conf.get(name)
@@ -55,7 +55,7 @@ def test_of_several_parts_that_failed_the_first_is_raised_and_the_others_are_nam
 def test_a_step_whose_parts_are_all_committed_starts_no_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    building = artifact.open_stage(Storage(tmp_path), "test", Stage("slow", 1, ()), {}, 1, [])
+    building = artifact.start(Storage(tmp_path), "test", Identity(Stage("slow", 1, ()), {}, 1, []))
     assert isinstance(building, Building)
     building.commit("00000", {"turns": 1, "cpu_seconds": 2.0})
     monkeypatch.setattr("jobs.stage.session.spark", lambda _name: pytest.fail("a session was started"))

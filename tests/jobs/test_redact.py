@@ -9,7 +9,7 @@ from typing import Any
 from jobs import deduplicate, extract, filter, redact
 from jobs.stage.table import read_rows, write_table
 from pipeline import artifact
-from pipeline.artifact import Building, Counts, Stage
+from pipeline.artifact import Building, Counts, Identity, Stage
 from tests.jobs.conftest import job
 
 TEXTS = {
@@ -23,7 +23,7 @@ TITLES = {"c1": "Contact ana@mail-server.org", "d4": "Who asks?"}
 
 def upstream(root: Path, stage: Stage, rows: list[list[dict[str, Any]]], schema: Any, kept: int) -> None:
     made = job(root)
-    building = artifact.open_stage(made.storage, "test", stage, made.recipe.section(stage.name), 1, [])
+    building = artifact.start(made.storage, "test", Identity(stage, made.recipe.section(stage.name), 1, []))
     assert isinstance(building, Building)
     files = []
     for i, part in enumerate(rows):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jobs import decontaminate, redact, shard, train_tokenizer
 from jobs.stage.table import read_rows, write_table
 from pipeline import artifact, command
-from pipeline.artifact import Building, Counts, Published
+from pipeline.artifact import Building, Counts, Identity, Published
 from pipeline.errors import RecipeError
 from pipeline.storage import Storage
 from tests.jobs.conftest import job
@@ -41,7 +41,9 @@ def published(building: Published | Building) -> Building:
 def corpus(root: Path, rows: list[dict[str, Any]], parts: int) -> None:
     """What redact and the tokenizer stage would have published, the documents in so many parts."""
     made = job(root, OVERRIDES)
-    building = published(artifact.open_stage(made.storage, "test", redact.STAGE, made.recipe.section("redact"), 1, []))
+    building = published(
+        artifact.start(made.storage, "test", Identity(redact.STAGE, made.recipe.section("redact"), 1, []))
+    )
     files = []
     for i in range(parts):
         write_table(made.storage, building.file(f"part-{i:05d}.parquet"), rows[i::parts], redact.SCHEMA)
@@ -52,13 +54,10 @@ def corpus(root: Path, rows: list[dict[str, Any]], parts: int) -> None:
     decided = decontaminate.run(made)
     assert decided.content.counts is not None and decided.content.counts.kept == len(rows)
     building = published(
-        artifact.open_stage(
+        artifact.start(
             made.storage,
             "test",
-            train_tokenizer.STAGE,
-            command.settings(made.recipe, "tokenizer"),
-            1,
-            [source.as_input()],
+            Identity(train_tokenizer.STAGE, command.settings(made.recipe, "tokenizer"), 1, [source.as_input()]),
         )
     )
     train_tokenizer.publish(building, SOURCE, 512, {}, {}, 0.0)
@@ -158,7 +157,9 @@ def test_a_corpus_too_small_is_repeated_in_another_order(spark: Any, tmp_path: P
 def test_corpora_are_mixed_by_their_shares(spark: Any, tmp_path: Path) -> None:
     other = [row | {"id": f"f{row['id'][1:]}", "url": f"{row['url']}/other"} for row in documents()[:200]]
     made = job(tmp_path, OVERRIDES, "other")
-    building = published(artifact.open_stage(made.storage, "other", redact.STAGE, made.recipe.section("redact"), 2, []))
+    building = published(
+        artifact.start(made.storage, "other", Identity(redact.STAGE, made.recipe.section("redact"), 2, []))
+    )
     write_table(made.storage, building.file("part-00000.parquet"), other, redact.SCHEMA)
     building.publish(
         [artifact.describe(made.storage, building.pointer.folder, "part-00000.parquet", len(other))],

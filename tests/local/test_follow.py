@@ -13,7 +13,7 @@ from rich.console import Console
 from local import follow, run
 from local.client import Airflow, Task
 from pipeline import artifact
-from pipeline.artifact import Building, Counts, Stage
+from pipeline.artifact import Building, Counts, Identity, Stage
 from pipeline.errors import MachineError, StorageError
 from pipeline.recipe import load
 from pipeline.storage import Storage
@@ -81,7 +81,7 @@ def test_a_store_that_does_not_answer_for_a_moment_costs_the_run_nothing(storage
 
 
 def test_an_artifact_that_another_run_makes_again_ends_no_run(storage: Storage) -> None:
-    building = artifact.open_stage(storage, "one", Stage("extract", 1), {}, 1, [])
+    building = artifact.start(storage, "one", Identity(Stage("extract", 1), {}, 1, []))
     assert isinstance(building, Building)
     made = building.publish([], Counts(in_=2, kept=2, dropped={}))
     storage.remove(f"{made.folder}/{artifact.MANIFEST}")

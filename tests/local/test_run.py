@@ -20,7 +20,7 @@ from local.client import Task
 from local.processes import members
 from local.run import form, options, resolved, settings
 from pipeline import artifact
-from pipeline.artifact import Counts, RunArtifacts, Stage
+from pipeline.artifact import Counts, Identity, RunArtifacts, Stage
 from pipeline.errors import InputError, RecipeError
 from pipeline.progress import Progress
 from pipeline.recipe import load
@@ -81,7 +81,7 @@ def test_lines_say_begin_progress_and_outcome(storage, monkeypatch):
     printed = []
     view = follow.Lines(storage, printed.append)
     view.show(status(storage, "corpus.extract", "running"))
-    building = artifact.open_stage(storage, "one", Stage("extract", 1), {}, 1, [])
+    building = artifact.start(storage, "one", Identity(Stage("extract", 1), {}, 1, []))
     progress = Progress(storage, building.progress_folder, "extract", "warc")
     progress(1, 5)
     progress(2, 5, loss=1.23456)
@@ -90,7 +90,7 @@ def test_lines_say_begin_progress_and_outcome(storage, monkeypatch):
     view.show(status(storage, "corpus.extract", "running"))
     building.publish([], Counts(in_=1500, kept=3, dropped={"not_200": 1497}))
     view.show(status(storage, "corpus.extract", "success"))
-    artifact.open_stage(storage, "one", Stage("extract", 1), {}, 1, [])
+    artifact.start(storage, "one", Identity(Stage("extract", 1), {}, 1, []))
     view.show(status(storage, "corpus.extract", "success"))
     assert printed == [
         "extract: started",
@@ -107,7 +107,7 @@ def shown(storage):
 
 
 def publish(storage, stage, name=None, numbers=None, results=None):
-    building = artifact.open_stage(storage, "one", Stage(stage, 1), {"of": name}, 1, [], name=name)
+    building = artifact.start(storage, "one", Identity(Stage(stage, 1), {"of": name}, 1, []), name=name)
     files = []
     if results:
         storage.write(building.file("results.json"), json.dumps(results).encode())
@@ -139,7 +139,7 @@ def test_the_summary_of_a_whole_run(storage):
 def test_a_run_that_makes_nothing_new_says_so(storage):
     for stage in ("extract", "filter"):
         publish(storage, stage)
-        artifact.open_stage(storage, "one", Stage(stage, 1), {"of": None}, 1, [])
+        artifact.start(storage, "one", Identity(Stage(stage, 1), {"of": None}, 1, []))
     publish(storage, "report")
     assert "every stage was already made; nothing was done again" in shown(storage)
 

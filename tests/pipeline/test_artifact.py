@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import artifact
-from pipeline.artifact import Building, Counts, Identity, Input, Published, Stage, open_stage
+from pipeline.artifact import Building, Counts, Identity, Input, Published, Stage
 from pipeline.errors import ArtifactError, RecipeError, StageError, StorageError
 from pipeline.storage import Storage
 
@@ -29,7 +29,8 @@ def storage(tmp_path: Path) -> Storage:
 
 def start(storage: Storage, run: str = "run", **changes: Any) -> Published | Building:
     given: dict[str, Any] = {"stage": STAGE, "recipe": {"kinds": ["a"], "least": 0.5}, "seed": 1, "inputs": [RAW]}
-    return open_stage(storage, run, **(given | changes))
+    of_pointer = {key: changes.pop(key) for key in ("name", "force") if key in changes}
+    return artifact.start(storage, run, Identity(**(given | changes)), **of_pointer)
 
 
 def building(storage: Storage, run: str = "run", **changes: Any) -> Building:
@@ -141,10 +142,10 @@ def test_names_of_stages_runs_and_partitions_lead_nowhere_else(storage: Storage,
         lambda: artifact.pointer(storage, "run", name),
         lambda: artifact.of_run(storage, "run", name),
         lambda: artifact.read(storage, name),
-        lambda: artifact.open_stage(storage, name, STAGE, {}, 1, []),
-        lambda: artifact.open_stage(storage, "run", STAGE, {}, 1, [], name=name),
-        lambda: artifact.open_stage(storage, "run", STAGE, {"x": 1}, 1, [], partition=name),
-        lambda: artifact.open_stage(storage, "run", artifact.Stage(name, 1), {}, 1, []),
+        lambda: artifact.start(storage, name, Identity(STAGE, {}, 1, [])),
+        lambda: artifact.start(storage, "run", Identity(STAGE, {}, 1, []), name=name),
+        lambda: artifact.start(storage, "run", Identity(STAGE, {"x": 1}, 1, [], partition=name)),
+        lambda: artifact.start(storage, "run", Identity(artifact.Stage(name, 1), {}, 1, [])),
     ):
         with pytest.raises(StorageError, match="is no path below"):
             look()

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from pipeline import artifact, gc
-from pipeline.artifact import Building, Input, Published, Stage
+from pipeline.artifact import Building, Identity, Input, Published, Stage
 from pipeline.progress import Progress
 from pipeline.storage import Storage
 
 
 def begin(storage: Storage, run: str, stage: str, of: int, inputs: list[Published]) -> Building:
     sources: list[Input] = [source.as_input() for source in inputs]
-    building = artifact.open_stage(storage, run, Stage(stage, 1), {"of": of}, 1, sources)
+    building = artifact.start(storage, run, Identity(Stage(stage, 1), {"of": of}, 1, sources))
     assert isinstance(building, Building)
     storage.write(building.file("data"), b"x" * 1000)
     building.commit("0", {})

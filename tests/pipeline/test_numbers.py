@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from pipeline import artifact
-from pipeline.artifact import Building, Published, Stage
+from pipeline.artifact import Building, Identity, Published, Stage
 from pipeline.errors import ArtifactError
 from pipeline.numbers import CanaryNumbers, TokenizerNumbers, asked_tasks, named
 from pipeline.storage import Storage
 
 
 def published(root: Path, numbers: dict[str, Any]) -> Published:
-    building = artifact.open_stage(Storage(root), "one", Stage("tokenizer", 1), numbers, 1, [])
+    building = artifact.start(Storage(root), "one", Identity(Stage("tokenizer", 1), numbers, 1, []))
     assert isinstance(building, Building)
     return building.publish([], numbers=numbers)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import artifact, command, recipe
-from pipeline.artifact import Published, Stage, describe
+from pipeline.artifact import Identity, Published, Stage, describe
 from pipeline.storage import Storage
 from tests.training import support
 from tokenizer import bpe, shards
@@ -52,8 +52,11 @@ def publish(root: Path, path: Path, vocabulary: int | None = None, given: Path |
     chosen, storage = recipe.load(path), Storage(root)
 
     def opened(name: str, inputs: list[artifact.Input]) -> artifact.Building:
-        building = artifact.open_stage(
-            storage, chosen.name, Stage(name, 1), command.settings(chosen, name), chosen.seed, inputs, force=True
+        building = artifact.start(
+            storage,
+            chosen.name,
+            Identity(Stage(name, 1), command.settings(chosen, name), chosen.seed, inputs),
+            force=True,
         )
         assert isinstance(building, artifact.Building)
         return building

@@ -23,7 +23,7 @@ from torch import nn
 
 from inference import network
 from pipeline import artifact, progress, recipe
-from pipeline.artifact import Building, Published, Stage, describe
+from pipeline.artifact import Building, Identity, Published, Stage, describe
 from pipeline.stages import SECTIONS
 from pipeline.storage import Storage
 from tokenizer import shards
@@ -64,7 +64,7 @@ def publish(
     chosen, storage = recipe.load(path), Storage(root)
     section = {name: chosen.section(name) for name in SECTIONS[stage]}
     read = [source.as_input() for source in inputs]
-    opened = artifact.open_stage(storage, chosen.name, Stage(stage, 1), section, chosen.seed, read, force=True)
+    opened = artifact.start(storage, chosen.name, Identity(Stage(stage, 1), section, chosen.seed, read), force=True)
     assert isinstance(opened, Building)
     net = net or network.build(chosen.model, tokenizer.vocabulary, tokenizer.end_of_text, tokenizer.special(PAD), 1)
     with tempfile.TemporaryDirectory() as name:
@@ -140,7 +140,7 @@ def wait_for_step(root: Path, stage: str, step: int, running: list[subprocess.Po
 def publish_shards(root: Path, split: dict[str, list[list[int]]], vocabulary: int = 65_535) -> Published:
     """Publish a shard artifact of these documents' ids (uint16), listed by file name."""
     storage = Storage(root)
-    opened = artifact.open_stage(storage, "demo", Stage("shard", 1), {"n": str(split)}, 1, [], force=True)
+    opened = artifact.start(storage, "demo", Identity(Stage("shard", 1), {"n": str(split)}, 1, []), force=True)
     assert isinstance(opened, Building)
     files = []
     for name, documents in split.items():

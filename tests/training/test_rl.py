@@ -14,7 +14,7 @@ from evaluation.tasks import Question, Split, text_of
 from evaluation.tasks.arithmetic import Arithmetic
 from inference.sampler import Sample
 from pipeline import artifact, errors
-from pipeline.artifact import Building, Published
+from pipeline.artifact import Building, Identity, Published
 from tests.training import support
 from tests.training.support import content_hash, finish, ranks, rows
 from tokenizer import bpe
@@ -62,7 +62,7 @@ def new_stage(tmp_path: Path, **changes: Any) -> rl.Reinforcement:
     path = small(tmp_path, **changes)
     source = publish(tmp_path, path)
     job = parse(None, ["--recipe", str(path), "--root", str(tmp_path)])
-    opened = artifact.open_stage(job.storage, job.run, rl.STAGE, {}, 1, [source.as_input()])
+    opened = artifact.start(job.storage, job.run, Identity(rl.STAGE, {}, 1, [source.as_input()]))
     assert isinstance(opened, Building)
     return rl.Reinforcement(job, processes.start(1), opened, source)
 

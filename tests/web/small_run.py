@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import artifact
-from pipeline.artifact import Building, Counts, File, Published, Stage
+from pipeline.artifact import Building, Counts, File, Identity, Published, Stage
 from pipeline.storage import Storage
 
 HOSTILE = "</p><script>alert('x')</script><img src=x onerror=alert(1)> {{ 7*7 }} \x07\u202e hidden"
@@ -25,7 +25,7 @@ def opened(storage: Storage, name: str, sources: list[Published], recipe: dict[s
     inputs = [source.as_input() for source in sources] or [
         artifact.Input(stage="warc", location="crawl/<b>.warc.gz", fingerprint="", content="sha256:0")
     ]
-    building = artifact.open_stage(storage, RUN, Stage(stage, 1), recipe or {"of": name}, 1, inputs, name=name)
+    building = artifact.start(storage, RUN, Identity(Stage(stage, 1), recipe or {"of": name}, 1, inputs), name=name)
     assert isinstance(building, Building)
     return building
 

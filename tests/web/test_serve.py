@@ -19,7 +19,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from pipeline import artifact
-from pipeline.artifact import Building, Counts, Stage
+from pipeline.artifact import Building, Counts, Identity, Stage
 from pipeline.progress import Progress
 from pipeline.stages import ROAD
 from pipeline.storage import Storage
@@ -34,7 +34,7 @@ TIME = re.compile(r"[0-9.]+ s\b")  # how long a stage has been running
 
 
 def begin(storage: Storage, name: str) -> Building:
-    building = artifact.open_stage(storage, NAME, Stage(name, 1), {}, 1, [])
+    building = artifact.start(storage, NAME, Identity(Stage(name, 1), {}, 1, []))
     assert isinstance(building, Building)
     return building
 
@@ -170,7 +170,7 @@ def test_an_artifact_that_another_run_makes_again_is_shown_as_missing(storage: S
 
 
 def test_runs_are_listed_the_newest_first(storage: Storage) -> None:
-    later = artifact.open_stage(storage, "later", Stage("filter", 1), {}, 1, [])
+    later = artifact.start(storage, "later", Identity(Stage("filter", 1), {}, 1, []))
     assert isinstance(later, Building)
     text = TestClient(serve.application(storage.root)).get("/").text
     assert text.index("/runs/later") < text.index(f"/runs/{NAME}")
@@ -187,7 +187,7 @@ def test_a_run_that_nobody_began_waits(tmp_path: Path) -> None:
 def address(storage: Storage) -> Iterator[tuple[str, int]]:
     """Address of a server; next to its root is a run that it must not show."""
     outside = Storage(Path(storage.root).parent / "outside")
-    artifact.open_stage(outside, "secret", Stage("extract", 1), {}, 1, [])
+    artifact.start(outside, "secret", Identity(Stage("extract", 1), {}, 1, []))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline import artifact
-from pipeline.artifact import Published, RunArtifacts, Stage
+from pipeline.artifact import Identity, Published, RunArtifacts, Stage
 from pipeline.errors import ArtifactError
 from pipeline.stages import MODELS, PAGES, REPORT, ROAD
 from pipeline.storage import Storage
@@ -92,14 +92,15 @@ def render(run: RunArtifacts) -> str:
 def publish(storage: Storage, run_name: str, force: bool = False) -> Published:
     """Publish the report of a run; reuse one that was made from the same artifacts."""
     run = opened(storage, artifact.run_name(run_name))
-    building = artifact.open_stage(
+    building = artifact.start(
         storage,
         run.name,
-        STAGE,
-        # The report shows the run's name, and which stages are not finished.
-        {"run": run.name, "states": {name: pointer.state == "running" for name, pointer in run.pointers.items()}},
-        0,
-        [made.as_input() for made in run.artifacts.values()],
+        Identity(
+            STAGE,
+            {"run": run.name, "states": {name: pointer.state == "running" for name, pointer in run.pointers.items()}},
+            0,
+            [made.as_input() for made in run.artifacts.values()],
+        ),
         force=force,
     )
     if isinstance(building, Published):
