@@ -30,7 +30,7 @@ import xxhash
 
 from jobs.archive import sources, warc
 from jobs.archive.response import Capture
-from jobs.page import charset, classifier, extraction, faster, guard, language, quality, urls
+from jobs.page import charset, classifier, extraction, faster, guard, language, licenses, quality, urls
 from jobs.page.words import words
 from jobs.stage import decisions, parts
 from jobs.stage.parts import Part, State
@@ -50,7 +50,8 @@ SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("date", pa.string()),
         ("status", pa.int16()),
-        *((name, pa.string()) for name in ("mime", "charset", "languages", "title", "text", "detected", "language")),
+        *((name, pa.string()) for name in ("mime", "charset", "languages", "title", "text", "license", "license_sign")),
+        *((name, pa.string()) for name in ("detected", "language")),
         ("language_score", pa.float64()),
         ("quality", pa.float64()),
         ("reason", pa.string()),
@@ -124,6 +125,8 @@ def read_page(recipe: Extract, model: Any, capture: Capture) -> dict[str, Any]:
     if main.text is None:
         return row | {"reason": "no_main_text"}
     row["title"], row["text"] = main.title, main.text
+    if declared := licenses.of_page(html, capture.url):
+        row["license"], row["license_sign"] = declared
     row["detected"], row["language"], row["language_score"] = language.detect(main.text, recipe.languages)
     if model is not None:
         row["quality"] = classifier.score(main.text, model)

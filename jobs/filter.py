@@ -25,7 +25,7 @@ from pipeline.storage import Storage
 
 STAGE = Stage("filter", 3)
 SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
-_COLUMNS = ("id", "reason", "language", "language_score", "quality", *quality.COLUMNS)
+_COLUMNS = ("id", "reason", "language", "language_score", "license", "quality", *quality.COLUMNS)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.page import pii
-from jobs.stage import decisions, parts, session
+from jobs.stage import decisions, parts
 from jobs.stage.parts import State
 from jobs.stage.table import writing
 from pipeline import artifact, command, errors
@@ -27,8 +27,9 @@ from pipeline.recipe import Redact
 from pipeline.storage import Storage
 
 STAGE = Stage("redact", 8, ("presidio-analyzer", "phonenumbers", "tldextract"))
+LICENSES = 30  # most frequent declared licenses that the manifest counts
 SAMPLES = 5  # masked strings of each kind that the manifest shows
-_COLUMNS = ("url", "host", "warc", "offset", "date", "language", "language_score", "title", "text")
+_COLUMNS = ("url", "host", "warc", "offset", "date", "language", "language_score", "license", "title", "text")
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "url", "host", "warc")),
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         ("date", pa.string()),
         ("language", pa.string()),
         ("language_score", pa.float64()),
+        ("license", pa.string()),
         ("title", pa.string()),
         ("text", pa.string()),
         ("redactions", pa.string()),  # JSON object: kind -> count, in title and text
@@ -54,6 +56,7 @@ class Redaction:
     def work(self, part: decisions.Decided) -> Iterator[State]:
         """Redact the documents of one part, and write them."""
         total: Counter[str] = Counter()
+        licenses: Counter[str] = Counter()
         samples: dict[str, list[str]] = {}
         file, count = f"part-{part.name}.parquet", 0
         with writing(self.storage, f"{self.folder}/{file}", SCHEMA) as write:
@@ -67,12 +70,14 @@ class Redaction:
                 counts = Counter(kind for kind, _ in replaced)
                 write(row | {"redactions": json.dumps(counts, sort_keys=True)})
                 total.update(counts)
+                licenses[row["license"] or ""] += 1
                 add_samples(samples, replaced)
                 count += 1
                 if count % 200 == 0:
-                    yield {"done": count}
+                    yield parts.ALIVE
         described = artifact.describe(self.storage, self.folder, file, count).model_dump()
-        yield {"commit": {"file": described, "documents": count, "redactions": total, "samples": samples}}
+        counted = {"documents": count, "redactions": total, "licenses": licenses, "samples": samples}
+        yield {"commit": {"file": described} | counted}
 
 
 def add_samples(samples: dict[str, list[str]], replaced: Iterable[tuple[str, str]]) -> None:
@@ -98,23 +103,26 @@ def run(job: Job) -> Published:
     building = command.open_stage(job, STAGE, [extracted, unique], assets)
     if isinstance(building, Published):
         return building
-    spark = session.spark("redact")
     redaction = Redaction(job.storage, building.pointer.folder, section)
-    records = parts.run_parts(spark, building, decisions.aligned(extracted, unique), redaction.work)
-    total: Counter[str] = Counter()
+    records, seconds = parts.run_step("redact", building, decisions.aligned(extracted, unique), redaction.work)
+    total, licenses = Counter[str](), Counter[str]()
     samples: dict[str, list[str]] = {}
     for record in records.values():
         total.update(record["redactions"])
+        licenses.update(record["licenses"])
         add_samples(samples, ((kind, masked) for kind, some in record["samples"].items() for masked in some))
     documents = sum(record["documents"] for record in records.values())
-    published = building.publish(
+    declared = sorted(((count, name) for name, count in licenses.items() if name), key=lambda row: (-row[0], row[1]))
+    return building.publish(
         [artifact.File(**record["file"]) for record in records.values()],
         Counts(in_=unique.content.counts.kept if unique.content.counts else 0, kept=documents, dropped={}),
-        {"redactions": dict(sorted(total.items())), "samples": dict(sorted(samples.items()))},
-        cpu_seconds=parts.cpu_seconds(records, spark),
+        {
+            "redactions": dict(sorted(total.items())),
+            "samples": dict(sorted(samples.items())),
+            "licenses": {name: count for count, name in declared[:LICENSES]},
+        },
+        cpu_seconds=seconds,
     )
-    spark.stop()
-    return published
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ SPLITS = ("train", "validation")
 MOST_EPOCHS = 4
 _TOKENIZED = pa.schema(
     [
-        *((name, pa.string()) for name in ("key", "split", "id", "url", "warc")),
+        *((name, pa.string()) for name in ("key", "split", "id", "url", "warc", "license")),
         *((name, pa.int64()) for name in ("offset", "size", "bytes")),
         ("ids", pa.binary()),
     ]
@@ -49,7 +49,7 @@ _TOKENIZED = pa.schema(
 _MOVED = pa.schema(
     [
         ("target", pa.int32()),
-        *((name, pa.string()) for name in ("key", "id", "url", "warc")),
+        *((name, pa.string()) for name in ("key", "id", "url", "warc", "license")),
         *((name, pa.int64()) for name in ("offset", "bytes")),
         ("ids", pa.binary()),
     ]
@@ -96,7 +96,7 @@ class Tokenization:
         dtype = shards.dtype_for(encoder.vocabulary)
         rows: list[dict[str, Any]] = []
         tokens = dict.fromkeys(SPLITS, 0)
-        for row in decisions.kept(self.storage, part, ("url", "warc", "offset", "text")):
+        for row in decisions.kept(self.storage, part, ("url", "warc", "license", "offset", "text")):
             text = row.pop("text")
             ids = np.array([*encoder.encode(text), encoder.end_of_text], dtype=dtype)
             row["key"], row["split"] = place(self.seed, row["id"], self.validation)

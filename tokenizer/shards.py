@@ -20,11 +20,12 @@ from pipeline.errors import ArtifactError
 
 MAGIC = b"MMIDIDX\x00\x00"
 # The sidecar has one row per document, in the order of the shard: its number; id, URL and WARC record (file and offset)
-# that it was extracted from; its first token in the shard, its number of tokens, and the UTF-8 bytes of its text.
+# that it was extracted from, the license that its page declares; its first token in the shard, its number of tokens,
+# and the UTF-8 bytes of its text.
 SIDECAR = pa.schema(
     [
         ("document", pa.int64()),
-        *((name, pa.string()) for name in ("id", "url", "warc")),
+        *((name, pa.string()) for name in ("id", "url", "warc", "license")),
         ("offset", pa.int64()),
         ("start", pa.int64()),
         ("tokens", pa.int64()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,6 +146,9 @@ def checks(row: Mapping[str, Any], recipe: Filter) -> Iterator[Check]:
     yield Check("other_language", "language", row["language"], "one of", ", ".join(recipe.languages), not known)
     if known:
         yield least("other_language", "language_score", recipe.languages[row["language"]])
+    if (wanted := recipe.licenses) is not None:
+        fits = any(fnmatchcase(row.get("license") or "", pattern) for pattern in wanted)
+        yield Check("other_license", "license", row.get("license"), "one of", ", ".join(wanted), not fits)
     if recipe.min_quality is not None:
         yield least("low_quality", "quality", recipe.min_quality)
     yield least("gopher_too_short", "words", gopher.min_words)

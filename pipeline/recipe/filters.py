@@ -94,6 +94,12 @@ class Filter(Section):
         min_length=1,
         description="Languages to keep, of `extract.languages`, with their least fastText probability. FineWeb: 0.65.",
     )
+    licenses: list[str] | None = Field(
+        min_length=1,
+        examples=[["cc0-*", "cc-by-[0-9]*"]],
+        description="Keep only pages that declare one of these licenses (by rel=license, JSON-LD, or links to Creative "
+        "Commons): patterns of names such as cc-by-4.0, or of URLs; null for all pages. A page's claim is no right.",
+    )
     min_quality: Fraction | None = Field(description="Least score of `extract.quality_model`; null for no limit.")
     gopher: Gopher
     c4: C4

@@ -59,6 +59,22 @@ def test_marks_count_as_words_or_not() -> None:
     assert reasons[0] == "gopher_few_letters" != reasons[1]
 
 
+@pytest.mark.parametrize(
+    ("licenses", "declared", "reason"),
+    [
+        (None, None, None),
+        (["cc-by-[0-9]*"], "cc-by-4.0", None),
+        (["cc-by-[0-9]*", "cc0-*"], "cc-by-sa-4.0", "other_license"),
+        (["cc0-*"], None, "other_license"),
+        (["https://x.test/*"], "https://x.test/terms", None),
+    ],
+)
+def test_only_pages_of_some_licenses(licenses: list[str] | None, declared: str | None, reason: str | None) -> None:
+    recipe = load(DEMO).filter.model_copy(update={"licenses": licenses})
+    row = quality.scores(PROSE, words(PROSE), STOP_WORDS, C4_LINES) | {"language": "en", "language_score": 1.0}
+    assert quality.decide(row | {"license": declared}, recipe) == reason
+
+
 def test_counts_of_a_small_text_are_those_by_hand() -> None:
     text = "one two six. Ten.\none two six. Ten.\n\nx"
     found = quality.scores(text, words(text), STOP_WORDS, C4_LINES)

@@ -25,7 +25,9 @@ def damaged() -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("data", [damaged(), gzip.compress(TEXT.encode(), mtime=0)[:-9], b"caf\xe9", TEXT.encode("utf-16")])
+@pytest.mark.parametrize(
+    "data", [damaged(), gzip.compress(TEXT.encode(), mtime=0)[:-9], b"caf\xe9", TEXT.encode("utf-16")]
+)
 def test_what_is_no_text_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "lines").write_bytes(data)
     with pytest.raises(InputError, match=r"lines cannot be read as text"):

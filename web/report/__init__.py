@@ -71,6 +71,7 @@ def view(run: RunArtifacts) -> dict[str, Any]:
             (kind, count, masked.get(kind, []))
             for kind, count in sorted(redactions.items(), key=lambda item: (-item[1], item[0]))
         ],
+        "licenses": list((run.number("redact", "licenses") or {}).items()),
         "redactable": run.artifacts["redact"].content.recipe.get("kinds", []) if "redact" in run.artifacts else [],
         "duplicates": numbers(run, "deduplicate"),
         "tokenizer": numbers(run, "tokenizer"),

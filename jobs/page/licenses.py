@@ -1,6 +1,6 @@
-"""The licence that a page declares for itself: `rel=license`, JSON-LD, or the one Creative Commons licence it links to.
+"""The license that a page declares for itself: `rel=license`, JSON-LD, or the one Creative Commons license it links to.
 
-A declaration is a claim of the page's maker. Pictures on a page often have licences of their own, so a mere link counts
+A declaration is a claim of the page's maker. Pictures on a page often have licenses of their own, so a mere link counts
 only where all links name the same one (dolma#108 asks for this column).
 """
 
@@ -15,10 +15,10 @@ from urllib.parse import urljoin
 from selectolax.lexbor import LexborHTMLParser
 
 Sign = Literal["rel", "json_ld", "link"]
-MAX_CHARS = 200  # of a licence's URL that is kept
+MAX_CHARS = 200  # of a license's URL that is kept
 # Cheap: most pages hold none of these words, and are not parsed once more.
 _HINT = re.compile(
-    r"""rel\s*=\s*["']?[^"'>]*\blicen[cs]e|["']license["']|creativecommons\.org/(?:licenses|publicdomain)/""", re.I
+    r"""rel\s*=\s*["']?[^"'>]*\blicense|["']license["']|creativecommons\.org/(?:licenses|publicdomain)/""", re.I
 )
 _CREATIVE_COMMONS = re.compile(
     r"creativecommons\.org/(?:licenses/(?P<kind>by(?:-nc)?(?:-nd|-sa)?|nc(?:-sa)?|nd(?:-nc)?|sa)|publicdomain/(?P<domain>zero|mark))"
@@ -28,21 +28,21 @@ _CREATIVE_COMMONS = re.compile(
 _DOMAINS = {"zero": "cc0", "mark": "pdm"}
 
 
-class Licence(NamedTuple):
+class License(NamedTuple):
     """`name`: of Creative Commons as SPDX writes it, in small letters (`cc-by-sa-4.0`, `cc0-1.0`); others by URL."""
 
     name: str
     sign: Sign
 
 
-def of_page(html: str, url: str) -> Licence | None:
-    """The licence that a page declares, None where it declares none."""
+def of_page(html: str, url: str) -> License | None:
+    """The license that a page declares, None where it declares none."""
     if not _HINT.search(html):
         return None
     tree = LexborHTMLParser(html)
     for node in tree.css('a[rel~="license" i][href], link[rel~="license" i][href]'):
         if found := _name(node.attributes.get("href"), url):
-            return Licence(found, "rel")
+            return License(found, "rel")
     for script in tree.css('script[type="application/ld+json" i]'):
         try:
             declared = json.loads(script.text())
@@ -50,14 +50,14 @@ def of_page(html: str, url: str) -> Licence | None:
             continue
         for value in _licenses(declared):
             if found := _name(value, url):
-                return Licence(found, "json_ld")
+                return License(found, "json_ld")
     hrefs = (node.attributes.get("href") for node in tree.css('a[href*="creativecommons.org/" i]'))
     linked = {name for href in hrefs if (name := _name(href, url)) and name.startswith(("cc", "pdm"))}
-    return Licence(linked.pop(), "link") if len(linked) == 1 else None
+    return License(linked.pop(), "link") if len(linked) == 1 else None
 
 
 def _name(value: Any, url: str) -> str | None:
-    """The name of a licence from its URL, None where the value is no URL."""
+    """The name of a license from its URL, None where the value is no URL."""
     if not isinstance(value, str) or not (value := value.strip()):
         return None
     if match := _CREATIVE_COMMONS.search(value):
