@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from jobs.page.licenses import License, of_page
 
 LD = '<script type="application/ld+json">'
