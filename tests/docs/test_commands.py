@@ -251,9 +251,9 @@ def evaluation(folder: Path) -> None:
             (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def stub(place: Place) -> Iterator[Place]:
-    """The place with a `python` that says how it was called."""
+    """The place with a `python` that says how it was called, for this test alone: the next one runs commands."""
     program = place.folder / ".venv/bin/python"  # where the Makefile looks first
     program.parent.mkdir()
     program.write_text(f'#!{sys.executable}\nimport json, sys\nprint(json.dumps(["python", *sys.argv[1:]]))\n')
