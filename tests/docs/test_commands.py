@@ -318,7 +318,6 @@ def filled(text: str, place: Place) -> str:
     """A command with what it leaves open."""
     if text == "make explain":
         text += " URL=https://…"
-    text = text.replace("--run demo-…", "--run demo")
     if "all/…" in text or "--model …" in text:
         model = str(place.made("rl").relative_to(place.folder))
         text = re.sub(r"\S+/all/…", model, text).replace("--model …", f"--model {model}")
