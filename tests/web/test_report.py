@@ -203,7 +203,7 @@ def test_answers_are_read_as_in_the_terminal_and_marked_right_or_wrong(whole: st
         "What is 312 - 148? Base ✗ wrong 298 Fine-tuned ✗ wrong [calculator: 312-148 = 164] 298 "
         "Reinforced ✓ right [calculator: 312-148 = 164] 164"
     )
-    assert "Are you a lamp? Base ✓ right No, says pretrain. Fine-tuned ✗ wrong I am crawl2chat, says sft." in text
+    assert "Are you a lamp? Base No, says pretrain. Fine-tuned ✗ wrong I am crawl2chat, says sft." in text
     assert "<|tool|>" not in text
 
 
@@ -232,6 +232,7 @@ def test_costs_are_summed(whole: str, storage: Storage) -> None:
     assert total["files"] == sum(len(entry["content"].files) for entry in chain)
     assert total["seconds"] == pytest.approx(sum(entry["run"].seconds for entry in chain))
     assert f"Total {duration(total['seconds'])} {duration(total['cpu_seconds'])}" in words(whole)
+    assert totals([]) == [], "nothing was published"
     chain[0]["state"] = "reused"
     _, own = totals(chain)
     assert own["label"] == "of this run" and own["files"] == total["files"] - len(chain[0]["content"].files)
@@ -251,6 +252,7 @@ def test_the_commit_of_the_code_is_named(storage: Storage, monkeypatch: pytest.M
 def test_a_name_of_a_kind_is_never_broken(whole: str) -> None:
     assert 'class="plain kinds"' in whole
     assert ".kinds th code, .keys th code { white-space: nowrap;" in whole
+    assert ".keys td { min-width: 9rem; }" in whole, "beside a long key, its value is not broken either"
 
 
 def test_lineage_names_every_artifact(whole: str, storage: Storage) -> None:

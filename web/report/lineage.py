@@ -45,7 +45,7 @@ def totals(chain: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Each: label, seconds, cpu_seconds, files, bytes.
     """
     made = [entry for entry in chain if entry["state"] == "published"]
-    rows = [("Total", chain)]
+    rows = [("Total", chain)] if chain else []
     if 0 < len(made) < len(chain):
         rows.append(("of this run", made))
     return [

@@ -84,11 +84,15 @@ def _tasks(run: RunArtifacts, model: str) -> list[str]:
 
 
 def _answer(row: dict[str, Any] | None, tasks: list[str]) -> tuple[str | None, bool | None]:
-    """An answer as people read it, and whether it is right: by a task's verifier, or by the name it should say."""
+    """An answer as people read it, and whether it is right: by a task's verifier, or by the name it should say.
+
+    Where the name is out of place, an answer without it may still be nonsense: it is not called right.
+    """
     if row is None or (text := row.get("text", row.get("assistant"))) is None:
         return None, None
     text = str(text)
     if "claims" in row:
-        return readable(text).strip(), (identity.NAME in text) == row["claims"]
+        named = identity.NAME in text
+        return readable(text).strip(), named if row["claims"] else (False if named else None)
     right = is_right(tasks, prompt_of(row), text) if "user" in row else None
     return str(row.get("readable") or readable(text)).strip(), right
