@@ -145,7 +145,7 @@ def histogram(title: str, values: Sequence[float], limits: Sequence[Limit], loga
     """A small histogram with its thresholds drawn, or nothing where there are no values.
 
     The axis spans 99% of the values; what is outside counts in the first and the last bar, and a limit outside is
-    drawn at the edge. `logarithmic`: for counts, whose values span powers of ten.
+    not drawn. `logarithmic`: for counts, whose values span powers of ten.
     """
     if not values:
         return Markup("")
@@ -172,7 +172,7 @@ def histogram(title: str, values: Sequence[float], limits: Sequence[Limit], loga
     parts.append(axis.format("start", 0, SMALL_HEIGHT - 3, _number(left)))
     parts.append(axis.format("end", SMALL_WIDTH, SMALL_HEIGHT - 3, _number(right)))
     line = Markup('<line class="level" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}"/>')
-    parts += [line.format(place(limit.value) * SMALL_WIDTH, height) for limit in limits]
+    parts += [line.format(place(limit.value) * SMALL_WIDTH, height) for limit in limits if left <= limit.value <= right]
     bounds = "".join(f"; at {'least' if limit.least else 'most'} {_number(limit.value)}" for limit in limits)
     label = f"{title}: {len(values):,} values from {_number(min(values))} to {_number(max(values))}{bounds}"
     return Markup('<svg class="histogram" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
