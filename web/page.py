@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from web import words
+from web.terms import meaning
 
 FOLDER = Path(__file__).parent
 
@@ -25,4 +26,6 @@ def template(name: str) -> Template:
     environment.filters.update(
         percent=words.percent, short=words.short, duration=words.duration, shown=words.shown, plain=words.plain
     )
+    environment.filters["meaning"] = meaning
+    environment.globals["icon"] = (FOLDER / "static/favicon.svg").read_text(encoding="utf-8")
     return environment.get_template(name)
