@@ -31,11 +31,11 @@ class Alert(BaseNotifier):  # type: ignore[misc]
             connection = BaseHook.get_connection(CONNECTION)
         except AirflowNotFoundException:
             return
-        task = context["ti"]
-        subject = f"crawl2chat: {self.event(context)}"
-        links = f"{web_url()}/runs/{artifact.run_name(task.run_id)}\n{task.log_url}"
         try:
-            send(connection, subject, f"{task.dag_id}, run {task.run_id}\n{self.details(context)}\n{links}", context)
+            task = context["ti"]
+            links = f"{web_url()}/runs/{artifact.run_name(task.run_id)}\n{task.log_url}"
+            text = f"{task.dag_id}, run {task.run_id}\n{self.details(context)}\n{links}"
+            send(connection, f"crawl2chat: {self.event(context)}", text, context)
         except Exception as error:  # a password may be part of the URL in its message
             self.log.warning("no message by the connection %s: %s", CONNECTION, type(error).__name__)
 

@@ -155,6 +155,9 @@ def test_addresses_are_those_of_a_browser() -> None:
     assert variables(everything)["CRAWL2CHAT_WEB_URL"] == "https://runs.example.org"
     assert variables(everything)["CRAWL2CHAT_SPARK_UI_URL"] == "https://spark.example.org"
     assert everything["config"]["api"]["base_url"] == "https://airflow.example.org"
+    # Tasks report to Airflow inside the cluster, wherever browsers find it.
+    assert everything["config"]["core"]["execution_api_server_url"] == "http://flow-api-server:8080/execution/"
+    assert everything["config"]["core"]["dags_folder"] == "/opt/crawl2chat/dags"
     two = airflow_values(render({"web": {"framedBy": "https://a.example.org http://localhost:8080"}}))
     assert two["config"]["api"]["base_url"] == "https://a.example.org"
     given = airflow_values(render({"web": {"url": "https://runs.example.net"}}))
@@ -182,9 +185,8 @@ def test_alerts_and_metrics_are_settings_of_airflow() -> None:
     values: dict[str, Any] = airflow_values(of_values("everything"))
     wanted = {"envName": f"AIRFLOW_CONN_{CONNECTION.upper()}", "secretName": "alerts", "secretKey": "connection"}
     assert wanted in values["secret"]
-    assert values["config"]["metrics"] == {
-        "otel_on": "True", "otel_host": "collector.monitoring", "otel_port": "4318", "otel_ssl_active": "False"
-    }  # fmt: skip
+    assert values["config"]["metrics"] == {"otel_on": "True"}
+    assert variables(values)["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.monitoring:4318"
     plain = airflow_values(of_values("default"))
     assert "secret" not in plain and "metrics" not in plain["config"]
 
