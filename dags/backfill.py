@@ -10,7 +10,7 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param, task
 
-from dags.parts import form, tasks
+from dags.parts import form, pods, tasks
 from dags.parts.retries import DEFAULTS
 from pipeline.recipe import CRAWL_ID
 
@@ -23,7 +23,7 @@ CRAWLS = Param(
 )
 
 
-@task
+@task(executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
 def runs(params: dict[str, Any], run_id: str) -> list[dict[str, Any]]:
     """Run id and filled form of the run to trigger for each crawl."""
     filled = {key: value for key, value in params.items() if value is not None and key != "crawls"}
@@ -40,6 +40,7 @@ with DAG(
 ) as dag:
     TriggerDagRunOperator.partial(
         task_id="corpus",
+        executor_config=pods.SMALL,
         retries=0,  # a crawl that failed or was rejected is not started again: its own tasks had their retries
         trigger_dag_id="corpus",
         logical_date=None,

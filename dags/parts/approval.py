@@ -12,6 +12,8 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
+from dags.parts import pods
+from dags.parts.alerts import ApprovalNeeded
 from dags.parts.place import Place, place
 from pipeline import artifact
 from pipeline.artifact import Published
@@ -37,7 +39,8 @@ class ApproveBeyondBounds(ApprovalOperator):  # type: ignore[misc]
     template_fields: Sequence[str] = ("subject", "body", "arguments")
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(subject="Continue?", fail_on_reject=True, **kwargs)
+        kwargs.setdefault("executor_config", pods.SMALL)
+        super().__init__(subject="Continue?", fail_on_reject=True, notifiers=ApprovalNeeded(), **kwargs)
         self.arguments = place("recipe", "root", "run")
 
     @abstractmethod

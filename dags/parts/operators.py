@@ -20,7 +20,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from dags.parts import links, spark_submit
+from dags.parts import links, pods, spark_submit
 from dags.parts.child import Child, die_with_parent
 from dags.parts.jobset import JobSet
 from dags.parts.place import Place, place
@@ -208,6 +208,7 @@ class TrainingStage(ProcessStage):
 
     def __init__(self, *, step: Step, **kwargs: Any):
         kwargs.setdefault("task_id", step.task.rpartition(".")[2])
+        kwargs.setdefault("executor_config", pods.TRAINING)
         of = ["--of", step.of] if step.of else []
         super().__init__(stage=step.name, arguments=[f"{HOME}/{step.script}", *of, *PLACE], **kwargs)
         self.ranks = not step.of

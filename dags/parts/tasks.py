@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk import Asset, TaskGroup, TriggerRule, chain, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.parts import form
+from dags.parts import form, pods
 from dags.parts.approval import ApproveExtract, ApprovePretraining
 from dags.parts.links import web_url
 from dags.parts.operators import HOME, Canary, ExtractBatch, ProcessStage, SparkStage, TrainingStage
@@ -43,14 +43,14 @@ def write_recipe(recipe: Recipe, storage: Storage, run_id: str) -> dict[str, str
     return {"recipe": storage.path(name), "root": storage.root, "run": run, "partition": partition(recipe)}
 
 
-@task
+@task(executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
 def resolve(params: dict[str, Any], run_id: str) -> dict[str, str]:
     """Combine recipe file and form into the final recipe of the run."""
     os.chdir(HOME)
     return write_recipe(load(params["recipe"], form.overrides(dict(params))), Storage(params["root"]), run_id)
 
 
-@task(task_id="resolve")  # type: ignore[untyped-decorator]
+@task(task_id="resolve", executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
 def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: Any) -> dict[str, str]:
     """As `resolve`, for the corpus of another run: the one of the asset event, or the one that the form names.
 
@@ -97,7 +97,8 @@ def model_stages() -> TaskGroup:
 
 def report() -> ProcessStage:
     """The run's report, published like a stage."""
-    return ProcessStage(task_id="report", stage="report", arguments=["-m", "web.report", *place("root", "run")])
+    arguments = ["-m", "web.report", *place("root", "run")]
+    return ProcessStage(task_id="report", stage="report", arguments=arguments, executor_config=pods.SMALL)
 
 
 # Numbers in the extra of an asset's event, by the stage whose manifest has them.
@@ -121,14 +122,14 @@ def event_extra(where: dict[str, str], numbers: Mapping[str, tuple[str, ...]]) -
     return extra
 
 
-@task(outlets=[CORPUS])  # type: ignore[untyped-decorator]
+@task(outlets=[CORPUS], executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
 def announce_corpus(where: dict[str, str], outlet_events: Any) -> None:
     """Emit the event that the corpus is ready, in the partition of its crawl."""
     outlet_events[CORPUS].extra = event_extra(where, CORPUS_NUMBERS)
     outlet_events[CORPUS].add_partitions(where["partition"])
 
 
-@task(outlets=[MODEL])  # type: ignore[untyped-decorator]
+@task(outlets=[MODEL], executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
 def announce_model(where: dict[str, str], outlet_events: Any) -> None:
     """Emit the event that the model is ready."""
     outlet_events[MODEL].extra = event_extra(where, MODEL_NUMBERS)

@@ -105,8 +105,9 @@ def test_trainings_of_all_runs_share_a_pool_and_the_run_that_is_furthest_goes_fi
 
 def test_each_installation_makes_the_pools_that_it_names():
     compose = yaml.safe_load((REPOSITORY / "docker/compose.yaml").read_text())["services"]["init"]
-    chart = yaml.safe_load((REPOSITORY / "helm/airflow-values.yaml").read_text())
-    chart_environment = {variable["name"]: variable.get("value") for variable in chart["env"]}
+    chart = yaml.safe_load((REPOSITORY / "helm/crawl2chat/files/airflow-values.yaml").read_text())
+    template = (REPOSITORY / "helm/crawl2chat/templates/airflow-values.yaml").read_text()
+    chart_environment = dict(re.findall(r"{name: (CRAWL2CHAT_\w+_POOL), value: (\w+)}", template))
     installations = {
         "compose": (compose["environment"], compose["command"][-1]),
         "helm": (chart_environment, chart["migrateDatabaseJob"]["args"][-1]),

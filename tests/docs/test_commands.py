@@ -35,10 +35,14 @@ from tests.evaluation.test_scorer import ROWS
 # The beginning of a command, and who runs what it stands for.
 COVERED = {
     "deepspeed --hostfile": "tests/training/test_nodes.py::test_two_machines_make_what_one_makes_also_when_one_dies",
+    "helm template": "tests/helm/test_airflow_values.py::test_both_releases_have_one_image_and_one_root",
     "kubectl auth can-i": "tests/helm/test_scripts.py::test_too_few_rights_fail_and_so_do_too_many",
     "make audit": "tests/local/test_audit.py::test_the_tool_answers_for_every_pin",
+    "make images": "tests/docker/test_tag.py::test_images_are_built_pushed_and_started_under_that_tag",
     "make lint": ".ci/run",
     "make run": "tests/local/test_run.py::test_a_whole_run",
+    "make -s tag": "tests/docker/test_tag.py::test_images_for_gpus_have_a_name_of_their_own",
+    "make tag": "tests/docker/test_tag.py::test_a_tag_names_version_and_commit",
     "make test": ".ci/run",
     "make test-gate": ".ci/run",
     "make test-all": ".github/workflows/nightly.yml",
