@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from pipeline.terminal import plain
+
 EXIT_RESUME = 85  # "stopped in good order, start me again": a training stage that saved a checkpoint on SIGTERM
 
 
@@ -85,6 +87,6 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except CrawlToChatError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(plain(f"error: {error}"), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     sys.exit(0)

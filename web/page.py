@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from pipeline import terminal
 from web import words
 
 FOLDER = Path(__file__).parent
@@ -23,6 +24,6 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=words.percent, short=words.short, duration=words.duration, shown=words.shown, plain=words.plain
+        percent=words.percent, short=words.short, duration=words.duration, shown=words.shown, plain=terminal.plain
     )
     return environment.get_template(name)
