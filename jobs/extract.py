@@ -286,7 +286,7 @@ def listed(job: Job) -> list[sources.Source]:
 def begin(job: Job, files: Sequence[sources.Source], identity: Identity) -> Opened | Published:
     """Open the stage on these files, whose `identity` this is."""
     recipe = job.recipe.extract
-    building = artifact.start(job.storage, job.run, identity, force=job.force)
+    building = command.start(job, identity)
     if isinstance(building, Published):
         return building
     blocked = block_list(job.storage, recipe, identity.assets["block_list"])

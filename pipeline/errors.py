@@ -76,6 +76,12 @@ class NodeError(CrawlToChatError):
     exit_code = 8
 
 
+class NotPublished(CrawlToChatError):
+    """A stage was asked for only if it is published (`pipeline.reuse`), and it is not: it has to run."""
+
+    exit_code = 10
+
+
 class Interrupted(CrawlToChatError):
     """The stage was asked to stop and saved a checkpoint; started again, it resumes."""
 
