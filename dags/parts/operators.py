@@ -76,11 +76,7 @@ def published(arguments: Sequence[str], stage: str) -> Published:
 
 def summary(stage: str, output: Published) -> str:
     """One line for the log about the artifact of a stage: folder, files, counts."""
-    line = f"{stage}: {output.folder}, {len(output.content.files)} files"
-    if counts := output.content.counts:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items())) or "none"
-        line += f"; {counts.in_} in = {counts.kept} kept + {sum(counts.dropped.values())} dropped ({reasons})"
-    return line
+    return f"{stage}: {output.summary()}"
 
 
 class SparkStage(SparkSubmitOperator):  # type: ignore[misc]

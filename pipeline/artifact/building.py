@@ -127,6 +127,7 @@ class Building:
         if not first and published.manifest.content_hash != manifest.content_hash:
             published.verify()  # our files have replaced the other's: they must be the same bytes
         write_pointer(self.storage, self.run, settled(self.pointer, published, "published"))
+        print(f"{self.pointer.name}: published {published.summary()}", flush=True)
         return published
 
 
