@@ -319,6 +319,8 @@ def filled(text: str, place: Place) -> str:
     """A command with what it leaves open."""
     if text == "make explain":
         text += " URL=https://…"
+    if text == "make clean":
+        text += " FORCE=1"  # nobody is there to be asked
     text = text.replace("--run demo-…", "--run demo")
     if "all/…" in text or "--model …" in text:
         model = str(place.made("rl").relative_to(place.folder))
