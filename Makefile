@@ -21,7 +21,7 @@ RUN_OPTIONS = --recipe "$(RECIPE)" --root "$(ROOT)" --port "$(PORT)" $(if $(WARC
   $(if $(CRAWL),--crawl "$(CRAWL)") $(if $(MAX_WARCS),--max-warcs "$(MAX_WARCS)") $(if $(FORCE),--force) $(if $(SET),--set $(SET))
 
 help: ## say what the targets do
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z/.-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 	@echo "  RECIPE=$(RECIPE) ROOT=$(ROOT) PORT=$(PORT) WARCS= CRAWL= MAX_WARCS= FORCE=1 SET=\"rl.steps=9\""
 
 $(READY): requirements.lock pyproject.toml local/setup.sh
@@ -51,7 +51,7 @@ inspect: $(READY) ## what a stage's newest artifact holds: make inspect STAGE=fi
 
 shell: $(READY) ## a shell in which every python -m … of the documentation works
 	@echo "the environment of $(CURDIR) is active; exit leaves it"
-	@VIRTUAL_ENV="$(CURDIR)/.venv" PS1='(crawl2chat) \w $$ ' bash --norc -i
+	@SPARK_LOCAL_IP="$${SPARK_LOCAL_IP:-127.0.0.1}" VIRTUAL_ENV="$(CURDIR)/.venv" PS1='(crawl2chat) \w $$ ' bash --norc -i
 
 # Two processes, on machines of two cores and up: the jobs' tests share one Spark session, whole runs one group.
 PYTEST := python -m pytest -n 2
@@ -132,7 +132,7 @@ BACKUP ?= backup
 backup: ## copy what Compose keeps into a folder: make backup BACKUP=/mnt/backup; needs a container engine
 	@docker/backup.sh "$(BACKUP)"
 
-docker/.env: docker/.env.example
+docker/.env: docker/.env.example ## random secrets for Compose
 	@umask 077; awk 'function made(command, value) { command | getline value; close(command); return value } \
 	  /^AIRFLOW_FERNET_KEY=$$/ { print $$0 made("openssl rand -base64 32 | tr +/ -_"); next } \
 	  /^[A-Z0-9_]+=$$/ { print $$0 made("openssl rand -hex 24"); next } { print }' $< >$@.new
@@ -158,5 +158,11 @@ format: $(READY) ## format the code
 lock: ## make requirements.lock anew from pyproject.toml; needs the Internet
 	@bash local/setup.sh lock
 
-clean: ## remove .venv, artifacts and Airflow's state
+# Not `rm` alone: a model that took weeks may lie there.
+clean: ## remove .venv, artifacts and Airflow's state; asks first (FORCE=1: does not)
+	@if [ -d .crawl2chat/data ] && [ -z "$(FORCE)" ]; then \
+	  [ -t 0 ] || { echo "error: make clean would remove the artifacts in .crawl2chat/data" >&2; \
+	    echo "  -> nobody is there to be asked: make clean FORCE=1" >&2; exit 2; }; \
+	  read -r -p "remove .venv and .crawl2chat, with $$(du -sh .crawl2chat/data | cut -f1) of artifacts? [y/N] " answer; \
+	  [[ $$answer == [yY]* ]] || { echo "nothing was removed"; exit 1; }; fi
 	rm -rf .venv .crawl2chat

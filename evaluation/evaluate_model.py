@@ -14,20 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import benchmarks, demonstrations, identity, tasks
+from evaluation.opening import STAGE, evaluation
 from evaluation.results import other_rank, parse, publish
 from evaluation.scorer import Scorer
 from inference.network import load_on_device, seed_all
 from inference.sampler import Sample, Sampler, Sampling, seeds
 from inference.tools import load_tools
 from pipeline import command, errors
-from pipeline.artifact import Published, Stage
+from pipeline.artifact import Published
 from pipeline.progress import Progress
 from pipeline.recipe import Evaluation
-from pipeline.stages import EVALUATIONS
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import Message, prompt, readable
-
-STAGE = Stage("evaluation", 2, libraries=("torch", "transformers"))
 
 
 class Evaluator:
@@ -166,12 +164,10 @@ def main() -> None:
         return
     # Sampling has its own seeds; this one covers what torch and numpy might draw besides.
     seed_all(job.recipe.seed)
-    source = command.source(job, of)
-    assets = identity.assets() | demonstrations.assets(job.recipe.evaluation)
-    building = command.open_stage(job, STAGE, [source], assets, EVALUATIONS[of].name)
+    building = evaluation(job, of)
     if isinstance(building, Published):
         return
-    folder = source.on_disk()
+    folder = command.source(job, of).on_disk()
     progress = Progress(building.storage, building.progress_folder, STAGE.name, "part")
     results = evaluate(folder, job.recipe.evaluation, job.recipe.assistant.tools, job.recipe.seed, progress)
     publish(building, results)

@@ -30,6 +30,7 @@ from pipeline.artifact import Published, Stage
 from pipeline.errors import ArtifactError
 from pipeline.progress import Progress
 from pipeline.recipe import Memorization
+from pipeline.terminal import one_line, show
 from tokenizer.bpe import Tokenizer
 from tokenizer.shards import Shard, sidecar, split_files
 
@@ -203,7 +204,7 @@ def main() -> None:
     publish(building, results)
     print(json.dumps(results["numbers"]), flush=True)
     for row in results["free"][:3]:
-        print(f"{row['tokens']} tokens of {row['url']}: {row['text']!r}", flush=True)
+        show([f"{row['tokens']} tokens of {one_line(row['url'])}: {row['text']!r}"])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pipeline.artifact import Published
 from pipeline.errors import ArtifactError
 from pipeline.stages import MODELS
 from pipeline.storage import Storage
+from pipeline.terminal import show
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import Message, prompt, readable
 
@@ -96,7 +97,7 @@ def main() -> None:
     sampler = Sampler(load_on_device(folder), Tokenizer.load(folder), tools)
     conversation = Conversation(sampler, Sampling(MAX_NEW_TOKENS, options.temperature), options.seed)
     for answer in converse(conversation, typed()):
-        print(f"assistant  {answer}", flush=True)
+        show([f"assistant  {answer}"])
 
 
 if __name__ == "__main__":

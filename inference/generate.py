@@ -16,6 +16,7 @@ from inference.network import load_on_device
 from inference.sampler import Sampler, Sampling, seeds
 from inference.tools import load_tools
 from pipeline import errors
+from pipeline.terminal import plain, show
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import IM_END, Message, prompt
 
@@ -53,7 +54,7 @@ class Printer:
     def __call__(self, row: int, token: int) -> None:
         """Print one id (the callback `stream` of `Sampler.sample`); the end of a turn prints nothing."""
         if token not in self._silent:
-            print(self._decoder.decode(self._tokenizer.decode_bytes([token])), end="", flush=True)
+            print(plain(self._decoder.decode(self._tokenizer.decode_bytes([token]))), end="", flush=True)
 
     def end(self) -> None:
         """Print what is left of an incomplete character, and end the line."""
@@ -83,7 +84,7 @@ def main() -> None:
     else:
         samples = sampler.sample([ids for _, ids in rows], sampling, row_seeds)
         for (text, _), sample in zip(rows, samples, strict=True):
-            print(("" if args.chat else text) + sampler.text(sample), flush=True)
+            show([("" if args.chat else text) + sampler.text(sample)])
 
 
 if __name__ == "__main__":

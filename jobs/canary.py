@@ -16,7 +16,7 @@ from jobs import extract
 from jobs.archive import sources
 from jobs.page import quality
 from jobs.stage.table import read_rows
-from pipeline import artifact, command, errors
+from pipeline import command, errors
 from pipeline.artifact import Identity, Published, Stage
 from pipeline.command import Job
 from pipeline.numbers import CanaryNumbers
@@ -57,7 +57,7 @@ def run(job: Job) -> Published:
     extracted, wanted = extract.identity(job, files), job.recipe.approval.canary_warcs
     section = {"canary_warcs": wanted, "extract": extracted.fingerprint, "filter": job.recipe.section("filter")}
     identity = Identity(STAGE, section, job.recipe.seed, extracted.inputs)
-    building = artifact.start(job.storage, job.run, identity, force=job.force)
+    building = command.start(job, identity)
     if isinstance(building, Published):
         return building
     numbers = CanaryNumbers(files=len(files), canary_files=0, extract=extracted.folder)

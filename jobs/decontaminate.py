@@ -29,6 +29,7 @@ from pipeline.artifact import Published, Stage
 from pipeline.command import Job
 from pipeline.recipe import Decontaminate
 from pipeline.storage import Storage
+from pipeline.terminal import show
 
 STAGE = Stage("decontaminate", 3, ("xxhash",))
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail")])
@@ -104,7 +105,7 @@ def run(job: Job) -> Published:
     unmatched = sorted(down.difference(*(record["matched"] for record in records.values())))
     if unmatched:
         some = ", ".join(unmatched[:_NAMED]) + (", …" if len(unmatched) > _NAMED else "")
-        print(f"warning: {len(unmatched)} of {len(down)} take-down entries name no document: {some}", flush=True)
+        show([f"warning: {len(unmatched)} of {len(down)} take-down entries name no document: {some}"])
     numbers = {"evaluation_ngrams": len(set_of), "take_down_entries": len(down), "take_down_unmatched": len(unmatched)}
     numbers |= counts.dropped
     return building.publish(files, counts, numbers, cpu_seconds=seconds)

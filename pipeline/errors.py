@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from pipeline.terminal import plain
+
 EXIT_RESUME = 85  # "stopped in good order, start me again": a training stage that saved a checkpoint on SIGTERM
 
 
@@ -74,6 +76,12 @@ class NodeError(CrawlToChatError):
     exit_code = 8
 
 
+class NotPublished(CrawlToChatError):
+    """A stage was asked for only if it is published (`pipeline.reuse`), and it is not: it has to run."""
+
+    exit_code = 10
+
+
 class Interrupted(CrawlToChatError):
     """The stage was asked to stop and saved a checkpoint; started again, it resumes."""
 
@@ -85,6 +93,6 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except CrawlToChatError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(plain(f"error: {error}"), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     sys.exit(0)

@@ -17,7 +17,8 @@ class Step:
     `name` is its pointer's in `runs/<run>/`, `stage` its artifacts' folder: a stage that runs several times in a run,
     as `evaluation` does, has several steps. `script`: the file that makes it, below the project. `sections`: the
     sections of the recipe that are its own, and that a form shows for it; all that decides what comes out is in
-    `pipeline.command.settings`. `task`: its id in Airflow.
+    `pipeline.command.settings`. `task`: its id in Airflow. `opens`: module:function that opens the stage of a job, and
+    that a process without Spark and torch can call (`pipeline.reuse`).
     """
 
     name: str
@@ -31,22 +32,29 @@ class Step:
     holds: str = ""  # what of a page its files hold, where they hold more than ids
     model: str = ""  # the model it makes, as people call it
     of: str = ""  # evaluation: the step whose model it measures
+    opens: str = ""
 
 
 def _corpus(name: str, label: str, note: str, holds: str = "") -> Step:
-    return Step(name, name, label, note, f"jobs/{name}.py", (name,), f"corpus.{name}", True, holds)
+    script, opens = f"jobs/{name}.py", f"jobs.{name}:run"
+    return Step(name, name, label, note, script, (name,), f"corpus.{name}", True, holds, opens=opens)
 
 
 def _model(name: str, label: str, note: str, model: str, *more: str) -> Step:
-    return Step(name, name, label, note, f"training/{name}.py", (*more, name), f"model.{name}", model=model)
+    script, opens = f"training/{name}.py", f"training.launch.opening:{name}"
+    return Step(name, name, label, note, script, (*more, name), f"model.{name}", model=model, opens=opens)
 
 
 def _evaluation(of: str, label: str, task: str) -> Step:
     name, script = f"evaluation-{of}", "evaluation/evaluate_model.py"
-    return Step(name, "evaluation", label, "evaluate", script, ("assistant", "evaluation"), f"model.{task}", of=of)
+    sections, opens = ("assistant", "evaluation"), "evaluation.opening:evaluation"
+    return Step(name, "evaluation", label, "evaluate", script, sections, f"model.{task}", of=of, opens=opens)
 
 
-CANARY = Step("canary", "canary", "Canary", "a few files", "jobs/canary.py", ("approval",), "corpus.canary")
+CANARY = Step(
+    *("canary", "canary", "Canary", "a few files", "jobs/canary.py", ("approval",), "corpus.canary"),
+    opens="jobs.canary:run",
+)
 # From WARC files to token shards.
 CORPUS = (
     _corpus("extract", "Extract", "text, scores", "captures"),
@@ -57,6 +65,7 @@ CORPUS = (
     Step(
         *("tokenizer", "tokenizer", "Tokenizer", "byte-level BPE"),
         *("jobs/train_tokenizer.py", ("tokenizer",), "corpus.tokenizer"),
+        opens="jobs.train_tokenizer:run",
     ),
     _corpus("shard", "Shard", "token files", "documents in the shards"),
 )

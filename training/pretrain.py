@@ -22,25 +22,24 @@ from torch import nn
 
 from evaluation.ngrams import NgramTables, bits_per_byte
 from inference import network
-from pipeline import artifact, command, lines
-from pipeline.artifact import Building, Published, Stage
+from pipeline import lines
+from pipeline.artifact import Building, Published
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.numbers import ShardNumbers
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import PAD
 from training.data import loader
-from training.engine import checkpoint
 from training.engine.engine import MAX_SKIPPED, micro_rows, rows_per_rank
 from training.engine.loop import Loop, loss_ends
 from training.engine.losses import Batch, TokenLoss, token_loss
 from training.engine.optimizer import decay_start
-from training.launch import processes
+from training.launch import opening, processes
 from training.launch.command import TrainingJob, parse
 from training.launch.processes import World
 from training.launch.stage import open_stage
 from training.samples import SAMPLES
 
-STAGE = Stage("pretrain", 2, libraries=("torch", "transformers", "deepspeed"))
+STAGE = opening.PRETRAIN.stage
 VALIDATION_WINDOWS = 64  # evaluated during training, so that it costs little; all of the split at the end
 SAMPLE_TOKENS = 32  # a sample's length: enough to see whether the model has learned words or sentences
 TABLE_TOKENS = 50_000_000  # at most so many are counted for the n-gram tables, whose bigrams then take some hundred MB
@@ -75,26 +74,6 @@ class PretrainingData:
     def bits_per_byte(self, nats: float) -> float:
         """Bits per byte of text, which tokenizers do not change, from nats per validation token."""
         return bits_per_byte(nats, self.validation_tokens, self.validation_bytes)
-
-
-def inputs(job: TrainingJob) -> list[Published]:
-    """The shard artifact to read (`--input`, or the run's), the tokenizer that made it, and the shards to mix in."""
-    shards = command.source(job, "shard")
-    for source in shards.content.inputs:
-        if source.stage == "tokenizer":
-            others = [artifact.read(job.storage, folder) for folder in job.recipe.pretrain.mix]
-            return [shards, artifact.read(job.storage, source.location), *others]
-    raise ArtifactError(f"{shards.folder} does not say which tokenizer made it", "run the stage shard again")
-
-
-def assets(job: TrainingJob) -> dict[str, str]:
-    """Hashes of the weights or the checkpoint that the recipe begins with, for the fingerprint; without any, none."""
-    section = job.recipe.pretrain
-    hashes = network.assets(section.weights)
-    if section.continue_from:
-        # The commit file holds the hashes of all files of the checkpoint.
-        hashes["continue_from"] = artifact.digest(checkpoint.read_commit(job.storage, section.continue_from))
-    return hashes
 
 
 def open_data(shards: Published, tokenizer: Tokenizer, mix: Iterable[tuple[Published, float]] = ()) -> PretrainingData:
@@ -309,7 +288,7 @@ def main() -> None:
     """Entry point."""
     job = parse(__doc__)
     world = processes.start(job.recipe.seed)
-    opened, sources = open_stage(job, world, STAGE, lambda: inputs(job), lambda: assets(job))
+    opened, sources = open_stage(job, world, opening.PRETRAIN)
     if isinstance(opened, Building):
         shards, tokenizer_source, *others = sources
         tokenizer = Tokenizer.load(tokenizer_source.on_disk())

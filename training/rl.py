@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from inference.likelihood import log_probabilities
 from inference.sampler import Sample, Sampler, Sampling, seeds
 from inference.tools import load_tools
-from pipeline import command
-from pipeline.artifact import Building, Published, Stage
+from pipeline.artifact import Building, Published
 from tokenizer.chat import PAD, prompt
 from training.engine.engine import rows_per_rank
 from training.engine.loop import Loop
 from training.engine.losses import Batch, supervised
-from training.launch import processes
+from training.launch import opening, processes
 from training.launch.command import TrainingJob, parse
 from training.launch.processes import World
 from training.launch.stage import load_model, open_stage
@@ -36,7 +35,7 @@ from training.rollouts import rewards
 from training.rollouts.advantages import group_advantages
 from training.rollouts.questions import Questions, TaskQuestion
 
-STAGE = Stage("rl", 2, libraries=("torch", "transformers", "deepspeed"))
+STAGE = opening.RL.stage
 EVALUATION_QUESTIONS = 64  # of the held-out split, between steps; the evaluation stage has more, and others
 EVALUATION_SAMPLES = 4  # per question, at temperature 1
 GAP_ROWS = 8  # samples per rank and step whose log-probabilities sampler and trainer both compute: a cheap spot check
@@ -218,7 +217,7 @@ def main() -> None:
     """Entry point."""
     job = parse(__doc__)
     world = processes.start(job.recipe.seed)
-    opened, sources = open_stage(job, world, STAGE, lambda: [command.source(job, "sft")])
+    opened, sources = open_stage(job, world, opening.RL)
     if isinstance(opened, Building):
         stage = Reinforcement(job, world, opened, *sources)
         stage.run()

@@ -13,6 +13,7 @@ import json
 from pipeline import artifact, errors
 from pipeline.errors import ArtifactError
 from pipeline.storage import Storage
+from pipeline.terminal import show
 
 SAMPLES = "samples.jsonl"
 
@@ -48,7 +49,7 @@ def main() -> None:
             print(f"{prompt!r}")
             for row in rows:
                 if row["prompt"] == prompt:
-                    print(f"{row['step']:>8}  {json.dumps(row['text'], ensure_ascii=False)[1:-1]}")
+                    show([f"{row['step']:>8}  {json.dumps(row['text'], ensure_ascii=False)[1:-1]}"])
 
 
 if __name__ == "__main__":

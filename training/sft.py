@@ -17,8 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline import command
-from pipeline.artifact import Building, Counts, Published, Stage
+from pipeline.artifact import Building, Counts, Published
 from pipeline.errors import InputError
 from tokenizer.chat import PAD, Rendered, render
 from training.data import conversations
@@ -26,12 +25,12 @@ from training.data.packing import Packed, pack
 from training.engine.engine import rows_per_rank
 from training.engine.loop import Loop, loss_ends
 from training.engine.losses import Batch, TokenLoss, supervised, token_loss
-from training.launch import processes
+from training.launch import opening, processes
 from training.launch.command import TrainingJob, parse
 from training.launch.processes import World
 from training.launch.stage import load_model, open_stage
 
-STAGE = Stage("sft", 2, libraries=("torch", "transformers", "deepspeed"))
+STAGE = opening.SFT.stage
 VALIDATION_SHARE = 0.02  # of the distinct conversations
 
 
@@ -120,8 +119,7 @@ def main() -> None:
     """Entry point."""
     job = parse(__doc__)
     world = processes.start(job.recipe.seed)
-    assets = functools.partial(conversations.assets, job.recipe.sft.conversations)
-    opened, sources = open_stage(job, world, STAGE, lambda: [command.source(job, "pretrain")], assets)
+    opened, sources = open_stage(job, world, opening.SFT)
     if isinstance(opened, Building):
         stage = FineTuning(job, world, opened, *sources)
         stage.run()

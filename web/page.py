@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from pipeline import terminal
 from web import words
 from web.terms import meaning
 
@@ -24,7 +25,7 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=words.percent, short=words.short, duration=words.duration, shown=words.shown, plain=words.plain
+        percent=words.percent, short=words.short, duration=words.duration, shown=words.shown, plain=terminal.plain
     )
     environment.filters["meaning"] = meaning
     environment.globals["icon"] = (FOLDER / "static/favicon.svg").read_text(encoding="utf-8")

@@ -34,10 +34,22 @@ POLICY = (
 PAGES = (runs, live)  # modules with a `router`
 
 
+def ancestors(framed_by: str) -> str:
+    """These addresses, and one of loopback by both its names: a browser compares names, and people type either."""
+    addresses = []
+    for address in framed_by.split():
+        scheme, _, place = address.partition("://")
+        host, colon, port = place.partition(":")
+        names = ("127.0.0.1", "localhost") if host in ("127.0.0.1", "localhost") else (host,)
+        addresses += [f"{scheme}://{name}{colon}{port}" for name in names]
+    return " ".join(addresses)
+
+
 def application(root: str, password: str | None = None, framed_by: str = "") -> FastAPI:
     """The web application of one root. `framed_by`: addresses whose pages may frame ours, besides our own."""
     app = FastAPI(title="crawl2chat", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.storage = Storage(root)
+    policy = POLICY.format(ancestors(framed_by)).strip()
     authentication = None if password is None else Authentication(password)
 
     @app.middleware("http")
@@ -46,7 +58,7 @@ def application(root: str, password: str | None = None, framed_by: str = "") -> 
         if authentication and request.url.path != "/healthz" and (refusal := authentication.refused(request)):
             return refusal
         response = await handle(request)
-        response.headers["Content-Security-Policy"] = POLICY.format(framed_by).strip()
+        response.headers["Content-Security-Policy"] = policy
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
         response.headers["Cache-Control"] = "no-store"

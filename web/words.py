@@ -1,4 +1,4 @@
-"""Numbers, times and hostile text as people read them."""
+"""Numbers and times as people read them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import json
 import re
 import time
 from typing import Any
-
-# Control characters that HTML forbids, and those of text direction, which reorder what a reader sees.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 # Names of shares: `hellaswag_accuracy_normalised` and `arithmetic.accuracy_with_tool` as well as `sampled_accuracy`.
 _SHARE = re.compile("accuracy|_rate$|_said$")
@@ -64,8 +61,3 @@ def rate(name: str, value: Any) -> str:
 def facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and value as text, of the values that are not None."""
     return [(label, shown(value)) for label, value in pairs.items() if value is not None]
-
-
-def plain(text: Any) -> str:
-    """Text whose control characters (see `_CONTROL`) are replaced by U+FFFD."""
-    return _CONTROL.sub("\ufffd", str(text))

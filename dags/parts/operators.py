@@ -20,7 +20,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from dags.parts import links, pods, spark_submit
+from dags.parts import links, pods, reuse, spark_submit
 from dags.parts.child import Child, die_with_parent
 from dags.parts.jobset import JobSet
 from dags.parts.place import Place, place
@@ -76,17 +76,14 @@ def published(arguments: Sequence[str], stage: str) -> Published:
 
 def summary(stage: str, output: Published) -> str:
     """One line for the log about the artifact of a stage: folder, files, counts."""
-    line = f"{stage}: {output.folder}, {len(output.content.files)} files"
-    if counts := output.content.counts:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items())) or "none"
-        line += f"; {counts.in_} in = {counts.kept} kept + {sum(counts.dropped.values())} dropped ({reasons})"
-    return line
+    return f"{stage}: {output.summary()}"
 
 
 class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
     """Runs the step's script by `spark-submit` on the connection `spark_default`, then checks that it published."""
 
     operator_extra_links = links.SPARK
+    reusable = True  # whether it is found out first if this is published
 
     def __init__(self, *, step: Step, arguments: Sequence[str] = (FORCE,), **kwargs: Any) -> None:
         kwargs.setdefault("task_id", step.task.rpartition(".")[2])
@@ -99,6 +96,8 @@ class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
         die_with_parent()
         links.push(self, context)
         arguments = self.application_args = non_empty(self.application_args)
+        if self.reusable and reuse.published(self.stage, arguments, HOME, self.log.info):
+            return self.check(arguments)
         # Paths in a recipe are relative to HOME.
         spark_submit.submit(self, context, self.stage, cwd=HOME, preexec_fn=die_with_parent)
         return self.check(arguments)
@@ -110,6 +109,8 @@ class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
 
 class Canary(SparkStage):
     """The canary; returns the batches in which the other files will be extracted."""
+
+    reusable = False  # it lists the input, which is 90,000 requests for a crawl: not twice
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(step=CANARY, **kwargs)
@@ -126,6 +127,8 @@ class Canary(SparkStage):
 
 class ExtractBatch(SparkStage):
     """Extract of one batch of the files; `arguments` are `--batch I/N`."""
+
+    reusable = False  # a batch publishes nothing; once extract is published the canary returns none
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(step=STEPS["extract"], **kwargs)
@@ -212,6 +215,14 @@ class TrainingStage(ProcessStage):
         of = ["--of", step.of] if step.of else []
         super().__init__(stage=step.name, arguments=[f"{HOME}/{step.script}", *of, *PLACE], **kwargs)
         self.ranks = not step.of
+
+    def execute(self, context: Any) -> None:
+        """See `ProcessStage`; nothing is launched for what is published."""
+        die_with_parent()
+        if reuse.published(self.stage, non_empty(self.arguments), HOME, self.log.info):
+            links.push(self, context)
+        else:
+            super().execute(context)
 
     def command(self) -> list[str]:
         """The launcher that `deepspeed` itself starts on each machine; `deepspeed` would import torch once more.

@@ -27,6 +27,7 @@ from pipeline.artifact import Published
 from pipeline.errors import InputError
 from pipeline.recipe import Deduplicate, Extract, Filter, VerifiedDeduplicate
 from pipeline.storage import Storage
+from pipeline.terminal import one_line, show
 
 
 def rows_with(published: Published, column: str, value: str, suffix: str = ".parquet") -> list[dict[str, Any]]:
@@ -77,20 +78,20 @@ def replayed(row: dict[str, Any], extracted: Published) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as text; scores with four digits, enough to compare them with a limit."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A value on one line; scores with four digits, enough to compare them with a limit."""
+    return f"{value:.4g}" if isinstance(value, float) else one_line(value)
 
 
 def explained(storage: Storage, run: str, row: dict[str, Any]) -> Iterator[str]:
     """Lines about one row of extract."""
     extracted = artifact.of_run(storage, run, "extract")
     if row["offset"] < 0 or row["reason"] == "damaged":  # the row of a whole archive, or of damaged bytes: no page
-        yield f"{row['url']}\n  -> {row['reason']}: {row['detail']}"
+        yield f"{one_line(row['url'])}\n  -> {row['reason']}: {row['detail']}"
         return
     # What is larger than a page may be was not read whole then, and would not be now: its record says all there is.
     large = row["html_bytes"] > Extract.model_validate(extracted.content.recipe).max_html_bytes
     today = row if large else replayed(row, extracted)
-    yield f"{row['url']}\n  {row['warc']} at {row['offset']}, captured {row['date']}, document {row['id']}"
+    yield f"{one_line(row['url'])}\n  {row['warc']} at {row['offset']}, captured {row['date']}, document {row['id']}"
     yield "extract"
     columns = ("status", "mime", "html_bytes", "charset", "languages", "title")
     for name in (*columns, "detected", "language", "language_score", "quality"):
@@ -166,7 +167,7 @@ def copies(records: list[dict[str, Any]], published: Published, row: dict[str, A
         if reason == "near_copy" and isinstance(recipe, VerifiedDeduplicate):
             # The two may be connected by other documents: only each pair between them had to be similar.
             yield f"{'least of each pair between them':<34}{shown(recipe.min_jaccard)}"
-        yield f"-> dropped: {reason} of {url or document}"
+        yield f"-> dropped: {reason} of {one_line(url or document)}"
     else:
         others = records[0]["cluster_size"] - 1
         yield f"-> kept, and {others:,} copies of it dropped" if others else "-> kept, without copies"
@@ -240,7 +241,7 @@ def main() -> None:
         remedy = "check the URL: it is compared letter by letter"
         raise InputError(f"run {run!r} has no capture of {options.url}", remedy)
     for row in rows:
-        print("\n".join(explained(storage, run, row)))
+        show(explained(storage, run, row))
 
 
 if __name__ == "__main__":

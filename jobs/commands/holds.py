@@ -24,6 +24,7 @@ from pipeline import artifact, command, errors
 from pipeline.artifact import MANIFEST, Published
 from pipeline.stages import CORPUS, MODELS
 from pipeline.storage import Storage
+from pipeline.terminal import show
 
 TRAINED = ("tokenizer", *(step.name for step in MODELS))  # stages that train on the text of pages
 
@@ -114,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     storage = Storage(options.root)
     lines = list(holding(storage, options.entry))
-    print("\n".join(lines) or f"nothing below {storage.root} holds {options.entry}")
+    show(lines or [f"nothing below {storage.root} holds {options.entry}"])
 
 
 if __name__ == "__main__":

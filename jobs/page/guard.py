@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from pipeline.terminal import plain
+
 Row = dict[str, Any]
 
 _TIMER_SHARE = 0.95  # of the limit, when a signal ends Python code, which spares a fork; at the limit it is killed
@@ -130,7 +132,9 @@ class Guard:
                 self._serve(child_pipe, parent)
                 status = 0
             except BaseException:  # a defect of ours, or a row that cannot be sent: its page is a crash
-                os.write(2, traceback.format_exc().encode())  # the worker's `sys.stderr` may be a file closed here
+                os.write(
+                    2, plain(traceback.format_exc()).encode(errors="replace")
+                )  # the worker's `sys.stderr` may be a file closed here
             finally:
                 os._exit(status)  # not through the worker's own handlers
         child_pipe.close()

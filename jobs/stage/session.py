@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from pipeline.errors import MachineError
@@ -30,8 +31,15 @@ SETTINGS = {
 # of classes that jobs.commands.prebuild makes, it costs a third of the CPU seconds (10 against 29). It also starts
 # without that file.
 SMALL_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+LOOPBACK = "127.0.0.1"
 CLASSES = Path(__file__).resolve().parents[2] / ".crawl2chat/spark.jsa"
 SHARED_CLASSES = f'"-XX:SharedArchiveFile={CLASSES}" -Xlog:cds*=off'
+
+
+def _submitted_master() -> str:
+    """The master that spark-submit was given; without one it takes this machine's cores."""
+    SparkContext._ensure_initialized()  # connects to the JVM, which holds the settings of spark-submit
+    return str(SparkConf().get("spark.master", "local[*]"))
 
 
 def spark(name: str, classes: str = SHARED_CLASSES) -> SparkSession:
@@ -43,7 +51,17 @@ def spark(name: str, classes: str = SHARED_CLASSES) -> SparkSession:
         raise MachineError("Java is not installed", "install it: apt-get install openjdk-17-jre-headless")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName(f"crawl2chat {name}")
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # set by spark-submit, which then also sets the master
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # set by spark-submit, which then also sets the master
+    if "SPARK_LOCAL_IP" not in os.environ and (not submitted or _submitted_master().startswith("local")):
+        # By default Spark listens on every address of the machine, and its interface has no login.
+        for key in ("spark.driver.host", "spark.driver.bindAddress"):
+            builder = builder.config(key, LOOPBACK)
+        if submitted:  # too late: the interface takes its address from the environment in which the JVM was started
+            builder = builder.config("spark.ui.enabled", "false")
+            print(f"Spark's interface is off; SPARK_LOCAL_IP={LOOPBACK} shows it on {LOOPBACK}:4040", flush=True)
+        else:
+            os.environ["SPARK_LOCAL_IP"] = LOOPBACK
+    if not submitted:
         builder = builder.master("local[*]")
         if "SPARK_DRIVER_MEMORY" not in os.environ:  # a user who sets it runs a long job: keep Java's defaults
             builder = builder.config("spark.driver.extraJavaOptions", f"{SMALL_JVM} {classes}")

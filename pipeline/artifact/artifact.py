@@ -162,6 +162,15 @@ class Published:
         """Names, for the storage, of the files that end with `suffix`, in the order of the manifest."""
         return [self.file(file.path) for file in self.content.files if file.path.endswith(suffix)]
 
+    def summary(self) -> str:
+        """In one line: where it is, how many files, and what was dropped by reason."""
+        line = f"{self.storage.path(self.folder)}, {len(self.content.files)} files"
+        if counts := self.content.counts:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.dropped.items())) or "none"
+            total = sum(counts.dropped.values())
+            line += f"; {counts.in_:,} in = {counts.kept:,} kept + {total:,} dropped ({reasons})"
+        return line
+
     def as_input(self) -> Input:
         """This artifact as the input of another."""
         return Input(

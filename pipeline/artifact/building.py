@@ -30,7 +30,7 @@ from pipeline.artifact.artifact import (
     read,
 )
 from pipeline.artifact.runs import Pointer, settled, write_pointer
-from pipeline.errors import StageError
+from pipeline.errors import NotPublished, StageError
 from pipeline.storage import Storage
 
 SCHEMA_VERSION = 1
@@ -129,6 +129,7 @@ class Building:
         if not first and published.manifest.content_hash != manifest.content_hash:
             published.verify()  # our files have replaced the other's: they must be the same bytes
         write_pointer(self.storage, self.run, settled(self.pointer, published, "published"))
+        print(f"{self.pointer.name}: published {published.summary()}", flush=True)
         return published
 
 
@@ -214,12 +215,18 @@ class Identity:
 
 
 def start(
-    storage: Storage, run: str, identity: Identity, *, name: str | None = None, force: bool = False
+    storage: Storage,
+    run: str,
+    identity: Identity,
+    *,
+    name: str | None = None,
+    force: bool = False,
+    published_only: bool = False,
 ) -> Published | Building:
     """Start a stage of `run`: the published artifact (verified) if this was made before, else a `Building`.
 
     `name`: of its pointer, where a stage runs more than once in a run. With `force` what was published is made again
-    from nothing.
+    from nothing. With `published_only` nothing is started: `NotPublished` is raised instead.
     """
     stage, folder, work = identity.stage.name, identity.folder, identity.work
     storage.check_writable()
@@ -243,6 +250,8 @@ def start(
         write_pointer(storage, run, settled(pointer, published, "reused"))
         print(f"{pointer.name}: already made ({folder}), verified; nothing to do", flush=True)
         return published
+    elif published_only:
+        raise NotPublished(f"{pointer.name} is not published: {folder} is not there", f"run {pointer.name}")
     write_pointer(storage, run, pointer)
     _count_attempt(storage, pointer, identity.inputs)
     return Building(storage, run, pointer, identity.content(), _cpu_seconds())

@@ -45,7 +45,7 @@ def parse(text: str, name: str, overrides: dict[str, Any] | None = None) -> Reci
         lines = []
         for detail in error.errors():
             place = variants.location(detail["loc"], Recipe)
-            lines.append(f"{_where(files, place)}: {_key(place)}: {reason(detail)}")
+            lines.append(_blamed(files, place, reason(detail), overrides or {}))
         raise RecipeError("\n".join(lines), "correct the keys above; recipes/demo.yaml is a complete example") from None
 
 
@@ -136,6 +136,19 @@ def _override(data: dict[str, Any], key: str, value: Any, name: str) -> None:
     if not isinstance(data, dict) or not (last in data or (data and variants.is_key(key, Recipe))):
         raise RecipeError(f"override {key!r}: {name} has no such key", "use the dotted key of a value in the recipe")
     data[last] = value
+
+
+def _blamed(
+    files: list[tuple[str, yaml.Node | None]], place: tuple[int | str, ...], problem: str, overrides: dict[str, Any]
+) -> str:
+    """What is wrong, and where: at a line of a file, or in a value of the command line or a form, which has none."""
+    key = _key(place)
+    if any(f"{key}.".startswith(f"{given}.") for given in overrides):
+        return f"command line or form: {key}: {problem}"
+    # A rule about a section as a whole: the file alone may well obey it.
+    changed = [given for given in overrides if not place or given.startswith(f"{key}.")]
+    beside = f" (with {', '.join(changed)} from the command line or form)" if changed else ""
+    return f"{_where(files, place)}: {key}: {problem}{beside}"
 
 
 def _where(files: list[tuple[str, yaml.Node | None]], place: tuple[int | str, ...]) -> str:

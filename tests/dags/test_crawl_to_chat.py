@@ -178,6 +178,52 @@ def test_a_spark_stage_runs_in_the_project_folder_and_fails_with_the_exit_code(r
     assert (run_folder / "cwd").read_text().strip() == operators.HOME
 
 
+@pytest.mark.parametrize(("stage", "asked"), [("filter", True), ("extract", True), ("canary", False)])
+def test_a_spark_stage_that_is_published_starts_no_spark_submit(stage, asked, run_folder, monkeypatch):
+    """The canary does: to look for it would list the whole input twice."""
+    questions, submitted = [], []
+
+    def published(stage, arguments, *_):
+        questions.append((stage, "--force" in arguments))
+        return True
+
+    monkeypatch.setattr(operators.reuse, "published", published)
+    monkeypatch.setattr(operators.spark_submit, "submit", lambda *_, **__: submitted.append(stage))
+    monkeypatch.setattr(operators.SparkStage, "check", lambda *_: None)
+    monkeypatch.setattr(operators.Canary, "check", lambda *_: None)
+    task = operators.Canary(task_id="t") if stage == "canary" else SparkStage(task_id="t", step=STEPS[stage])
+    task.application_args = arguments(run_folder)
+    task.execute(CONTEXT)
+    assert (questions, submitted) == (([(stage, False)], []) if asked else ([], [stage]))
+
+
+def test_a_training_stage_that_is_published_launches_nothing(run_folder, monkeypatch):
+    monkeypatch.setattr(operators.reuse, "published", lambda *_: True)
+    monkeypatch.setattr(operators.TrainingStage, "launch", lambda _: pytest.fail("launched"))
+    rendered(dag.get_task("model.pretrain")).execute(CONTEXT)
+
+
+@pytest.mark.parametrize("code", [0, 10, 3])
+def test_what_is_published_is_looked_for_by_a_process(code, run_folder, monkeypatch):
+    started, logged = [], []
+
+    class Search:
+        def __init__(self, command, *_):
+            started.append(command)
+
+        def wait(self, log):
+            log("filter: already made")
+            return code
+
+    monkeypatch.setattr(operators.reuse, "Child", Search)
+    place = ["--recipe", "r.yaml", "--root", "/data", "--run", "one"]
+    assert operators.reuse.published("filter", place, "/", logged.append) is (code == 0)
+    assert started == [[sys.executable, "-m", "pipeline.reuse", "--step", "filter", *place]]
+    assert logged == (["filter: already made"] if code == 0 else [])
+    assert not operators.reuse.published("filter", [*place, "--force"], "/", logged.append)
+    assert len(started) == 1
+
+
 def test_the_spark_provider_is_the_version_whose_private_members_are_used():
     """For another version, read its operator and hook again, then raise `spark_submit.VERSION`."""
     assert version(spark_submit.PROVIDER) == spark_submit.VERSION

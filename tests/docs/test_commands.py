@@ -47,6 +47,7 @@ COVERED = {
     "make test-gate": ".ci/run",
     "make test-all": ".github/workflows/nightly.yml",
     "make ui": "tests/local/test_assets.py::test_a_corpus_starts_the_model_that_names_it",
+    "python -m pipeline.reuse": "tests/pipeline/test_reuse.py::test_the_command_exits_with_a_code_of_its_own",
     "python -m local.run": "tests/local/test_run.py::test_the_form_builds_the_recipe_that_was_checked",
     "python -m tests.training.test_parity": "tests/training/test_parity.py::test_every_stage_equals_plain_torch",
     "python check.py": "tests/helm/test_scripts.py::test_the_role_of_the_chart_passes",
@@ -322,6 +323,8 @@ def filled(text: str, place: Place) -> str:
     """A command with what it leaves open."""
     if text == "make explain":
         text += " URL=https://…"
+    if text == "make clean":
+        text += " FORCE=1"  # nobody is there to be asked
     if "all/…" in text or "--model …" in text:
         model = str(place.made("rl").relative_to(place.folder))
         text = re.sub(r"\S+/all/…", model, text).replace("--model …", f"--model {model}")

@@ -177,6 +177,7 @@ def test_a_second_run_finds_all_of_it_made(whole):
     done = subprocess.run(command(root), capture_output=True, text=True, timeout=LONGEST)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every stage was already made; nothing was done again" in done.stdout
+    assert "Airflow" not in done.stdout and re.search(r"^report: .*report\.html$", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -69,6 +69,14 @@ def test_open_commit_publish_reuse(storage: Storage) -> None:
     assert artifact.of_run(storage, "other", "extract").folder == published.folder
 
 
+def test_a_stage_says_at_its_end_what_it_published(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    made = finish(building(storage), counts=Counts(in_=1500, kept=3, dropped={"short": 7, "not_200": 1490}))
+    assert capsys.readouterr().out == (
+        f"extract: published {storage.path(made.folder)}, 1 files; "
+        "1,500 in = 3 kept + 1,497 dropped (1,490 not_200, 7 short)\n"
+    )
+
+
 def test_a_kill_costs_one_part(storage: Storage) -> None:
     first = building(storage)
     first.commit("00000", {"rows": 1})

@@ -44,6 +44,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 def collect(storage: Storage, monkeypatch: pytest.MonkeyPatch, capsys: Any, *options: str) -> list[str]:
     monkeypatch.setattr(sys, "argv", ["gc", "--root", storage.root, *options])
+    capsys.readouterr()  # what the stages of the test printed
     gc.main()
     lines: list[str] = capsys.readouterr().out.splitlines()
     return lines

@@ -128,11 +128,11 @@ def test_wrong_values_are_refused_with_key_and_line(text: str, old: str, new: st
         ({"fr": {}}, "by_language has 'fr', which languages has not"),
     ],
 )
-def test_a_wrong_limit_of_a_language_is_refused_by_name_and_line(text: str, limits: dict[str, Any], told: str) -> None:
+def test_a_wrong_limit_of_a_language_is_refused_by_name_and_place(text: str, limits: dict[str, Any], told: str) -> None:
     given = {"filter.languages": {"en": 0.65, "de": 0.8}, "filter.by_language": limits}
     what = refused(text, given | {"extract.languages": {"en": ["the"], "de": ["der"]}})
-    line = line_of(text, "by_language:" if "fr" not in limits else "filter:")
-    assert what.startswith(f"my.yaml:{line}: ") and told in what
+    where = "command line or form" if "fr" not in limits else f"my.yaml:{line_of(text, 'filter:')}"
+    assert what.startswith(f"{where}: ") and told in what
 
 
 def test_a_language_has_the_limits_of_all_but_those_that_it_names(text: str) -> None:
@@ -271,6 +271,22 @@ def test_section_is_plain_data_of_that_section_only() -> None:
 def test_names_need_a_model(text: str) -> None:
     assert "PERSON and person_model go together" in refused(text.replace("  kinds: [EMAIL", "  kinds: [PERSON, EMAIL"))
     assert "PERSON and person_model go together" in refused(text.replace("person_model: null", "person_model: names"))
+
+
+def test_a_value_of_the_command_line_is_not_blamed_on_a_line_of_the_file(text: str) -> None:
+    assert refused(text, {"pretrain.steps": "ten"}).startswith("command line or form: pretrain.steps: ")
+    assert refused(text, {"pretrain.optimizer.betas": [2, 0.9]}).startswith(
+        "command line or form: pretrain.optimizer.betas.0: "
+    )
+    # A rule about several keys, of which the file states the others.
+    whole = refused(text, {"pretrain.window": 99999})
+    assert whole.startswith("my.yaml:1: recipe: ") and whole.endswith(
+        "(with pretrain.window from the command line or form)"
+    )
+    # What the file says wrongly is its own fault, whatever else is given.
+    line = line_of(text, "seed:")
+    broken = text.replace(text.splitlines()[line - 1], "seed: many")
+    assert refused(broken, {"pretrain.steps": 10}).startswith(f"my.yaml:{line}: seed: ")
 
 
 def test_a_key_given_twice_is_refused(text: str) -> None:

@@ -237,6 +237,14 @@ def test_pages_run_no_script_but_ours_and_are_framed_by_airflow_alone(storage: S
     assert "frame-ancestors 'self' http://127.0.0.1:8080" in policy["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize("typed", ["http://127.0.0.1:8080", "http://localhost:8080"])
+def test_airflow_on_this_machine_frames_pages_by_either_name(typed: str, storage: Storage) -> None:
+    """A browser compares the name in its address bar, and one that the policy lacks gives a grey tab."""
+    policy = TestClient(serve.application(storage.root, framed_by=typed)).get("/").headers["Content-Security-Policy"]
+    assert policy.endswith("frame-ancestors 'self' http://127.0.0.1:8080 http://localhost:8080")
+    assert serve.ancestors("https://airflow.example.org") == "https://airflow.example.org"
+
+
 def test_the_password_opens(storage: Storage) -> None:
     client = TestClient(serve.application(storage.root, "open sesame"))
     assert client.get("/healthz").text == "ok"
