@@ -15,7 +15,8 @@ from pipeline.recipe.base import (
 )
 from pipeline.storage import holds_password
 
-CRAWL_ID = r"^CC-[A-Za-z0-9-]+$"
+# Year and week; the three oldest crawls have names of their own (https://index.commoncrawl.org).
+CRAWL_ID = r"^CC-MAIN-(\d{4}-\d{2}|2008-2009|2009-2010|2012)$"
 
 
 class Input(Section):
