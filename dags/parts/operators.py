@@ -20,7 +20,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from dags.parts import links, spark_submit
+from dags.parts import documents, links, spark_submit
 from dags.parts.child import Child, die_with_parent
 from dags.parts.jobset import JobSet
 from dags.parts.place import Place, place
@@ -89,7 +89,7 @@ class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
     operator_extra_links = links.SPARK
 
     def __init__(self, *, step: Step, arguments: Sequence[str] = (FORCE,), **kwargs: Any) -> None:
-        kwargs.setdefault("task_id", step.task.rpartition(".")[2])
+        kwargs = {"task_id": step.task.rpartition(".")[2], "doc_md": documents.of_step(step)} | kwargs
         super().__init__(application=f"{HOME}/{step.script}", name=f"crawl2chat {step.name}", **kwargs)
         self.application_args: list[str] = [*PLACE, *arguments]
         self.stage = step.name
@@ -207,7 +207,7 @@ class TrainingStage(ProcessStage):
     operator_extra_links = links.TRAINING
 
     def __init__(self, *, step: Step, **kwargs: Any):
-        kwargs.setdefault("task_id", step.task.rpartition(".")[2])
+        kwargs = {"task_id": step.task.rpartition(".")[2], "doc_md": documents.of_step(step)} | kwargs
         of = ["--of", step.of] if step.of else []
         super().__init__(stage=step.name, arguments=[f"{HOME}/{step.script}", *of, *PLACE], **kwargs)
         self.ranks = not step.of
