@@ -20,7 +20,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from dags.parts import documents, links, spark_submit
+from dags.parts import documents, levels, links, spark_submit
 from dags.parts.child import Child, die_with_parent
 from dags.parts.jobset import JobSet
 from dags.parts.place import Place, place
@@ -176,7 +176,7 @@ class ProcessStage(BaseOperator):  # type: ignore[misc]
         for _ in range(MAX_STARTS):
             self._launch = self.launch()
             try:
-                code = self._launch.wait(lambda line: self.log.info("%s", line))
+                code = self._launch.wait(levels.logger(self.log))
             finally:
                 self._launch.stop(STOP_SECONDS)  # a timeout of the task is raised as an exception here
             if self._killed:
@@ -242,7 +242,7 @@ class TrainingStage(ProcessStage):
     def _prebuild(self) -> None:
         """Build what several ranks share unless it is built, and remove the lock of a build that was killed."""
         child = Child([sys.executable, "-u", "-m", "training.launch.prebuild"], HOME, {})
-        if code := child.wait(lambda line: self.log.info("%s", line)):
+        if code := child.wait(levels.logger(self.log)):
             raise StageFailed(self.stage, code)
 
 
