@@ -165,8 +165,8 @@ class Airflow:
                 lines += part.splitlines()
                 continue
             lines += str(part.get("event", "")).splitlines()
-            for error in part.get("error_detail") or []:
-                lines.append(f"{error.get('exc_type')}: {error.get('exc_value')}")
+            for error in (part.get("error_detail") or [])[:1]:  # those behind it repeat the lines above
+                lines += f"{error.get('exc_type')}: {error.get('exc_value')}".splitlines()
         return lines
 
 

@@ -45,14 +45,12 @@ def check(recipe: Recipe, storage: Storage, sections: Collection[str] | None = N
     the root. Returns a line for each thing that could not be checked, as where a server does not answer.
     """
     unchecked: list[str] = []
-    problems = [
-        problem
-        for section, find in _FINDERS.items()
-        if sections is None or section in sections
-        for problem in find(recipe, storage)
-    ]
+    problems: list[Problem] = []
     if sections is None or "extract" in sections:
         problems += _archives(recipe.input, unchecked)
+    for section, find in _FINDERS.items():
+        if sections is None or section in sections:
+            problems += find(recipe, storage)
     if problems:
         remedies = dict.fromkeys(problem.remedy for problem in problems)
         raise InputError("\n".join(f"{problem.key}: {problem.what}" for problem in problems), "; ".join(remedies))
@@ -111,7 +109,7 @@ def _folder(key: str, path: str, *holds: str) -> Iterator[Problem]:
 
 
 def _here() -> str:
-    return f"correct the path (working folder: {os.getcwd()})"
+    return f"check the path (working folder: {os.getcwd()})"
 
 
 def _builtin(key: str, source: str, names: tuple[str, ...]) -> Iterator[Problem]:

@@ -22,23 +22,25 @@ from pipeline.recipe import CRAWL_ID, Recipe, load
 
 _PROJECT = Path(__file__).resolve().parents[2]
 MORE = "More settings (an empty field: as in the recipe)"
-FIRST = (  # beside the recipe and the files; Airflow shows fields without a section above all others
-    "extract.languages",
-    "filter.languages",
+# Beside the recipe and the files. Airflow shows fields without a section above all others. Its editors of JSON are so
+# tall that they come last.
+FIRST = (
     "deduplicate.min_jaccard",
     "model.layers",
-    "pretrain.batch",
     "pretrain.steps",
+    "pretrain.batch",
     "pretrain.optimizer.lr",
-    "sft.tasks",
     "rl.steps",
+    "sft.tasks",
+    "filter.languages",
+    "extract.languages",
 )
 _FILES = ("warcs", "crawl", "max_warcs")
 _RUN_FIELDS = ("recipe", "root", *_FILES, "force", "corpus_run")  # they are not keys of the recipe
 _YES_NO = {True: "yes", False: "no"}
 # Airflow names the run; the input has the fields `_FILES`; memorization is measured by a command, not by a task.
 _NO_FIELDS = ("name", "input", "memorization")
-_SHORT = 60  # characters of a value; of a longer one, only that of the proposed recipe is shown
+_SHORT = 60  # characters of a value; a longer one is shown of the proposed recipe only
 
 
 def leaves(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -164,8 +166,8 @@ def _in_recipes(key: str, values: dict[str, dict[str, Any]]) -> str:
             continue
         value = _YES_NO[section[last]] if isinstance(section[last], bool) else section[last]
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if number == 0 or len(text) <= _SHORT:
-            names.setdefault(text, []).append(recipe)
+        shown = text if number == 0 or len(text) <= _SHORT else "…"
+        names.setdefault(shown, []).append(recipe)
     if len(names) == 1 and sum(map(len, names.values())) == len(values) > 1:
         return f"All recipes: {next(iter(names))}"
     return "; ".join(f"{', '.join(having)}: {text}" for text, having in names.items())

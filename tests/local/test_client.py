@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from local.client import Airflow
+from local.client import Airflow, Task
 from pipeline.errors import MachineError
 from tests.server import serving
 
@@ -139,3 +139,18 @@ def test_all_runs_that_a_killed_airflow_left_are_failed() -> None:
     client.fail_active("crawl_to_chat")
     failed = [request.url.path.rpartition("/")[2] for request in requests if request.method == "PATCH"]
     assert failed == [f"r{number}" for number in range(130)] * 2  # running and queued
+
+
+def test_the_end_of_a_log_is_the_error_and_not_what_stands_behind_it() -> None:
+    """Behind a failed Spark stage stands the provider's error, with hundreds of lines of its output once more."""
+    behind = {"exc_type": "AirflowException", "exc_value": "Cannot execute: spark-submit\nLast spark-submit output:\nx"}
+    content = [
+        {"event": "error: no file x\n-> check the path"},
+        {
+            "event": "Task failed",
+            "error_detail": [{"exc_type": "StageFailed", "exc_value": "extract ended\n3"}, behind],
+        },
+    ]
+    client = answering(token={"access_token": "x"}, **{"1": {"content": content}})
+    log = client.log("crawl_to_chat", "r", Task("corpus.extract", -1, "failed", 1, None, None))
+    assert log == ["error: no file x", "-> check the path", "Task failed", "StageFailed: extract ended", "3"]
