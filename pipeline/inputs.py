@@ -8,10 +8,13 @@ take-down and evaluation sets, tokenizer, weights, conversations, benchmarks, ar
 from __future__ import annotations
 
 import glob
+import gzip
 import http.client
+import json
 import os
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from pipeline import available, locations
 from pipeline.artifact import MANIFEST
 from pipeline.available import BUILTIN
 from pipeline.errors import InputError
+from pipeline.lines import is_json
 from pipeline.recipe import Input, Recipe
 from pipeline.storage import Storage
 
@@ -100,6 +104,22 @@ def _file(key: str, path: str, where: str = "") -> Iterator[Problem]:
         yield Problem(key, f"{name} cannot be read", "correct its permissions")
 
 
+def _json_lines(key: str, path: str, where: str = "") -> Iterator[Problem]:
+    """As `_file`, for JSON lines: the first line is read, and the stage names any other that is wrong."""
+    if problems := [*_file(key, path, where)]:
+        yield from problems
+        return
+    with Path(path).open("rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if packed else Path(path).open("rb") as stream:
+            line = next(filter(bytes.strip, stream), b"")
+        json.loads(line.decode("utf-8-sig"))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        what = f"{path}{where} does not begin with a line of JSON: {error}"
+        yield Problem(key, what, "name a file of JSON lines, gzipped or plain")
+
+
 def _folder(key: str, path: str, *holds: str) -> Iterator[Problem]:
     """A problem if `path` is no folder, or lacks a file of each of these patterns."""
     if not Path(path).is_dir():
@@ -115,7 +135,7 @@ def _here() -> str:
 def _builtin(key: str, source: str, names: tuple[str, ...]) -> Iterator[Problem]:
     """As `_file`, for a file or one of the sets that come with the project."""
     if not source.startswith(BUILTIN):
-        yield from _file(key, source)
+        yield from _json_lines(key, source)
     elif source.removeprefix(BUILTIN) not in names:
         known = ", ".join(BUILTIN + name for name in names)
         yield Problem(key, f"{source} is none of the project's sets", f"name a file or one of {known}")
@@ -159,7 +179,8 @@ def _redact(recipe: Recipe, storage: Storage) -> Iterator[Problem]:
 def _decontaminate(recipe: Recipe, storage: Storage) -> Iterator[Problem]:
     for name in ("sets", "take_down"):
         for file in getattr(recipe.decontaminate, name):
-            yield from _file(f"decontaminate.{name}", file)
+            find = _json_lines if name == "sets" and is_json(file) else _file
+            yield from find(f"decontaminate.{name}", file)
 
 
 def _tokenizer(recipe: Recipe, storage: Storage) -> Iterator[Problem]:
@@ -188,7 +209,7 @@ def _sft(recipe: Recipe, storage: Storage) -> Iterator[Problem]:
 def _evaluation(recipe: Recipe, storage: Storage) -> Iterator[Problem]:
     for benchmark in recipe.evaluation.benchmarks:
         for file in filter(None, (benchmark.file, benchmark.examples)):
-            yield from _file("evaluation.benchmarks", file, f" (benchmark {benchmark.name})")
+            yield from _json_lines("evaluation.benchmarks", file, f" (benchmark {benchmark.name})")
     for source in recipe.evaluation.demonstrations:
         yield from _builtin("evaluation.demonstrations", source, available.demonstrations())
 

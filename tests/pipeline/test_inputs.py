@@ -74,7 +74,8 @@ def test_the_demo_has_all_it_reads(storage: Storage) -> None:
         ("sft.conversations", ["builtin:identity", "talks.jsonl"], "talks.jsonl does not exist"),
         ("sft.conversations", ["builtin:nobody"], "builtin:nobody is none of the project's sets"),
         ("evaluation.benchmarks", [BENCHMARK], "quiz.jsonl (benchmark quiz) does not exist"),
-        ("evaluation.benchmarks", [BENCHMARK | {"file": DEMO, "examples": "e.jsonl"}], "e.jsonl (benchmark quiz)"),
+        ("evaluation.benchmarks", [BENCHMARK | {"examples": "e.jsonl"}], "e.jsonl (benchmark quiz) does not exist"),
+        ("evaluation.benchmarks", [BENCHMARK | {"file": DEMO}], "(benchmark quiz) does not begin with a line of JSON"),
         ("evaluation.demonstrations", ["builtin:identity_held_out"], "none of the project's sets"),
     ],
 )
@@ -103,6 +104,18 @@ def test_only_the_sections_that_a_run_reads_count(storage: Storage) -> None:
     changes = {"input.warcs": ["gone.warc"], "sft.conversations": ["gone.jsonl"]}
     assert "gone.jsonl" not in refused(storage, changes, "extract", "shard")
     assert "gone.warc" not in refused(storage, changes, "pretrain", "sft")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello\n", b"\x1f\x8bgarbage", b"\xff\xfe", gzip.compress(b"{}")[:-12]])
+def test_conversations_that_are_no_json_lines_are_refused(storage: Storage, tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "talks.jsonl"
+    file.write_bytes(data)
+    for key in ("sft.conversations", "decontaminate.sets"):
+        assert f"{key}: {file} does not begin with a line of JSON" in refused(storage, {key: [str(file)]})
+    good = b'\n{"messages": []}\nno JSON\n'  # the stage reads the rest
+    for content in (good, gzip.compress(good)):
+        file.write_bytes(content)
+        assert inputs.check(load(DEMO, {"sft.conversations": [str(file)]}), storage) == []
 
 
 def test_a_list_is_read_and_what_it_names_is_sought(storage: Storage, tmp_path: Path) -> None:
