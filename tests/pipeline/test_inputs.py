@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import artifact, inputs, locations
 from pipeline.artifact import Identity, Stage
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RecipeError
 from pipeline.recipe import load
 from pipeline.storage import Storage
 from tests.server import serving
@@ -152,9 +152,11 @@ def test_a_server_that_does_not_answer_refuses_nothing(
     assert f"{server}/b.warc.gz answers 404" in refused(storage, {"input.warcs": [f"{server}/b.warc.gz"]})
 
 
-@pytest.mark.parametrize("name", ["CC-MAIN-2025", "CC-NEWS", "CC-MAIN-2025-5", "CC-main-2025-05", "CC-MAIN-2025-05/x"])
+@pytest.mark.parametrize(
+    "name", ["CC-MAIN-2025", "CC-NEWS", "CC-MAIN-2025-5", "CC-main-2025-05", "CC-MAIN-2025-05/x", "CC-MAIN-2025-05\n"]
+)
 def test_what_is_no_id_of_a_crawl_is_refused_by_the_recipe(name: str) -> None:
-    with pytest.raises(Exception, match=r"input\.crawl"):
+    with pytest.raises(RecipeError, match=r"input\.crawl: no id of a crawl: write it with year and week"):
         load(DEMO, {"input.warcs": [], "input.crawl": name})
     for known in ("CC-MAIN-2025-05", "CC-MAIN-2012", "CC-MAIN-2009-2010"):
         load(DEMO, {"input.warcs": [], "input.crawl": known})
