@@ -20,6 +20,9 @@ from pipeline.artifact import Published
 from pipeline.numbers import CanaryNumbers, TokenizerNumbers
 from pipeline.recipe import Approval, Model, Recipe, load
 
+_HOW = """Within the bounds of the recipe's section `approval` the run continues by itself. Beyond them it waits on the
+page *Required Actions* until somebody approves or rejects. Rejecting ends the run; clearing the task asks again."""
+
 
 @dataclass
 class ApprovalRequest:
@@ -39,7 +42,7 @@ class ApproveBeyondBounds(ApprovalOperator):  # type: ignore[misc]
     template_fields: Sequence[str] = ("subject", "body", "arguments")
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("executor_config", pods.SMALL)
+        kwargs = {"doc_md": f"{type(self).__doc__}\n\n{_HOW}", "executor_config": pods.SMALL} | kwargs
         super().__init__(subject="Continue?", fail_on_reject=True, notifiers=ApprovalNeeded(), **kwargs)
         self.arguments = place("recipe", "root", "run")
 
