@@ -21,6 +21,7 @@ from inference.sampler import Sample, Sampler, Sampling, seeds
 from inference.tools import load_tools
 from pipeline import command, errors
 from pipeline.artifact import Published, Stage
+from pipeline.command import Job
 from pipeline.progress import Progress
 from pipeline.recipe import Evaluation
 from pipeline.stages import EVALUATIONS
@@ -159,11 +160,8 @@ def evaluate(
     return results
 
 
-def main() -> None:
-    """Entry point."""
-    job, of = parse(__doc__)
-    if other_rank():
-        return
+def run(job: Job, of: str) -> None:
+    """Open the stage, evaluate the model that the step `of` made, publish."""
     # Sampling has its own seeds; this one covers what torch and numpy might draw besides.
     seed_all(job.recipe.seed)
     source = command.source(job, of)
@@ -176,6 +174,15 @@ def main() -> None:
     results = evaluate(folder, job.recipe.evaluation, job.recipe.assistant.tools, job.recipe.seed, progress)
     publish(building, results)
     print(json.dumps(results["numbers"]), flush=True)
+
+
+def main() -> None:
+    """Entry point."""
+    job, of = parse(__doc__)
+    if other_rank():
+        return
+    with command.recording(job, EVALUATIONS[of].name):
+        run(job, of)
 
 
 if __name__ == "__main__":

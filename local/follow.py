@@ -19,11 +19,9 @@ from pipeline.artifact import Pointer
 from pipeline.errors import CrawlToChatError, MachineError
 from pipeline.numbers import PROGRESS, named
 from pipeline.progress import Event, last_event
-from pipeline.stages import STEPS
+from pipeline.stages import BY_TASK
 from pipeline.storage import Storage
 
-# Task id to the name of the pointer that the task writes. Tasks that are no stage write none.
-POINTERS = {step.task: step.name for step in STEPS.values()} | {"corpus.extract_batch": "extract"}
 AWAITING_INPUT = "awaiting_input"  # Airflow's state of a task that needs a person's approval
 ENDED = ("success", "failed")
 BEGUN = ("running", "deferred", "up_for_retry", "restarting", AWAITING_INPUT, *ENDED)
@@ -55,7 +53,7 @@ class View(Protocol):
 
 def task_status(storage: Storage, run: str, task: Task) -> TaskStatus:
     """The status of a task now; progress only while its stage runs, since a pointer may be of an earlier attempt."""
-    stage = POINTERS.get(task.name, "")
+    stage = BY_TASK.get(task.name, task.name)  # of others, such as `resolve`, only a failure is recorded
     pointer = artifact.pointer(storage, run, stage) if stage else None
     event = last_event(storage, pointer.progress_folder) if pointer and pointer.state == "running" else None
     seconds = (task.ended or time.time()) - task.started if task.started else 0.0

@@ -119,14 +119,15 @@ def _batch(packed: Packed, rows: list[int]) -> Batch:
 def main() -> None:
     """Entry point."""
     job = parse(__doc__)
-    world = processes.start(job.recipe.seed)
-    assets = functools.partial(conversations.assets, job.recipe.sft.conversations)
-    opened, sources = open_stage(job, world, STAGE, lambda: [command.source(job, "pretrain")], assets)
-    if isinstance(opened, Building):
-        stage = FineTuning(job, world, opened, *sources)
-        stage.run()
-        stage.publish(stage.numbers(), stage.counts)
-    processes.barrier(world)
+    with command.recording(job, STAGE.name):
+        world = processes.start(job.recipe.seed)
+        assets = functools.partial(conversations.assets, job.recipe.sft.conversations)
+        opened, sources = open_stage(job, world, STAGE, lambda: [command.source(job, "pretrain")], assets)
+        if isinstance(opened, Building):
+            stage = FineTuning(job, world, opened, *sources)
+            stage.run()
+            stage.publish(stage.numbers(), stage.counts)
+        processes.barrier(world)
 
 
 if __name__ == "__main__":
