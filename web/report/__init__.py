@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from pipeline import artifact
-from pipeline.artifact import Identity, Published, RunArtifacts, Stage
+from pipeline.artifact import Identity, Pointer, Published, RunArtifacts, Stage
 from pipeline.errors import ArtifactError
-from pipeline.stages import MODELS, PAGES, REPORT, ROAD
+from pipeline.stages import MODELS, PAGES, REPORT, ROAD, label
 from pipeline.storage import Storage
 from web.page import template
 from web.report import documents
@@ -26,7 +24,7 @@ from web.report.story import story
 from web.report.waterfall import waterfall
 from web.words import when
 
-STAGE = Stage("report", 4, ("jinja2", "pyarrow"))
+STAGE = Stage("report", 5, ("jinja2", "pyarrow"))
 FILE = "report.html"
 
 
@@ -35,32 +33,32 @@ def opened(storage: Storage, name: str) -> RunArtifacts:
     run = RunArtifacts(storage, name)
     for of_stage in (run.pointers, run.artifacts):
         of_stage.pop(REPORT.name, None)
-    if not run.artifacts:
+    if not run.artifacts and not failures(run):
         raise ArtifactError(
             f"run {name!r} below {storage.root} has published nothing", "name a run with --run; see runs/ there"
         )
     return run
 
 
-def recipe_name(run: RunArtifacts) -> str:
-    """The recipe's name from the run's `recipe.yaml`, which is not validated; without that file, the run's name."""
-    file = f"runs/{run.name}/recipe.yaml"
-    recipe = yaml.safe_load(run.storage.read(file)) if run.storage.exists(file) else None
-    return str(recipe.get("name", run.name)) if isinstance(recipe, dict) else run.name
+def failures(run: RunArtifacts) -> list[Pointer]:
+    """The stages that failed, with error, remedy and the address of the log."""
+    return [pointer for pointer in run.pointers.values() if pointer.state == "failed"]
 
 
 def view(run: RunArtifacts) -> dict[str, Any]:
     """The values of `report.html.j2`."""
-    finished = max(made.manifest.run.started + made.manifest.run.seconds for made in run.artifacts.values())
+    ends = [made.manifest.run.started + made.manifest.run.seconds for made in run.artifacts.values()]
+    finished = max([*ends, *(pointer.ended for pointer in failures(run))])
     redactions, masked = run.number("redact", "redactions") or {}, run.number("redact", "samples") or {}
     return {
         "run": run.name,
-        "recipe": recipe_name(run),
+        "recipe": artifact.recipe_name(run.storage, run.name) or run.name,
         "date": when(finished),
         "story": story(run),
         "states": [
             (step.name, step.label, run.pointers[step.name].state if step.name in run.pointers else "") for step in ROAD
         ],
+        "failures": [(label(pointer.name), pointer) for pointer in failures(run)],
         "pages": {step.name for step in PAGES},
         "made": run.artifacts,
         "bars": waterfall(run),
@@ -93,12 +91,17 @@ def render(run: RunArtifacts) -> str:
 def publish(storage: Storage, run_name: str, force: bool = False) -> Published:
     """Publish the report of a run; reuse one that was made from the same artifacts."""
     run = opened(storage, artifact.run_name(run_name))
+    # An unfinished stage is shown with all that its pointer says; a finished one by its artifact, which is an input.
+    states = {
+        name: {} if pointer.finished else pointer.model_dump(include={"state", "error", "remedy", "log"})
+        for name, pointer in run.pointers.items()
+    }
     building = artifact.start(
         storage,
         run.name,
         Identity(
             STAGE,
-            {"run": run.name, "states": {name: pointer.state == "running" for name, pointer in run.pointers.items()}},
+            {"run": run.name, "states": states},
             0,
             [made.as_input() for made in run.artifacts.values()],
         ),
