@@ -9,7 +9,7 @@ from __future__ import annotations
 from airflow.sdk import DAG
 
 from dags.parts import form, tasks
-from dags.parts.retries import DEFAULTS
+from dags.parts.failures import OF_RUN
 
 with DAG(
     "crawl_to_chat",
@@ -17,7 +17,12 @@ with DAG(
     schedule=None,
     max_active_runs=1,
     params=form.params(tasks.ROOT, tasks.RECIPE),
-    default_args=DEFAULTS,
+    default_args=OF_RUN,
     tags=["crawl2chat"],
 ) as dag:
-    tasks.resolve() >> tasks.corpus_stages() >> tasks.model_stages() >> tasks.report()  # type: ignore[call-arg]
+    where, corpus, model = tasks.resolve(), tasks.corpus_stages(), tasks.model_stages()  # type: ignore[call-arg]
+    early, report = tasks.corpus_report(), tasks.report()
+    announce = tasks.announce_model(where)  # type: ignore[call-arg]
+    # The report also of what failed; the run succeeds only if both did, since its last task decides.
+    where >> corpus >> [model, early] >> report >> announce
+    model >> announce

@@ -12,8 +12,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from dags.parts import form
 from dags.parts.approval import ApproveExtract, ApprovePretraining
 from dags.parts.links import web_url
-from dags.parts.operators import HOME, Canary, ExtractBatch, ProcessStage, SparkStage, TrainingStage
-from dags.parts.place import place
+from dags.parts.operators import HOME, Canary, ExtractBatch, Report, SparkStage, TrainingStage
 from pipeline import artifact, stages
 from pipeline.numbers import named
 from pipeline.recipe import Recipe, load
@@ -34,24 +33,30 @@ def partition(recipe: Recipe) -> str:
     return recipe.input.crawl or recipe.name
 
 
-def write_recipe(recipe: Recipe, storage: Storage, run_id: str) -> dict[str, str]:
-    """Write the final recipe to `runs/<run>/recipe.yaml`; returns where the run is, for the other tasks."""
+def begin_run(recipe: Recipe, storage: Storage, run_id: str, task: Any) -> dict[str, str]:
+    """Write the final recipe to `runs/<run>/recipe.yaml`, and beside it which stages the DAG of `task` has.
+
+    Returns where the run is, for the other tasks.
+    """
     run = artifact.run_name(run_id)
     name = f"runs/{run}/recipe.yaml"
     storage.write(name, recipe.to_yaml().encode())
+    tasks_of_dag = set(task.task.dag.task_ids)
+    steps = tuple(step.name for step in stages.STEPS.values() if step.task in tasks_of_dag)
+    artifact.write_plan(storage, run, steps, airflow=task.log_url.partition("/tasks/")[0])
     print(f"recipe {recipe.name} for run {run}: {storage.path(name)}")
     return {"recipe": storage.path(name), "root": storage.root, "run": run, "partition": partition(recipe)}
 
 
 @task
-def resolve(params: dict[str, Any], run_id: str) -> dict[str, str]:
+def resolve(params: dict[str, Any], run_id: str, ti: Any) -> dict[str, str]:
     """Combine recipe file and form into the final recipe of the run."""
     os.chdir(HOME)
-    return write_recipe(load(params["recipe"], form.overrides(dict(params))), Storage(params["root"]), run_id)
+    return begin_run(load(params["recipe"], form.overrides(dict(params))), Storage(params["root"]), run_id, ti)
 
 
 @task(task_id="resolve")  # type: ignore[untyped-decorator]
-def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: Any) -> dict[str, str]:
+def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: Any, ti: Any) -> dict[str, str]:
     """As `resolve`, for the corpus of another run: the one of the asset event, or the one that the form names.
 
     Raises `AirflowSkipException` if the event's corpus is not the recipe's: it must not retrain the model.
@@ -68,7 +73,7 @@ def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: 
             )
         storage, source = Storage(corpus["root"]), corpus["run"]
     source = artifact.run_name(source) if source else artifact.newest_run(storage, CORPUS_STAGES[-1])
-    where = write_recipe(recipe, storage, run_id)
+    where = begin_run(recipe, storage, run_id, ti)
     artifact.adopt(storage, source, where["run"], CORPUS_STAGES)
     print(f"uses the corpus of run {source}")
     return where
@@ -95,9 +100,14 @@ def model_stages() -> TaskGroup:
     return group
 
 
-def report() -> ProcessStage:
-    """The run's report, published like a stage."""
-    return ProcessStage(task_id="report", stage="report", arguments=["-m", "web.report", *place("root", "run")])
+def report() -> Report:
+    """The run's report, published like a stage. It is made whatever became of the stages before it."""
+    return Report(task_id="report", trigger_rule=TriggerRule.ALL_DONE)
+
+
+def corpus_report() -> Report:
+    """The report of a run whose corpus is ready, and whose model is not: training may take weeks."""
+    return Report(task_id="corpus_report")
 
 
 # Numbers in the extra of an asset's event, by the stage whose manifest has them.
