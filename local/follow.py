@@ -17,7 +17,7 @@ from local.client import DAG, Airflow, Task
 from pipeline import artifact
 from pipeline.artifact import Pointer
 from pipeline.errors import CrawlToChatError, MachineError
-from pipeline.numbers import PROGRESS, named
+from pipeline.numbers import progress_numbers
 from pipeline.progress import Event, last_event
 from pipeline.stages import BY_TASK
 from pipeline.storage import Storage
@@ -112,7 +112,7 @@ def outcome(storage: Storage, status: TaskStatus) -> str:
 def progress(event: Event) -> str:
     """Units done, and the event's numbers that are in `PROGRESS`."""
     text = f"{event.done:,}/{event.total:,} {event.unit}"
-    for name, value in named(event.numbers, PROGRESS).items():
+    for name, value in progress_numbers(event.numbers).items():
         text += f", {name} {value:.3f}" if abs(value) < 1000 else f", {name} {value:,.0f}"
     return text
 
