@@ -1,4 +1,4 @@
-"""A crawl goes in, a chat model comes out: all stages of a recipe, one task per stage.
+"""A crawl goes in, a chat model comes out: all stages of a recipe, one task per stage; announces `crawl2chat_model`.
 
 Artifacts that exist with the same settings are reused, so clearing a task, retrying it or running the whole DAG a
 second time costs seconds.

@@ -98,8 +98,8 @@ def short_name(task: str) -> str:
 def outcome(storage: Storage, status: TaskStatus) -> str:
     """What a task that ended made, in a few words."""
     if status.state == "failed":
-        return "failed"
-    if status.pointer is None or status.pointer.state == "running":  # no stage, or a batch of one
+        return "failed" + reason(status)
+    if status.pointer is None or not status.pointer.finished:  # no stage, or a batch of one
         return "done"
     if status.pointer.state == "reused":
         return "already made"
@@ -107,6 +107,13 @@ def outcome(storage: Storage, status: TaskStatus) -> str:
         return "made; its artifact is missing at the moment"
     counts = artifact.read(storage, status.pointer.folder).content.counts
     return f"{counts.in_:,} in, {counts.kept:,} kept" if counts else "made"
+
+
+def reason(status: TaskStatus) -> str:
+    """Why a stage failed, where its pointer says so: the first line, after a colon."""
+    pointer = status.pointer
+    error = pointer.error.splitlines() if pointer and pointer.state == "failed" else []
+    return f": {error[0]}" if error else ""
 
 
 def progress(event: Event) -> str:
@@ -124,6 +131,7 @@ class Lines:
         self._storage, self._print = storage, print_line
         self._printed: dict[str, tuple[int, float]] = {}  # by task: the attempt, and the time of its last line
         self._reminded: dict[str, float] = {}  # by task: the time of the last line that it needs an approval
+        self._failed_tries: dict[str, int] = {}  # by task: the attempt whose failure was printed
         self._last_line = ""
 
     def show(self, status: TaskStatus) -> None:
@@ -135,6 +143,10 @@ class Lines:
         elif status.tries > tries and status.state == "running":
             self._print(f"{name}: started" + (f", try {status.tries}" if status.tries > 1 else ""))
             self._printed[status.name] = (status.tries, now)
+        elif status.state == "up_for_retry":
+            if status.tries > self._failed_tries.get(status.name, 0):
+                self._print(f"{name}: failed, will be retried{reason(status)}")
+                self._failed_tries[status.name] = status.tries
         elif status.state == AWAITING_INPUT:
             if now - self._reminded.get(status.name, -math.inf) > _REMINDER_SECONDS:
                 self._print(f"{name}: needs your approval in Airflow, on the page Required Actions")
@@ -175,4 +187,4 @@ class Bars:
         elif status.state == AWAITING_INPUT:
             self._progress.update(bar, details="needs your approval in Airflow: Required Actions")
         elif status.state == "up_for_retry":
-            self._progress.update(bar, details="failed, will be retried")
+            self._progress.update(bar, details=f"failed, will be retried{reason(status)}")
