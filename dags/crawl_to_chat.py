@@ -1,4 +1,4 @@
-"""A crawl goes in, a chat model comes out: all stages of a recipe, one task per stage.
+"""A crawl goes in, a chat model comes out: all stages of a recipe, one task per stage; announces `crawl2chat_model`.
 
 Artifacts that exist with the same settings are reused: clearing a task, retrying it or running the whole DAG a second
 time makes nothing again, and costs each stage the seconds that Spark or PyTorch takes to start.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from airflow.sdk import DAG
 
 from dags.parts import documents, form, tasks
-from dags.parts.retries import DEFAULTS
+from dags.parts.failures import OF_RUN
 
 with DAG(
     "crawl_to_chat",
@@ -18,7 +18,12 @@ with DAG(
     schedule=None,
     max_active_runs=1,
     params=form.params(tasks.ROOT, tasks.RECIPE),
-    default_args=DEFAULTS,
+    default_args=OF_RUN,
     tags=["crawl2chat"],
 ) as dag:
-    tasks.resolve() >> tasks.corpus_stages() >> tasks.model_stages() >> tasks.report()  # type: ignore[call-arg]
+    where, corpus, model = tasks.resolve(), tasks.corpus_stages(), tasks.model_stages()  # type: ignore[call-arg]
+    early, report = tasks.corpus_report(), tasks.report()
+    announce = tasks.announce_model(where)  # type: ignore[call-arg]
+    # The report also of what failed; the run succeeds only if both did, since its last task decides.
+    where >> corpus >> [model, early] >> report >> announce
+    model >> announce

@@ -22,6 +22,7 @@ from inference.sampler import Sample, Sampler, Sampling, seeds
 from inference.tools import load_tools
 from pipeline import command, errors
 from pipeline.artifact import Published
+from pipeline.command import Job
 from pipeline.progress import Progress
 from pipeline.recipe import Evaluation
 from tokenizer.bpe import Tokenizer
@@ -157,11 +158,8 @@ def evaluate(
     return results
 
 
-def main() -> None:
-    """Entry point."""
-    job, of = parse(__doc__)
-    if other_rank():
-        return
+def run(job: Job, of: str) -> None:
+    """Open the stage, evaluate the model that the step `of` made, publish."""
     # Sampling has its own seeds; this one covers what torch and numpy might draw besides.
     seed_all(job.recipe.seed)
     building = evaluation(job, of)
@@ -172,6 +170,15 @@ def main() -> None:
     results = evaluate(folder, job.recipe.evaluation, job.recipe.assistant.tools, job.recipe.seed, progress)
     publish(building, results)
     print(json.dumps(results["numbers"]), flush=True)
+
+
+def main() -> None:
+    """Entry point."""
+    job, of = parse(__doc__)
+    if other_rank():
+        return
+    with command.recording(job, EVALUATIONS[of].name):
+        run(job, of)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def assistant(storage: Storage, run: str | None, step: str | None) -> Published:
     for name in [step] if step else ASSISTANTS:
         runs = [run] if run else artifact.runs_with(storage, name)
         pointer = artifact.pointer(storage, runs[-1], name) if runs else None
-        if pointer is not None and pointer.state in ("published", "reused"):
+        if pointer is not None and pointer.finished:
             return artifact.read(storage, pointer.folder)
     where = f"run {run} below {storage.root}" if run else storage.root
     raise ArtifactError(f"{where} holds no assistant", "fine-tune one first: make run")

@@ -79,7 +79,9 @@ def run(job: Job) -> Published:
 
 
 def main() -> None:
-    run(command.job(command.parser(__doc__, extract.WARCS).parse_args(), warcs=True))
+    job = command.job(command.parser(__doc__, extract.WARCS).parse_args(), warcs=True)
+    with command.recording(job, STAGE.name):
+        run(job)
 
 
 if __name__ == "__main__":

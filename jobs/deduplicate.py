@@ -159,7 +159,9 @@ def run(job: Job) -> Published:
 
 
 def main() -> None:
-    run(command.parse(__doc__))
+    job = command.parse(__doc__)
+    with command.recording(job, STAGE.name):
+        run(job)
 
 
 if __name__ == "__main__":

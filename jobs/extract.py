@@ -369,7 +369,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.batch and options.force:
         parser.error("--force with --batch would remove what other batches have done: run jobs/canary.py --force first")
-    run(command.job(options, warcs=True), options.batch)
+    job = command.job(options, warcs=True)
+    with command.recording(job, STAGE.name):
+        run(job, options.batch)
 
 
 if __name__ == "__main__":

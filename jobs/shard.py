@@ -336,11 +336,8 @@ def run(job: Job) -> Published:
     # 1. Token ids of every document, part by part.
     of_tokenizer = TokenizerNumbers.of(tokenizer)
     tokenization = Tokenization(storage, building.work, tokenizer.file(bpe.FILE), job.recipe.seed, recipe.validation)
-    texts = [
-        part
-        for number, corpus in enumerate(mixed)
-        for part in decisions.aligned(corpus.redacted, corpus.decided, f"{number:03d}-")
-    ]
+    of_corpora = (decisions.aligned(each.redacted, each.decided, f"{n:03d}-") for n, each in enumerate(mixed))
+    texts = [part for corpus in of_corpora for part in corpus]
     building.restore("tokens", "tokenize", "copy")
     spark = session.spark("shard")
     tokenized = parts.run_parts(spark, building, texts, tokenization.work, "tokenize")
@@ -393,7 +390,9 @@ def numbers(tokenizer: TokenizerNumbers, tokens: dict[str, int], mix: Records, r
 
 
 def main() -> None:
-    run(command.parse(__doc__))
+    job = command.parse(__doc__)
+    with command.recording(job, STAGE.name):
+        run(job)
 
 
 if __name__ == "__main__":

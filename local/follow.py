@@ -17,13 +17,11 @@ from local.client import DAG, Airflow, Task
 from pipeline import artifact
 from pipeline.artifact import Pointer
 from pipeline.errors import CrawlToChatError, MachineError
-from pipeline.numbers import PROGRESS, named
+from pipeline.numbers import progress_numbers
 from pipeline.progress import Event, last_event
-from pipeline.stages import STEPS
+from pipeline.stages import BY_TASK
 from pipeline.storage import Storage
 
-# Task id to the name of the pointer that the task writes. Tasks that are no stage write none.
-POINTERS = {step.task: step.name for step in STEPS.values()} | {"corpus.extract_batch": "extract"}
 AWAITING_INPUT = "awaiting_input"  # Airflow's state of a task that needs a person's approval
 ENDED = ("success", "failed")
 BEGUN = ("running", "deferred", "up_for_retry", "restarting", AWAITING_INPUT, *ENDED)
@@ -55,7 +53,7 @@ class View(Protocol):
 
 def task_status(storage: Storage, run: str, task: Task) -> TaskStatus:
     """The status of a task now; progress only while its stage runs, since a pointer may be of an earlier attempt."""
-    stage = POINTERS.get(task.name, "")
+    stage = BY_TASK.get(task.name, task.name)  # of others, such as `resolve`, only a failure is recorded
     pointer = artifact.pointer(storage, run, stage) if stage else None
     event = last_event(storage, pointer.progress_folder) if pointer and pointer.state == "running" else None
     seconds = (task.ended or time.time()) - task.started if task.started else 0.0
@@ -100,8 +98,8 @@ def short_name(task: str) -> str:
 def outcome(storage: Storage, status: TaskStatus) -> str:
     """What a task that ended made, in a few words."""
     if status.state == "failed":
-        return "failed"
-    if status.pointer is None or status.pointer.state == "running":  # no stage, or a batch of one
+        return "failed" + reason(status)
+    if status.pointer is None or not status.pointer.finished:  # no stage, or a batch of one
         return "done"
     if status.pointer.state == "reused":
         return "already made"
@@ -111,10 +109,17 @@ def outcome(storage: Storage, status: TaskStatus) -> str:
     return f"{counts.in_:,} in, {counts.kept:,} kept" if counts else "made"
 
 
+def reason(status: TaskStatus) -> str:
+    """Why a stage failed, where its pointer says so: the first line, after a colon."""
+    pointer = status.pointer
+    error = pointer.error.splitlines() if pointer and pointer.state == "failed" else []
+    return f": {error[0]}" if error else ""
+
+
 def progress(event: Event) -> str:
     """Units done, and the event's numbers that are in `PROGRESS`."""
     text = f"{event.done:,}/{event.total:,} {event.unit}"
-    for name, value in named(event.numbers, PROGRESS).items():
+    for name, value in progress_numbers(event.numbers).items():
         text += f", {name} {value:.3f}" if abs(value) < 1000 else f", {name} {value:,.0f}"
     return text
 
@@ -126,6 +131,7 @@ class Lines:
         self._storage, self._print = storage, print_line
         self._printed: dict[str, tuple[int, float]] = {}  # by task: the attempt, and the time of its last line
         self._reminded: dict[str, float] = {}  # by task: the time of the last line that it needs an approval
+        self._failed_tries: dict[str, int] = {}  # by task: the attempt whose failure was printed
         self._last_line = ""
 
     def show(self, status: TaskStatus) -> None:
@@ -137,6 +143,10 @@ class Lines:
         elif status.tries > tries and status.state == "running":
             self._print(f"{name}: started" + (f", try {status.tries}" if status.tries > 1 else ""))
             self._printed[status.name] = (status.tries, now)
+        elif status.state == "up_for_retry":
+            if status.tries > self._failed_tries.get(status.name, 0):
+                self._print(f"{name}: failed, will be retried{reason(status)}")
+                self._failed_tries[status.name] = status.tries
         elif status.state == AWAITING_INPUT:
             if now - self._reminded.get(status.name, -math.inf) > _REMINDER_SECONDS:
                 self._print(f"{name}: needs your approval in Airflow, on the page Required Actions")
@@ -177,4 +187,4 @@ class Bars:
         elif status.state == AWAITING_INPUT:
             self._progress.update(bar, details="needs your approval in Airflow: Required Actions")
         elif status.state == "up_for_retry":
-            self._progress.update(bar, details="failed, will be retried")
+            self._progress.update(bar, details=f"failed, will be retried{reason(status)}")

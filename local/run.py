@@ -26,12 +26,13 @@ from rich.console import Console
 
 from local import checks, follow, reuse, summary
 from local.airflow import Installation, check_alone, standalone
-from local.client import DAG, DAGS, Airflow
+from local.client import DAG, DAGS, Airflow, Task
 from local.web import served
 from pipeline import artifact, errors, inputs
 from pipeline.artifact import RunArtifacts
 from pipeline.errors import CrawlToChatError, RecipeError
 from pipeline.recipe import Recipe, load
+from pipeline.stages import BY_TASK
 from pipeline.storage import Storage
 
 HOME = Path(__file__).resolve().parents[1]
@@ -124,10 +125,9 @@ def run(airflow: Airflow, arguments: argparse.Namespace, run_id: str, storage: S
     failed = [task for task in tasks if task.state == "failed"]
     if failed:
         end = "\n".join(f"  | {line}" for line in airflow.log(DAG, run_id, failed[0])[-LOG_LINES:])
-        raise TaskFailed(
-            f"task {failed[0].name} failed; the end of its log:\n{end}",
-            "correct the cause and run again: finished stages are kept",
-        )
+        console.print(f"\nthe end of the log of task {failed[0].name}:\n{end}\n", highlight=False, markup=False)
+        summary.show(RunArtifacts(storage, name), console)
+        raise TaskFailed(*failure(storage, name, failed[0]))
     if state != "success":  # its tasks were only skipped
         raise TaskFailed(
             f"run {run_id} ended as {state}, though none of its tasks failed: it was marked so in Airflow",
@@ -135,6 +135,15 @@ def run(airflow: Airflow, arguments: argparse.Namespace, run_id: str, storage: S
         )
     console.print()
     summary.show(RunArtifacts(storage, name), console)
+
+
+def failure(storage: Storage, run: str, task: Task) -> tuple[str, str]:
+    """What to say of a task that failed: what its stage recorded, which names the cause and the remedy."""
+    pointer = artifact.pointer(storage, run, BY_TASK.get(task.name, task.name))
+    if pointer is None or pointer.state != "failed":
+        return f"task {task.name} failed", "its log is above; correct the cause and run again: finished stages are kept"
+    log = f"; log: {pointer.log}" if pointer.log else ""
+    return f"task {task.name} failed: {pointer.error}", f"{pointer.remedy}; run again: finished stages are kept{log}"
 
 
 def stay(console: Console, url: str) -> NoReturn:

@@ -19,11 +19,17 @@ def stages(run: RunArtifacts) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "in", "out", "seconds", "CPU seconds", ""):
         table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
-    for name, published in run.artifacts.items():
-        pointer, counts = run.pointers[name], published.content.counts
+    for name, pointer in run.pointers.items():
+        task = STEPS[name].task.rpartition(".")[2] if name in STEPS else name
+        if name not in run.artifacts:
+            state = "failed" if pointer.state == "failed" else "not finished"
+            table.add_row(task, "", "", f"{pointer.seconds:.1f}" if pointer.state == "failed" else "", "", state)
+            continue
+        published = run.artifacts[name]
+        counts = published.content.counts
         reused = pointer.state == "reused"
         table.add_row(
-            STEPS[name].task.rpartition(".")[2] if name in STEPS else name,
+            task,
             f"{counts.in_:,}" if counts else "",
             f"{counts.kept:,}" if counts else "",
             f"{pointer.seconds:.1f}",

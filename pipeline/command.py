@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import artifact
 from pipeline.artifact import Building, Identity, Published, Stage
-from pipeline.errors import InputError
+from pipeline.errors import CrawlToChatError, InputError, Interrupted
 from pipeline.recipe import Recipe, load
 from pipeline.stages import CORPUS, SECTIONS
 from pipeline.storage import Storage
@@ -62,6 +65,37 @@ def job(options: argparse.Namespace, warcs: bool = False) -> Job:
 def parse(description: str | None, arguments: Sequence[str] | None = None) -> Job:
     """The job of a stage that reads artifacts and has no options of its own."""
     return job(parser(description).parse_args(arguments))
+
+
+@contextmanager
+def recording(job: Job, name: str) -> Iterator[None]:
+    """Record an error that ends the stage `name`, for the pages, the terminal and the report; then raise it.
+
+    Several ranks may raise: the first one knows the cause, the others that they lost it. What has no message, such as
+    a kill, the operator records (`dags.parts.failures`).
+    """
+    began = time.time()
+    try:
+        yield
+    except Interrupted:  # it saved a checkpoint, and is started again
+        raise
+    except Exception as error:
+        try:
+            before = artifact.pointer(job.storage, job.run, name)
+            if before is None or before.state != "failed" or before.ended < began:
+                artifact.fail(job.storage, job.run, name, *described(error))
+        except (CrawlToChatError, OSError) as unwritable:
+            print(f"the failure could not be recorded: {unwritable}", file=sys.stderr, flush=True)
+        raise
+
+
+def described(error: BaseException) -> tuple[str, str]:
+    """What happened, and the remedy: of an error of ours, its own two lines."""
+    if isinstance(error, CrawlToChatError):
+        return error.what, error.remedy
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    what = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return what, "this is no error that the stage foresees: read its log, which has the stack; then run it again"
 
 
 def settings(recipe: Recipe, stage: str) -> dict[str, Any]:

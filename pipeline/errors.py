@@ -88,6 +88,15 @@ class Interrupted(CrawlToChatError):
     exit_code = EXIT_RESUME
 
 
+def kinds() -> list[type[CrawlToChatError]]:
+    """All kinds of our errors, by which exit codes are told apart."""
+    found: list[type[CrawlToChatError]] = []
+    for kind in CrawlToChatError.__subclasses__():
+        if kind.__module__ == __name__:
+            found += [kind, *kind.__subclasses__()]
+    return found
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Run an entry point: our errors become two lines on stderr and an exit code, all others keep their traceback."""
     try:

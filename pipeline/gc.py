@@ -17,7 +17,6 @@ from collections.abc import Iterable
 
 from pipeline import artifact, command, errors
 from pipeline.artifact import Pointer
-from pipeline.progress import last_event
 from pipeline.storage import Storage
 
 DAY = 86400.0
@@ -27,11 +26,9 @@ OURS = re.compile(r"([^/]+/[^/]+/[0-9a-f]{16})/")  # stage/partition/fingerprint
 def forgotten(storage: Storage, runs: dict[str, list[Pointer]], before: float) -> list[str]:
     """The runs that neither began a stage nor wrote progress since `before` (Unix seconds)."""
 
-    def last(stage: Pointer) -> float:
-        event = last_event(storage, stage.progress_folder) if stage.state == "running" else None
-        return max(stage.started, event.time if event else 0.0)
-
-    return sorted(run for run, stages in runs.items() if max(map(last, stages)) < before)
+    return sorted(
+        run for run, stages in runs.items() if max(artifact.last_sign(storage, stage) for stage in stages) < before
+    )
 
 
 def needed(storage: Storage, stages: Iterable[Pointer]) -> set[str]:
@@ -48,8 +45,10 @@ def needed(storage: Storage, stages: Iterable[Pointer]) -> set[str]:
                 reach(source.location)
 
     for stage in stages:
+        if not stage.folder:  # it failed before it knew what it would make
+            continue
         reach(stage.folder)
-        if stage.state == "running":  # it has no manifest yet: its attempts name what it reads
+        if not stage.finished:  # it has no manifest yet: its attempts name what it reads
             folders.update((stage.folder, stage.work))
             for attempt in storage.names(f"{stage.work}/attempts"):
                 for folder in json.loads(storage.read(attempt))["inputs"]:

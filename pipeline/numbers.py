@@ -84,6 +84,15 @@ def asked_tasks(numbers: Any) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in accuracies))
 
 
+def progress_numbers(numbers: Mapping[str, Any], *more: str) -> dict[str, float]:
+    """The numbers of a progress event that are shown: those of `PROGRESS`, and `more`.
+
+    Beside a reward the loss is left out: that of a policy gradient has no unit, and does not fall while a model learns.
+    """
+    names = [name for name in (*PROGRESS, *more) if name != "loss" or "reward" not in numbers]
+    return named(numbers, names)
+
+
 def named(numbers: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
     """The numbers of these names, those of tasks (`<task>.<name>`) too, in the order of `names`."""
     return {

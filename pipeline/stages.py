@@ -82,6 +82,12 @@ REPORT = Step("report", "report", "Report", "what happened", "web/report/", (), 
 ROAD = (CANARY, *CORPUS, *MODEL)  # all but the report, which tells of them
 STEPS = {step.name: step for step in (*ROAD, REPORT)}
 
+# The step of a task in Airflow. Extract has further tasks, one for each batch; the corpus has a report of its own.
+BY_TASK = {step.task: step.name for step in STEPS.values()} | {
+    "corpus.extract_batch": "extract",
+    "corpus_report": REPORT.name,
+}
+
 PAGES = tuple(step for step in ROAD if step.counts)  # the steps whose counts add up from responses to documents
 MODELS = tuple(step for step in ROAD if step.model)
 EVALUATIONS = {step.of: step for step in ROAD if step.of}  # by the step whose model is measured

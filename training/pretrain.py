@@ -22,7 +22,7 @@ from torch import nn
 
 from evaluation.ngrams import NgramTables, bits_per_byte
 from inference import network
-from pipeline import lines
+from pipeline import command, lines
 from pipeline.artifact import Building, Published
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.numbers import ShardNumbers
@@ -287,16 +287,17 @@ class Pretraining(Loop):
 def main() -> None:
     """Entry point."""
     job = parse(__doc__)
-    world = processes.start(job.recipe.seed)
-    opened, sources = open_stage(job, world, opening.PRETRAIN)
-    if isinstance(opened, Building):
-        shards, tokenizer_source, *others = sources
-        tokenizer = Tokenizer.load(tokenizer_source.on_disk())
-        mix = zip(others, job.recipe.pretrain.mix.values(), strict=True)
-        stage = Pretraining(job, world, opened, open_data(shards, tokenizer, mix), tokenizer)
-        stage.run()
-        stage.publish_model()
-    processes.barrier(world)
+    with command.recording(job, STAGE.name):
+        world = processes.start(job.recipe.seed)
+        opened, sources = open_stage(job, world, opening.PRETRAIN)
+        if isinstance(opened, Building):
+            shards, tokenizer_source, *others = sources
+            tokenizer = Tokenizer.load(tokenizer_source.on_disk())
+            mix = zip(others, job.recipe.pretrain.mix.values(), strict=True)
+            stage = Pretraining(job, world, opened, open_data(shards, tokenizer, mix), tokenizer)
+            stage.run()
+            stage.publish_model()
+        processes.barrier(world)
 
 
 if __name__ == "__main__":

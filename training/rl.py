@@ -216,13 +216,14 @@ class Reinforcement(Loop):
 def main() -> None:
     """Entry point."""
     job = parse(__doc__)
-    world = processes.start(job.recipe.seed)
-    opened, sources = open_stage(job, world, opening.RL)
-    if isinstance(opened, Building):
-        stage = Reinforcement(job, world, opened, *sources)
-        stage.run()
-        stage.publish(stage.numbers())
-    processes.barrier(world)
+    with command.recording(job, STAGE.name):
+        world = processes.start(job.recipe.seed)
+        opened, sources = open_stage(job, world, opening.RL)
+        if isinstance(opened, Building):
+            stage = Reinforcement(job, world, opened, *sources)
+            stage.run()
+            stage.publish(stage.numbers())
+        processes.barrier(world)
 
 
 if __name__ == "__main__":

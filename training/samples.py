@@ -23,7 +23,7 @@ def read(storage: Storage, run: str) -> list[dict[str, str]]:
     pointer = artifact.pointer(storage, run, "pretrain")
     if pointer is None:
         raise ArtifactError(f"pretrain has not run in run {run!r} below {storage.root}", "name another --run")
-    name = f"{pointer.work if pointer.state == 'running' else pointer.folder}/{SAMPLES}"
+    name = f"{pointer.folder if pointer.finished else pointer.work}/{SAMPLES}"
     if not storage.exists(name):
         raise ArtifactError(
             f"{storage.path(name)} does not exist: pretraining writes it at its first evaluation",

@@ -118,13 +118,14 @@ def _batch(packed: Packed, rows: list[int]) -> Batch:
 def main() -> None:
     """Entry point."""
     job = parse(__doc__)
-    world = processes.start(job.recipe.seed)
-    opened, sources = open_stage(job, world, opening.SFT)
-    if isinstance(opened, Building):
-        stage = FineTuning(job, world, opened, *sources)
-        stage.run()
-        stage.publish(stage.numbers(), stage.counts)
-    processes.barrier(world)
+    with command.recording(job, STAGE.name):
+        world = processes.start(job.recipe.seed)
+        opened, sources = open_stage(job, world, opening.SFT)
+        if isinstance(opened, Building):
+            stage = FineTuning(job, world, opened, *sources)
+            stage.run()
+            stage.publish(stage.numbers(), stage.counts)
+        processes.barrier(world)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def ago(then: float, least: float = 0.0) -> str:
+    """How long ago a time was; empty where that is less than `least` seconds."""
+    age = max(0.0, time.time() - then)
+    return duration(age) if age >= least else ""
+
+
 def when(seconds: float) -> str:
     """A time as a date in UTC."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

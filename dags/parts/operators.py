@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from airflow.exceptions import AirflowNotFoundException
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import BaseHook, BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from dags.parts import documents, levels, links, pods, reuse, spark_submit
+from dags.parts import documents, failures, levels, links, pods, reuse, spark_submit
 from dags.parts.child import Child, die_with_parent
 from dags.parts.jobset import JobSet
 from dags.parts.place import Place, place
@@ -29,7 +29,7 @@ from pipeline import artifact
 from pipeline.artifact import Published
 from pipeline.errors import EXIT_RESUME, ArtifactError
 from pipeline.numbers import CanaryNumbers
-from pipeline.stages import CANARY, STEPS, Step
+from pipeline.stages import CANARY, REPORT, STEPS, Step
 
 HOME = os.environ.get("CRAWL2CHAT_HOME") or str(Path(__file__).resolve().parents[2])
 TRAINING_CONNECTION = "deepspeed_default"
@@ -102,6 +102,11 @@ class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
         spark_submit.submit(self, context, self.stage, cwd=HOME, preexec_fn=die_with_parent)
         return self.check(arguments)
 
+    def on_kill(self) -> None:
+        """Called on Airflow's SIGTERM: ends the driver."""
+        super().on_kill()
+        failures.stopped(self.application_args, self.stage)
+
     def check(self, arguments: Sequence[str]) -> Any:
         """Check that the manifest exists; subclasses check and return more."""
         self.log.info("%s", summary(self.stage, published(arguments, self.stage)))
@@ -138,7 +143,7 @@ class ExtractBatch(SparkStage):
         at, batch = Place.of(arguments), arguments[arguments.index("--batch") + 1]
         name = f"batch-{batch.replace('/', '-of-')}"
         pointer = artifact.pointer(at.storage, at.run, self.stage)
-        stage_done = pointer is not None and pointer.state != "running"
+        stage_done = pointer is not None and pointer.finished
         if not stage_done and not (pointer and artifact.is_committed(at.storage, pointer.work, name)):
             raise AirflowException(f"batch {batch} of extract ended without an error, but was not committed")
 
@@ -197,6 +202,23 @@ class ProcessStage(BaseOperator):  # type: ignore[misc]
         self._killed = True
         if self._launch:
             self._launch.request_stop()
+            failures.stopped(self.arguments, self.stage)  # now: Airflow may kill this process before the stage ends
+
+
+class Report(ProcessStage):
+    """Makes the run's report, also of a run that failed; skipped where `resolve` has not even begun the run."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        where = [f"{{{{ (ti.xcom_pull(task_ids='resolve') or {{}}).get('{key}', '') }}}}" for key in ("root", "run")]
+        arguments = ["-m", "web.report", "--root", where[0], "--run", where[1]]
+        kwargs = {"doc_md": documents.of_step(REPORT), "executor_config": pods.SMALL} | kwargs
+        super().__init__(stage=REPORT.name, arguments=arguments, **kwargs)
+
+    def execute(self, context: Any) -> None:
+        """See `ProcessStage`."""
+        if not Place.of(self.arguments).run:
+            raise AirflowSkipException("the recipe was not resolved: there is nothing to report")
+        super().execute(context)
 
 
 class TrainingStage(ProcessStage):

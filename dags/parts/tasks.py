@@ -13,8 +13,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from dags.parts import documents, form, pods
 from dags.parts.approval import ApproveExtract, ApprovePretraining
 from dags.parts.links import web_url
-from dags.parts.operators import HOME, Canary, ExtractBatch, ProcessStage, SparkStage, TrainingStage
-from dags.parts.place import place
+from dags.parts.operators import HOME, Canary, ExtractBatch, Report, SparkStage, TrainingStage
 from pipeline import artifact, inputs, stages
 from pipeline.numbers import named
 from pipeline.recipe import Recipe, load
@@ -36,11 +35,17 @@ def partition(recipe: Recipe) -> str:
     return recipe.input.crawl or recipe.name
 
 
-def write_recipe(recipe: Recipe, storage: Storage, run_id: str) -> dict[str, str]:
-    """Write the final recipe to `runs/<run>/recipe.yaml`; returns where the run is, for the other tasks."""
+def begin_run(recipe: Recipe, storage: Storage, run_id: str, task: Any) -> dict[str, str]:
+    """Write the final recipe to `runs/<run>/recipe.yaml`, and beside it which stages the DAG of `task` has.
+
+    Returns where the run is, for the other tasks.
+    """
     run = artifact.run_name(run_id)
     name = f"runs/{run}/recipe.yaml"
     storage.write(name, recipe.to_yaml().encode())
+    tasks_of_dag = set(task.task.dag.task_ids)
+    steps = tuple(step.name for step in stages.STEPS.values() if step.task in tasks_of_dag)
+    artifact.write_plan(storage, run, steps, airflow=task.log_url.partition("/tasks/")[0])
     print(f"recipe {recipe.name} for run {run}: {storage.path(name)}")
     return {"recipe": storage.path(name), "root": storage.root, "run": run, "partition": partition(recipe)}
 
@@ -62,7 +67,7 @@ def check_inputs(recipe: Recipe, storage: Storage, sections: Sequence[str] | Non
 
 
 @task(executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
-def resolve(params: dict[str, Any], run_id: str, sections: Sequence[str] | None = None) -> dict[str, str]:
+def resolve(params: dict[str, Any], run_id: str, ti: Any, sections: Sequence[str] | None = None) -> dict[str, str]:
     """Combines recipe file and form into the final recipe of the run, and checks it.
 
     All that the recipe reads must be there: WARC files, the crawl, lists, conversations, benchmarks, weights. What is
@@ -71,11 +76,11 @@ def resolve(params: dict[str, Any], run_id: str, sections: Sequence[str] | None 
     """
     recipe, storage = final_recipe(params), Storage(params["root"])
     check_inputs(recipe, storage, sections)
-    return write_recipe(recipe, storage, run_id)
+    return begin_run(recipe, storage, run_id, ti)
 
 
 @task(task_id="resolve", executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
-def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: Any) -> dict[str, str]:
+def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: Any, ti: Any) -> dict[str, str]:
     """As in `corpus`, for the shards of another run: the one of the asset event, or the one that the form names.
 
     Combines recipe file and form into the final recipe, and checks that all that it reads is there. Skipped, with all
@@ -93,7 +98,7 @@ def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: 
         storage, source = Storage(corpus["root"]), corpus["run"]
     check_inputs(recipe, storage, MODEL_SECTIONS)
     source = artifact.run_name(source) if source else artifact.newest_run(storage, CORPUS_STAGES[-1])
-    where = write_recipe(recipe, storage, run_id)
+    where = begin_run(recipe, storage, run_id, ti)
     artifact.adopt(storage, source, where["run"], CORPUS_STAGES)
     print(f"uses the corpus of run {source}")
     return where
@@ -127,13 +132,14 @@ def model_stages() -> TaskGroup:
     return group
 
 
-def report() -> ProcessStage:
-    """The run's report, published like a stage."""
-    arguments = ["-m", "web.report", *place("root", "run")]
-    document = documents.of_step(stages.REPORT)
-    return ProcessStage(
-        task_id="report", stage="report", arguments=arguments, doc_md=document, executor_config=pods.SMALL
-    )
+def report() -> Report:
+    """The run's report, published like a stage. It is made whatever became of the stages before it."""
+    return Report(task_id="report", trigger_rule=TriggerRule.ALL_DONE)
+
+
+def corpus_report() -> Report:
+    """The report of a run whose corpus is ready, and whose model is not: training may take weeks."""
+    return Report(task_id="corpus_report")
 
 
 # Numbers in the extra of an asset's event, by the stage whose manifest has them.

@@ -149,7 +149,7 @@ def followed(storage: Storage, run: str, row: dict[str, Any]) -> Iterator[str]:
 def published_by(storage: Storage, run: str, stage: str) -> Published | None:
     """The artifact that a stage published in this run, or None."""
     to = artifact.pointer(storage, run, stage)
-    return artifact.of_run(storage, run, stage) if to and to.state != "running" else None
+    return artifact.of_run(storage, run, stage) if to and to.finished else None
 
 
 def copies(records: list[dict[str, Any]], published: Published, row: dict[str, Any]) -> Iterator[str]:

@@ -42,16 +42,32 @@ from pipeline.artifact.runs import (
     Pointer,
     RunArtifacts,
     adopt,
+    fail,
     newest_run,
     of_run,
     pointer,
     pointers,
+    pointers_of,
     run_name,
     runs_with,
+    write_pointer,
+)
+from pipeline.artifact.state import (
+    Plan,
+    RunState,
+    last_sign,
+    plan,
+    recipe_name,
+    run_exists,
+    run_state,
+    state_of,
+    write_plan,
 )
 
 __all__ = [
-    "MANIFEST", "Building", "Content", "Cost", "Counts", "File", "Identity", "Input", "Manifest", "Pointer",
-    "Published", "RunArtifacts", "Stage", "adopt", "commit", "describe", "digest", "is_committed", "is_published",
-    "lineage", "newest_run", "of_run", "pointer", "pointers", "read", "run_name", "runs_with", "start",
+    "MANIFEST", "Building", "Content", "Cost", "Counts", "File", "Identity", "Input", "Manifest", "Plan", "Pointer",
+    "Published", "RunArtifacts", "RunState", "Stage", "adopt", "commit", "describe", "digest", "fail", "is_committed",
+    "is_published", "last_sign", "lineage", "newest_run", "of_run", "plan", "pointer", "pointers", "pointers_of",
+    "read", "recipe_name", "run_exists", "run_name", "run_state", "runs_with", "start", "state_of", "write_plan",
+    "write_pointer",
 ]  # fmt: skip

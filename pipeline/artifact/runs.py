@@ -1,4 +1,7 @@
-"""A run: `runs/<run>/` with its `recipe.yaml` and a pointer for each stage, by which the next stage finds its input."""
+"""A run: `runs/<run>/` with its `recipe.yaml` and a pointer for each stage, by which the next stage finds its input.
+
+A stage that failed says in its pointer what happened and what to do, for whoever looks at the run.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,39 @@ from pipeline.errors import ArtifactError, RecipeError
 from pipeline.stages import STEPS
 from pipeline.storage import Storage
 
+PLAN = "plan.json"  # beside the pointers: what the run is to do (`pipeline.artifact.state`)
+MAX_ERROR = 2000  # characters of an error that a pointer keeps: some hold a whole stack, which is in the log
+_IDENTITY = ("folder", "work", "fingerprint", "content_hash")
+
 
 class Pointer(Frozen):
     """`runs/<run>/<name>.json`: the state of the stage `name` in a run, and the artifact that it makes."""
 
     name: str
     stage: str
-    state: str  # running | published | reused
+    state: str  # running | published | reused | failed
     folder: str
     work: str
     fingerprint: str
     content_hash: str
     started: float
     seconds: float
+    # Of a stage that failed: what happened, the remedy, the address of its log, and whether Airflow starts it again by
+    # itself. Pointers of older versions lack these.
+    error: str = ""
+    remedy: str = ""
+    log: str = ""
+    will_retry: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage has made its artifact, in this run or in an earlier one."""
+        return self.state in ("published", "reused")
+
+    @property
+    def ended(self) -> float:
+        """When it ended (Unix seconds); of a running stage, when it started."""
+        return self.started + self.seconds
 
     @property
     def progress_folder(self) -> str:
@@ -60,14 +83,22 @@ def pointers(storage: Storage, name: str | None = None) -> dict[str, list[Pointe
     """The pointers of every run that has any, by run; with `name`, those of that stage only."""
     by_run: dict[str, list[Pointer]] = {}
     for path in storage.names("runs"):
-        if path.endswith(".json" if name is None else f"/{name}.json"):
+        if path.endswith(".json" if name is None else f"/{name}.json") and not path.endswith(f"/{PLAN}"):
             by_run.setdefault(path.split("/")[1], []).append(Pointer.model_validate_json(storage.read(path)))
     return by_run
 
 
+def pointers_of(storage: Storage, run: str) -> dict[str, Pointer]:
+    """The pointers of a run by name, in the order of `pipeline.stages`; unknown ones, of another version, follow."""
+    files = [file.rsplit("/", 1)[1] for file in storage.names(f"runs/{run}")]
+    names = {file.removesuffix(".json") for file in files if file.endswith(".json") and file != PLAN}
+    ordered = (*(known for known in STEPS if known in names), *sorted(names - STEPS.keys()))
+    return {name: found for name in ordered if (found := pointer(storage, run, name))}
+
+
 def runs_with(storage: Storage, name: str, running: bool = False) -> list[str]:
     """The runs that have published their stage `name`, in the order they began it; with `running`, unfinished too."""
-    by_run = {run: stage for run, (stage,) in pointers(storage, name).items() if running or stage.state != "running"}
+    by_run = {run: stage for run, (stage,) in pointers(storage, name).items() if stage.finished or running}
     return sorted(by_run, key=lambda run: (by_run[run].started, run))
 
 
@@ -85,8 +116,8 @@ def of_run(storage: Storage, run: str, name: str, recipe: dict[str, Any] | None 
     settings than these.
     """
     to = pointer(storage, run, name)
-    if to is None or to.state == "running":
-        state = "did not finish" if to else "has not run"
+    if to is None or not to.finished:
+        state = ("failed" if to.state == "failed" else "did not finish") if to else "has not run"
         raise ArtifactError(f"stage {name} {state} in run {run!r} below {storage.root}", f"run {name} first")
     published = read(storage, to.folder)
     if recipe is not None and published.content.recipe != recipe:
@@ -109,6 +140,29 @@ def settled(started: Pointer, published: Published, state: str) -> Pointer:
     )
 
 
+def fail(storage: Storage, run: str, name: str, error: str, remedy: str) -> Pointer:
+    """Record that the stage `name` of `run` failed; returns its pointer.
+
+    A stage that failed before it knew what it would make has no folder. One that had begun keeps it, so that
+    `pipeline.gc` keeps what it has committed.
+    """
+    now, before = time.time(), pointer(storage, run, name)
+    empty = {"stage": STEPS[name].stage if name in STEPS else name} | dict.fromkeys(_IDENTITY, "")
+    known = before.model_dump(include={"stage", *_IDENTITY}) if before else empty
+    began = before.started if before and before.state == "running" else now
+    to = Pointer(
+        **known,
+        name=name,
+        state="failed",
+        started=began,
+        seconds=round(now - began, 3),
+        error=error[:MAX_ERROR],
+        remedy=remedy[:MAX_ERROR],
+    )
+    write_pointer(storage, run, to)
+    return to
+
+
 def write_pointer(storage: Storage, run: str, to: Pointer) -> None:
     """Write the pointer of a stage of `run`."""
     storage.write(f"runs/{run}/{to.name}.json", to.model_dump_json(indent=1).encode())
@@ -122,15 +176,8 @@ class RunArtifacts:
 
     def __init__(self, storage: Storage, name: str) -> None:
         self.storage, self.name = storage, name
-        files = [file.rsplit("/", 1)[1] for file in storage.names(f"runs/{name}")]
-        names = {file.removesuffix(".json") for file in files if file.endswith(".json")}
-        self.pointers: dict[str, Pointer] = {}
-        self.artifacts: dict[str, Published] = {}
-        for step in (*(known for known in STEPS if known in names), *sorted(names - STEPS.keys())):
-            if to := pointer(storage, name, step):
-                self.pointers[step] = to
-                if to.state != "running":
-                    self.artifacts[step] = read(storage, to.folder)
+        self.pointers = pointers_of(storage, name)
+        self.artifacts = {step: read(storage, to.folder) for step, to in self.pointers.items() if to.finished}
 
     def number(self, step: str, *keys: str) -> Any:
         """A value among the numbers of a step's manifest, or None; further `keys` are those of nested objects."""

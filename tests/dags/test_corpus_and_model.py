@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from pipeline.artifact import Counts, Identity, Stage
 from pipeline.errors import ArtifactError, InputError
 from pipeline.recipe import load
 from pipeline.storage import Storage
+from tests.dags.support import task_of
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = str(REPOSITORY / "recipes/demo.yaml")
@@ -44,7 +46,8 @@ def storage(tmp_path):
 
 def resolved(storage: Storage, events=(), **filled):
     params = {"recipe": RECIPE, "root": storage.root, "corpus_run": None} | filled
-    return tasks.resolve_model.function(params, "manual__1", {tasks.CORPUS: list(events)} if events else {})
+    by_asset = {tasks.CORPUS: list(events)} if events else {}
+    return tasks.resolve_model.function(params, "manual__1", by_asset, task_of(model.dag))
 
 
 def arrived(storage: Storage, run: str, partition: str):
@@ -60,7 +63,7 @@ def test_the_whole_road_is_the_two_halves_one_after_the_other():
         [task.task_id for task in module.dag.topological_sort()] for module in (crawl_to_chat, corpus, model)
     )
     assert first[-2:] == ["report", "announce_corpus"] and second[-2:] == ["report", "announce_model"]
-    assert whole == [*first[:-2], *second[1:-1]]
+    assert sorted(whole) == sorted([*first[:-2], *second[1:], "corpus_report"])
     assert isinstance(corpus.dag.timetable, PartitionedAtRuntime)
     assert isinstance(model.dag.timetable, PartitionedAssetTimetable)
 
@@ -83,6 +86,19 @@ def test_a_model_takes_the_newest_corpus_or_the_one_that_is_named(storage):
     assert artifact.pointer(storage, "manual__1", "shard").state == "reused"
     with pytest.raises(ArtifactError, match="nothing"):
         resolved(storage, corpus_run="nothing")
+
+
+@pytest.mark.parametrize(
+    ("module", "first", "last"), [(corpus, "canary", "shard"), (model, "pretrain", "evaluation-rl")]
+)
+def test_a_run_is_to_do_what_its_dag_has(module, first, last):
+    written = {}
+    storage = SimpleNamespace(
+        root="/data", path=str, exists=lambda name: False, write=lambda name, data: written.update({name: data})
+    )
+    tasks.begin_run(load(RECIPE), storage, "one", task_of(module.dag))
+    steps = json.loads(written["runs/one/plan.json"])["steps"]
+    assert (steps[0], steps[-2], steps[-1]) == (first, last, "report")
 
 
 def test_a_new_corpus_is_used_if_the_recipe_names_it(storage):

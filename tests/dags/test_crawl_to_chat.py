@@ -28,6 +28,7 @@ from pipeline.artifact import Counts, Identity, Stage
 from pipeline.errors import InputError, RecipeError
 from pipeline.stages import STEPS
 from pipeline.storage import Storage
+from tests.dags.support import task_of
 from tests.local.runs import LONGEST, until
 
 ORDER = [
@@ -36,14 +37,20 @@ ORDER = [
     *(f"corpus.{name}" for name in ("redact", "decontaminate", "tokenizer", "shard")),
     *(f"model.{name}" for name in ("approve", "pretrain", "evaluate_base", "sft", "evaluate_sft", "rl", "evaluate_rl")),
     "report",
+    "announce_model",
 ]
 
 
 def test_one_task_follows_the_other():
-    assert [task.task_id for task in dag.topological_sort()] == ORDER
+    more = {
+        "corpus.extract_batch": {"corpus.canary"},  # it returns the batches
+        "report": {"corpus_report"},
+        "announce_model": {"resolve", "model.evaluate_rl"},
+    }
     for before, after in pairwise(ORDER):
-        of_batches = {"corpus.canary"} if after == "corpus.extract_batch" else set()  # it returns them
-        assert dag.get_task(after).upstream_task_ids == {before} | of_batches
+        assert dag.get_task(after).upstream_task_ids == {before} | more.get(after, set())
+    assert dag.get_task("corpus_report").upstream_task_ids == {"corpus.shard"}
+    assert {task.task_id for task in dag.tasks} == {*ORDER, "corpus_report"}
 
 
 def test_values_are_rendered_as_text():
@@ -327,10 +334,13 @@ def test_a_child_does_not_outlive_a_task_that_is_killed_hard(tmp_path):
 
 def test_resolve_writes_one_final_recipe(tmp_path):
     params = {"recipe": "recipes/demo.yaml", "root": str(tmp_path), "rl.steps": 3, "force": False}
-    place = resolve.function(params, "manual__2026-01-01T00:00:00+00:00")
+    place = resolve.function(params, "manual__2026-01-01T00:00:00+00:00", task_of(dag))
     assert place["run"] == "manual__2026-01-01T00-00-00-00-00"
     assert place["recipe"] == f"{tmp_path}/runs/{place['run']}/recipe.yaml"
     assert "steps: 3" in Path(place["recipe"]).read_text()
+    plan = artifact.plan(Storage(tmp_path), place["run"])
+    assert plan.steps == tuple(STEPS)
+    assert plan.airflow == "http://127.0.0.1:8080/dags/crawl_to_chat/runs/r"
 
 
 @pytest.mark.parametrize(
@@ -346,7 +356,7 @@ def test_resolve_writes_one_final_recipe(tmp_path):
 def test_a_bad_recipe_or_input_fails_with_its_reason_and_is_not_retried(tmp_path, change, kind):
     params = {"recipe": "recipes/demo.yaml", "root": str(tmp_path), **change}
     with pytest.raises(kind, match="->") as raised:
-        resolve.function(params, "r")
+        resolve.function(params, "r", task_of(dag))
     policy = dag.get_task("resolve").retry_policy
     assert policy.evaluate(raised.value, 1, 5).action is RetryAction.FAIL
     assert not (tmp_path / "runs").exists()
@@ -355,5 +365,5 @@ def test_a_bad_recipe_or_input_fails_with_its_reason_and_is_not_retried(tmp_path
 def test_resolve_checks_what_its_dag_reads_and_logs_what_the_form_changes(tmp_path, caplog):
     params = {"recipe": "recipes/demo.yaml", "root": str(tmp_path), "sft.conversations": ["talks.jsonl"], "rl.steps": 2}
     with caplog.at_level(logging.INFO, "airflow.task"):
-        resolve.function(params, "r", tasks.CORPUS_SECTIONS)
+        resolve.function(params, "r", task_of(dag), tasks.CORPUS_SECTIONS)
     assert "differs from recipes/demo.yaml: rl.steps: 2 (recipe: 37)" in caplog.text

@@ -17,6 +17,7 @@ from dags.corpus import dag as corpus
 from dags.model import dag as model
 from dags.parts import operators, tasks
 from jobs.stage.session import SMALL_JVM
+from tests.dags.support import task_of
 from tests.dags.test_crawl_to_chat import rendered
 
 SAMPLE = Path(__file__).parents[1] / "data/sample/CC-SAMPLE-00004.warc.gz"
@@ -82,7 +83,7 @@ def watched() -> Iterator[dict[str, bytes]]:
 
 def place(root: Path) -> dict[str, str]:
     params = {"recipe": "recipes/demo.yaml", "root": str(root), "warcs": [str(SAMPLE)], "force": False}
-    where: dict[str, str] = tasks.resolve.function(params, "manual__2026-01-01T00:00:00+00:00")
+    where: dict[str, str] = tasks.resolve.function(params, "manual__2026-01-01T00:00:00+00:00", task_of(corpus))
     return where
 
 

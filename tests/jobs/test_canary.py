@@ -170,3 +170,14 @@ def test_a_server_that_refuses_for_now_is_told_from_one_that_knows_nothing(
         with pytest.raises(InputError) as told:
             extract.run(Job(recipe, Storage(tmp_path), "test", [], False))
         assert type(told.value) is kind
+
+
+def test_a_pattern_that_matches_no_file_is_recorded_in_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["canary", "--recipe", "recipes/demo.yaml", "--root", str(tmp_path), "--run", "one"]
+    monkeypatch.setattr(sys, "argv", [*command, "--input", f"{tmp_path}/*.warc.gz"])
+    with pytest.raises(InputError) as raised:
+        canary.main()
+    pointer = artifact.pointer(Storage(tmp_path), "one", "canary")
+    assert pointer and (pointer.error, pointer.remedy) == (raised.value.what, raised.value.remedy)

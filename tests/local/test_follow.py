@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -115,3 +116,55 @@ def test_an_approval_is_asked_for_at_once_and_then_every_few_minutes(
         "approve: started",
         *["approve: needs your approval in Airflow"] * 2,
     ]
+
+
+def failing(storage: Storage, will_retry: bool = False) -> None:
+    artifact.start(storage, "one", Identity(Stage("extract", 1), {}, 1, []))
+    pointer = artifact.fail(storage, "one", "extract", "no WARC file matches 'x'\nmore", "check the path")
+    to = pointer.model_copy(update={"log": "http://airflow/log", "will_retry": will_retry})
+    artifact.write_pointer(storage, "one", to)
+
+
+def test_a_failure_is_printed_with_its_reason(storage: Storage) -> None:
+    printed: list[str] = []
+    view = follow.Lines(storage, printed.append)
+    failing(storage, will_retry=True)
+    for state in ("up_for_retry", "up_for_retry", "failed"):
+        view.show(follow.task_status(storage, "one", Task("corpus.extract", -1, state, 1, 100.0, 102.0)))
+    assert printed == [
+        "extract: failed, will be retried: no WARC file matches 'x'",
+        "extract: failed: no WARC file matches 'x' (2.0 s)",
+    ]
+
+
+def test_a_task_that_is_no_stage_says_why_it_failed(storage: Storage) -> None:
+    artifact.fail(storage, "one", "resolve", "recipes/x.yaml does not exist", "check the path")
+    status = follow.task_status(storage, "one", task("resolve", "failed"))
+    assert follow.outcome(storage, status) == "failed: recipes/x.yaml does not exist"
+
+
+def test_the_end_of_a_failed_run_names_cause_remedy_log_and_report(
+    storage: Storage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "demo-20261130T000000"
+    monkeypatch.setattr(run.time, "strftime", lambda *_: "20261130T000000")
+    filtered = artifact.start(storage, name, Identity(Stage("filter", 1), {}, 1, []))
+    assert isinstance(filtered, Building)
+    filtered.publish([], Counts(in_=2, kept=0, dropped={"gopher_few_letters": 2}))
+    artifact.fail(storage, name, "tokenizer", "no document is left", "loosen the filters")
+    report = artifact.start(storage, name, Identity(Stage("report", 1), {}, 1, []))
+    assert isinstance(report, Building)
+    storage.write(report.file("report.html"), b"<p>")
+    report.publish([artifact.describe(storage, report.pointer.folder, "report.html", 1)])
+    airflow = Fake("failed", [task("corpus.tokenizer", "failed"), task("report", "success")])
+    airflow.log = lambda *_: ["the last line"]  # type: ignore[attr-defined]
+    arguments = argparse.Namespace(
+        recipe="recipes/demo.yaml", warcs=None, crawl=None, max_warcs=None, force=False, set=[]
+    )
+    with pytest.raises(run.TaskFailed) as raised:
+        run.run(cast(Airflow, airflow), arguments, load("recipes/demo.yaml"), storage, Console(width=200))
+    assert raised.value.what == "task corpus.tokenizer failed: no document is left"
+    assert raised.value.remedy.startswith("loosen the filters")
+    printed = capsys.readouterr().out
+    assert "  | the last line" in printed and "report.html" in printed
+    assert re.search(r"^filter +2 +0 .*made *$", printed, re.M) and re.search(r"^tokenizer .*failed *$", printed, re.M)

@@ -13,7 +13,7 @@ from pipeline.errors import ArtifactError, InputError
 from pipeline.reasons import REASONS
 from pipeline.stages import CORPUS, ROAD
 from pipeline.storage import Storage
-from tests.web.small_run import RUN, corpus, models, opened
+from tests.web.small_run import HOSTILE, RUN, corpus, models, opened
 from web import report
 from web.report.__main__ import main
 from web.report.learning import learned
@@ -325,3 +325,26 @@ def test_command_line(storage: Storage, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr("sys.argv", ["report", "--root", storage.root, "--run", RUN])
     main()
     assert Path(capsys.readouterr().out.splitlines()[-1]).is_file()
+
+
+def test_a_run_that_failed_is_reported_with_error_remedy_and_log(storage: Storage) -> None:
+    corpus(storage)
+    failed = artifact.fail(storage, RUN, "pretrain", f"step 3 is not finite: {HOSTILE}", "lower pretrain.optimizer.lr")
+    artifact.write_pointer(storage, RUN, failed.model_copy(update={"log": "http://127.0.0.1:8080/dags/x?a=1&b=2"}))
+    html = page(storage)
+    shown = Page(html)
+    assert "Pretraining failed" in shown.text and "step 3 is not finite" in shown.text
+    assert "lower pretrain.optimizer.lr" in shown.text and "<small>failed</small>" in html
+    assert ("href", "http://127.0.0.1:8080/dags/x?a=1&b=2") in shown.attributes
+    assert "script" not in shown.tags and "img" not in shown.tags and "\u202e" not in shown.text
+    first = report.publish(storage, RUN)
+    artifact.fail(storage, RUN, "pretrain", "another error", "another remedy")
+    assert report.publish(storage, RUN).folder != first.folder
+
+
+def test_a_log_that_is_no_page_of_the_web_is_not_linked(storage: Storage) -> None:
+    failed = artifact.fail(storage, RUN, "canary", "no WARC file matches", "check the path")
+    artifact.write_pointer(storage, RUN, failed.model_copy(update={"log": "javascript:alert(1)"}))
+    shown = Page(page(storage))
+    assert "no WARC file matches" in shown.text, "reported even where nothing was published"
+    assert not [value for name, value in shown.attributes if name == "href" and value and "javascript" in value]

@@ -21,12 +21,11 @@ from fastapi.testclient import TestClient
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, Identity, Stage
 from pipeline.progress import Progress
-from pipeline.stages import ROAD
 from pipeline.storage import Storage
 from tests.local.runs import LONGEST, until
 from web import authentication, report, serve
 from web.page import template
-from web.pages import live
+from web.pages import stages
 
 RUN = "manual__2026-11-24T12:00:00+00:00"  # Airflow's own form of an id
 NAME = artifact.run_name(RUN)
@@ -55,11 +54,11 @@ def test_a_run_is_live_until_its_report_is_there(storage: Storage) -> None:
     client = TestClient(serve.application(storage.root))
     page = client.get(f"/runs/{RUN}")
     assert page.status_code == 200
-    for text in ("20 in, 12 kept", "10 of 40 steps, loss 0.7", 'value="0.250"', "Pretraining, loss", "waiting"):
+    for text in ("20 in, 12 kept", "10 of 40 steps", "loss 0.7", 'value="0.250"', ">Loss<", "Pretraining is running"):
         assert text in page.text
     assert "not shown" not in page.text
     part, whole = (TIME.sub("", text) for text in (client.get(f"/runs/{RUN}/stages").text, page.text))
-    assert part.strip().startswith("<table") and part.strip() in whole
+    assert part.strip().startswith("<p") and part.strip() in whole
     begin(storage, "pretrain").publish([])
     report.publish(storage, RUN)
     assert client.get(f"/runs/{RUN}/stages").status_code == 205
@@ -116,7 +115,7 @@ def attempt(storage: Storage, steps: range, loss: Callable[[int], float | None])
 def curve(storage: Storage) -> list[tuple[float, float]]:
     pointer = artifact.pointer(storage, NAME, "pretrain")
     assert pointer is not None
-    return live.losses(storage, pointer)
+    return stages.curves(storage, pointer)["loss"]
 
 
 def test_a_skipped_step_has_no_loss(storage: Storage) -> None:
@@ -193,10 +192,14 @@ def test_runs_are_listed_the_newest_first(storage: Storage) -> None:
     assert "Pretraining" in text and "Filter" in text
 
 
-def test_a_run_that_nobody_began_waits(tmp_path: Path) -> None:
+def test_a_run_that_nobody_began_is_not_found(tmp_path: Path) -> None:
     client = TestClient(serve.application(str(tmp_path)))
     assert "No runs yet" in client.get("/").text
-    assert client.get("/runs/nothing").text.count('class="waiting"') == len(ROAD)
+    for path in ("/runs/nothing", "/runs/nothing/stages", "/runs/nothing/report"):
+        assert client.get(path).status_code == 404
+    page = client.get("/runs/nothing").text
+    assert "there is nothing of a run <code>nothing</code>" in page and str(tmp_path) in page
+    assert 'http-equiv="refresh"' in page, "a run that was just triggered appears by itself"
 
 
 @pytest.fixture
@@ -227,8 +230,8 @@ def test_a_path_leads_nowhere_else(address: tuple[str, int], storage: Storage) -
         response = connection.getresponse()
         text = response.read().decode()
         connection.close()
-        assert response.status in (200, 400, 404), (path, response.status)
-        assert response.status != 200 or text.count('class="waiting"') == len(ROAD), path
+        assert response.status in (400, 404), (path, response.status)
+        assert 'class="stages"' not in text, path
 
 
 def test_pages_run_no_script_but_ours_and_are_framed_by_airflow_alone(storage: Storage) -> None:

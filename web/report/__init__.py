@@ -14,9 +14,9 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline import artifact
-from pipeline.artifact import Identity, Published, RunArtifacts, Stage
+from pipeline.artifact import Identity, Pointer, Published, RunArtifacts, Stage
 from pipeline.errors import ArtifactError
-from pipeline.stages import MODELS, PAGES, REPORT, ROAD, STEPS
+from pipeline.stages import MODELS, PAGES, REPORT, ROAD, STEPS, label
 from pipeline.storage import Storage
 from web.page import template
 from web.report import documents, scores, settings
@@ -47,16 +47,22 @@ def opened(storage: Storage, name: str) -> RunArtifacts:
     run = RunArtifacts(storage, name)
     for of_stage in (run.pointers, run.artifacts):
         of_stage.pop(REPORT.name, None)
-    if not run.artifacts:
+    if not run.artifacts and not failures(run):
         raise ArtifactError(
             f"run {name!r} below {storage.root} has published nothing", "name a run with --run; see runs/ there"
         )
     return run
 
 
+def failures(run: RunArtifacts) -> list[Pointer]:
+    """The stages that failed, with error, remedy and the address of the log."""
+    return [pointer for pointer in run.pointers.values() if pointer.state == "failed"]
+
+
 def view(run: RunArtifacts) -> dict[str, Any]:
     """The values of `report.html.j2`."""
-    finished = max(made.manifest.run.started + made.manifest.run.seconds for made in run.artifacts.values())
+    ends = [made.manifest.run.started + made.manifest.run.seconds for made in run.artifacts.values()]
+    finished = max([*ends, *(pointer.ended for pointer in failures(run))])
     chain = lineage(run)
     sampled, histograms = scores.histograms(run.artifacts)
     extracted = run.artifacts["extract"].content.counts if "extract" in run.artifacts else None
@@ -71,6 +77,7 @@ def view(run: RunArtifacts) -> dict[str, Any]:
             (step.name, step.label, run.pointers[step.name].state if step.name in run.pointers else "") for step in ROAD
         ],
         "section": section,
+        "failures": [(label(pointer.name), pointer) for pointer in failures(run)],
         "pages": {step.name for step in PAGES},
         "made": run.artifacts,
         "bars": waterfall(run),
@@ -120,6 +127,11 @@ def served(html: str) -> str:
 def publish(storage: Storage, run_name: str, force: bool = False) -> Published:
     """Publish the report of a run; reuse one that was made from the same artifacts."""
     run = opened(storage, artifact.run_name(run_name))
+    # An unfinished stage is shown with all that its pointer says; a finished one by its artifact, which is an input.
+    states = {
+        name: {} if pointer.finished else pointer.model_dump(include={"state", "error", "remedy", "log"})
+        for name, pointer in run.pointers.items()
+    }
     building = artifact.start(
         storage,
         run.name,
@@ -127,7 +139,7 @@ def publish(storage: Storage, run_name: str, force: bool = False) -> Published:
             STAGE,
             {
                 "run": run.name,
-                "states": {name: pointer.state == "running" for name, pointer in run.pointers.items()},
+                "states": states,
                 "settings": hashlib.sha256(repr(settings.of_run(run)).encode()).hexdigest(),  # no artifact holds them
             },
             0,

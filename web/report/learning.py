@@ -61,21 +61,31 @@ def loss_section(run: RunArtifacts, stage: str) -> dict[str, Any]:
         "unigram table": run.number(stage, "unigram_bits_per_byte"),
         "bigram table": run.number(stage, "bigram_bits_per_byte"),
     }
-    charts = [
-        chart(rows, "Loss", "nats per token", {"each step": "loss", "held out": "validation_loss"}),
-        chart(rows, "Held-out text", "bits per byte, lower is better", {"model": "bits_per_byte"}, tables),
-    ]
     return {
-        "charts": [c for c in charts if c],
+        "charts": loss_charts(rows, tables),
         "facts": dropped(run, stage) + numbers(run, stage),
         "samples": learning(run, stage),
         "learned": "",
     }
 
 
+def loss_charts(rows: list[dict[str, Any]], tables: dict[str, Any]) -> list[Markup]:
+    """Charts of a loss, and of held-out text beside the bits per byte of n-gram `tables`."""
+    charts = [
+        chart(rows, "Loss", "nats per token", {"each step": "loss", "held out": "validation_loss"}),
+        chart(rows, "Held-out text", "bits per byte, lower is better", {"model": "bits_per_byte"}, tables),
+    ]
+    return [drawn for drawn in charts if drawn]
+
+
 def reinforcement(run: RunArtifacts) -> dict[str, Any]:
     """Charts of the reinforcement, and what they say in a sentence."""
-    rows = run.rows("rl", "metrics.jsonl")
+    charts = reward_charts(run.rows("rl", "metrics.jsonl"))
+    return {"charts": charts, "facts": numbers(run, "rl"), "samples": [], "learned": learned(run)}
+
+
+def reward_charts(rows: list[dict[str, Any]]) -> list[Markup]:
+    """Charts of what is rewarded: by task once it was evaluated, until then the reward alone."""
     tasks = dict.fromkeys(key.rpartition(".")[0] for row in rows for key in row if key.endswith("_accuracy"))
     accuracies = [
         chart(
@@ -93,12 +103,12 @@ def reinforcement(run: RunArtifacts) -> dict[str, Any]:
     ]
     informative = {"groups": "informative_groups"}
     charts = [
-        *accuracies,
+        *(accuracies or [chart(rows, "Reward", "mean of the samples", {"training questions": "reward"})]),
         chart(rows, "Tool calls", "share of samples with one", {"with a call": "tool_rate"}, unit="share"),
         chart(rows, "Length of a sample", "tokens", {"length": "length"}),
         chart(rows, "Groups with differing rewards", "share of questions", informative, unit="share"),
     ]
-    return {"charts": [c for c in charts if c], "facts": numbers(run, "rl"), "samples": [], "learned": learned(run)}
+    return [drawn for drawn in charts if drawn]
 
 
 def learned(run: RunArtifacts) -> str:
