@@ -25,6 +25,7 @@ from pipeline.artifact import Published
 from pipeline.command import Job
 from pipeline.progress import Progress
 from pipeline.recipe import Evaluation
+from pipeline.stages import EVALUATIONS
 from tokenizer.bpe import Tokenizer
 from tokenizer.chat import Message, prompt, readable
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from inference.likelihood import log_probabilities
 from inference.sampler import Sample, Sampler, Sampling, seeds
 from inference.tools import load_tools
+from pipeline import command
 from pipeline.artifact import Building, Published
 from tokenizer.chat import PAD, prompt
 from training.engine.engine import rows_per_rank

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from pipeline import command
 from pipeline.artifact import Building, Counts, Published
 from pipeline.errors import InputError
 from tokenizer.chat import PAD, Rendered, render

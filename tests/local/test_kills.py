@@ -17,9 +17,8 @@ import pytest
 from local.airflow import Installation
 from local.airflow import standalone as started
 from local.client import DAG
-from local.follow import POINTERS
 from pipeline import artifact
-from pipeline.stages import STEPS
+from pipeline.stages import BY_TASK, STEPS
 from pipeline.storage import Storage
 from tests.local import runs
 from tests.local.runs import driver, ended, in_state, processes, until
@@ -83,7 +82,7 @@ def test_a_run_survives_what_it_loses(tmp_path):
     def kill(airflow, task: str, which: Callable[[psutil.Process], bool]) -> None:
         """Kill a process of a task once its stage has started."""
         in_state(airflow, DAG, "one", task, "running")
-        until(lambda: begun(Storage(root), POINTERS[task]), 0.1)
+        until(lambda: begun(Storage(root), BY_TASK[task]), 0.1)
         until(lambda: alive(which), 0.1)[0].send_signal(signal.SIGKILL)
 
     with started(installation, print) as airflow:

@@ -106,7 +106,9 @@ def test_only_the_sections_that_a_run_reads_count(storage: Storage) -> None:
     assert "gone.warc" not in refused(storage, changes, "pretrain", "sft")
 
 
-@pytest.mark.parametrize("data", [b"", b"hello\n", b"\x1f\x8bgarbage", b"\xff\xfe", gzip.compress(b"{}")[:-12]])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello\n", b"\x1f\x8bgarbage", b"\xff\xfe", gzip.compress(b"{}", mtime=0)[:-12]]
+)
 def test_conversations_that_are_no_json_lines_are_refused(storage: Storage, tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "talks.jsonl"
     file.write_bytes(data)
