@@ -13,6 +13,7 @@ from typing import Any
 
 from airflow.providers.standard.exceptions import HITLRejectException
 
+from dags.parts.alerts import Failed
 from dags.parts.place import Place
 from dags.parts.retries import DEFAULTS, StageFailed
 from pipeline import artifact, errors
@@ -112,7 +113,7 @@ def signal_of(code: int | None) -> int:
 
 # Of DAGs whose tasks belong to one run below a root.
 OF_RUN = DEFAULTS | {
-    "on_failure_callback": on_failure,
+    "on_failure_callback": [on_failure, Failed()],  # recorded first: the message links to the page that shows it
     "on_retry_callback": on_retry,
     "on_execute_callback": on_execute,
 }

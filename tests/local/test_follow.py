@@ -16,7 +16,6 @@ from local.client import Airflow, Task
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, Identity, Stage
 from pipeline.errors import MachineError, StorageError
-from pipeline.recipe import load
 from pipeline.storage import Storage
 
 
@@ -56,7 +55,7 @@ def test_a_run_that_was_marked_failed_is_no_success(storage: Storage) -> None:
         recipe="recipes/demo.yaml", warcs=None, crawl=None, max_warcs=None, force=False, set=[]
     )
     with pytest.raises(run.TaskFailed, match="ended as failed, though none of its tasks failed"):
-        run.run(airflow, arguments, load("recipes/demo.yaml"), storage, Console())
+        run.run(airflow, arguments, "demo-one", storage, Console())
 
 
 class Failing:
@@ -147,7 +146,6 @@ def test_the_end_of_a_failed_run_names_cause_remedy_log_and_report(
     storage: Storage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "demo-20261130T000000"
-    monkeypatch.setattr(run.time, "strftime", lambda *_: "20261130T000000")
     filtered = artifact.start(storage, name, Identity(Stage("filter", 1), {}, 1, []))
     assert isinstance(filtered, Building)
     filtered.publish([], Counts(in_=2, kept=0, dropped={"gopher_few_letters": 2}))
@@ -162,7 +160,7 @@ def test_the_end_of_a_failed_run_names_cause_remedy_log_and_report(
         recipe="recipes/demo.yaml", warcs=None, crawl=None, max_warcs=None, force=False, set=[]
     )
     with pytest.raises(run.TaskFailed) as raised:
-        run.run(cast(Airflow, airflow), arguments, load("recipes/demo.yaml"), storage, Console(width=200))
+        run.run(cast(Airflow, airflow), arguments, name, storage, Console(width=200))
     assert raised.value.what == "task corpus.tokenizer failed: no document is left"
     assert raised.value.remedy.startswith("loosen the filters")
     printed = capsys.readouterr().out
