@@ -181,6 +181,15 @@ def test_what_all_pods_have_airflows_have_too() -> None:
     assert [variable["name"] for variable in extra] == ["POD_IP", "TOKEN"]
 
 
+def test_placement_and_peers_reach_airflow_too() -> None:
+    peer = {"namespaceSelector": {"matchLabels": {"name": "ingress"}}}
+    placement: Manifest = {"nodeSelector": {"pool": "x"}, "tolerations": [{"key": "x", "operator": "Exists"}]}
+    values = airflow_values(render({"pods": placement, "networkPolicy": {"from": [peer]}}))
+    assert {key: values[key] for key in placement} == placement
+    assert values["apiServer"]["networkPolicy"]["ingress"]["from"] == [{"podSelector": {}}, peer]
+    assert values["apiServer"]["replicas"] == 2, "what does not depend on our values stays"
+
+
 def test_its_own_environment_replaces_what_is_written_before() -> None:
     added = [{"name": "CRAWL2CHAT_RECIPE", "value": "recipes/fineweb.yaml"}, {"name": "HOME", "value": "/data/home"}]
     values = airflow_values(render({"airflow": {"extraEnv": added}}))
