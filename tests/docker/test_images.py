@@ -190,6 +190,10 @@ def test_addresses_of_services_agree(services: dict[str, Any]) -> None:
     assert conf["spark.eventLog.dir"] in services["history-server"]["environment"]["SPARK_HISTORY_OPTS"]
     root = env["CRAWL2CHAT_ROOT"]
     assert root in services["web"]["command"] and root in (DOCKER / "smoke.py").read_text()
+    # Whichever name of this machine a browser shows for Airflow, its tab frames the pages.
+    command = services["web"]["command"]
+    framed = command[command.index("--framed-by") + 1]
+    assert framed.split() == ["http://127.0.0.1:8080", "http://localhost:8080"]
     for name in ("airflow-scheduler", "airflow-api-server", "history-server"):
         assert "/data" in {volume["target"] for volume in services[name]["volumes"]}
 

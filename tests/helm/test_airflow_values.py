@@ -83,7 +83,9 @@ def test_both_releases_have_one_image_and_one_root(name: str) -> None:
     assert {image.rpartition(":")[2] for image in ours} == {values["defaultAirflowTag"]}
     assert prefixes == {values["defaultAirflowRepository"].removesuffix("crawl2chat-airflow")}
     settings = named(manifests, "ConfigMap", "crawl2chat-spark")["data"]["spark-defaults.conf"]
-    assert f"crawl2chat-spark:{values['defaultAirflowTag']}\n" in settings
+    # The driver's own environment says which image its executors have.
+    assert "spark.kubernetes.container.image ${env:CRAWL2CHAT_SPARK_IMAGE}\n" in settings
+    assert variables(values)["CRAWL2CHAT_SPARK_IMAGE"] in ours
     root = variables(values)["CRAWL2CHAT_ROOT"]
     assert root in json.dumps([pod for _, pod in pods(manifests)])
     keys = {secret["envName"]: secret["secretName"] for secret in values.get("secret", [])}
@@ -177,6 +179,24 @@ def test_what_all_pods_have_airflows_have_too() -> None:
     )
     extra = yaml.safe_load(airflow_values(referring)["extraEnv"])
     assert [variable["name"] for variable in extra] == ["POD_IP", "TOKEN"]
+
+
+def test_placement_and_peers_reach_airflow_too() -> None:
+    peer = {"namespaceSelector": {"matchLabels": {"name": "ingress"}}}
+    placement: Manifest = {"nodeSelector": {"pool": "x"}, "tolerations": [{"key": "x", "operator": "Exists"}]}
+    values = airflow_values(render({"pods": placement, "networkPolicy": {"from": [peer]}}))
+    assert {key: values[key] for key in placement} == placement
+    assert values["apiServer"]["networkPolicy"]["ingress"]["from"] == [{"podSelector": {}}, peer]
+    assert values["apiServer"]["replicas"] == 2, "what does not depend on our values stays"
+
+
+def test_its_own_environment_replaces_what_is_written_before() -> None:
+    added = [{"name": "CRAWL2CHAT_RECIPE", "value": "recipes/fineweb.yaml"}, {"name": "HOME", "value": "/data/home"}]
+    values = airflow_values(render({"airflow": {"extraEnv": added}}))
+    names = [variable["name"] for variable in values["env"]]
+    assert len(names) == len(set(names))
+    assert variables(values)["HOME"] == "/data/home"
+    assert variables(values)["CRAWL2CHAT_RECIPE"] == "recipes/fineweb.yaml"
 
 
 def test_alerts_and_metrics_are_settings_of_airflow() -> None:

@@ -82,16 +82,19 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* Of every container that reads or writes artifacts: `own` of its template, then `pods.extraEnv`, then its component's.
-     The last of a name is taken. */}}
+{{/* Of every container that reads or writes artifacts: `own` of its template, then `pods.extraEnv`, then its component's. */}}
 {{- define "crawl2chat.environment" -}}
-{{- $all := concat (include "crawl2chat.ourEnvironment" .top | fromYamlArray) (.own | default list) .top.Values.pods.extraEnv (.spec.extraEnv | default list) }}
+{{- include "crawl2chat.lastOfEach" (concat (include "crawl2chat.ourEnvironment" .top | fromYamlArray) (.own | default list) .top.Values.pods.extraEnv (.spec.extraEnv | default list)) }}
+{{- end }}
+
+{{/* Variables without those whose name comes again: a name that is written twice is refused by server-side apply. */}}
+{{- define "crawl2chat.lastOfEach" -}}
 {{- $last := dict }}
-{{- range $place, $variable := $all }}
+{{- range $place, $variable := . }}
 {{- $_ := set $last $variable.name $place }}
 {{- end }}
 {{- $kept := list }}
-{{- range $place, $variable := $all }}
+{{- range $place, $variable := . }}
 {{- if eq $place (get $last $variable.name) }}
 {{- $kept = append $kept $variable }}
 {{- end }}
