@@ -161,6 +161,7 @@ def main() -> None:
             summary.show(RunArtifacts(storage, artifact.run_name(run_id)), console)
             return
         check_alone(installation)  # before the ports: its own are taken, and it is the reason
+        checks.port(installation.port)  # the one that was named, before that of the pages
         dags = DAGS if arguments.ui else (DAG,)
         with served(installation), standalone(installation, lambda line: print(line, flush=True), dags) as airflow:
             print(f"pages of all runs: {installation.web_url}", flush=True)
