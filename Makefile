@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run ui chat explain inspect shell test test-gate test-all bench-demo bench-pii bench-extraction bench-corpus bench-deduplicate bench-simulate-dedup bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart images smoke lint audit format lock clean
+.PHONY: help run ui chat explain inspect shell test test-gate test-all bench-demo bench-pii bench-extraction bench-corpus bench-deduplicate bench-simulate-dedup bench-scale bench-tokenizer bench-loader bench-memorization bench-train bench-gpu bench-backfill chart tag images push backup smoke lint audit format lock clean
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -104,17 +104,33 @@ bench-memorization: $(READY) ## a model over-trained on one page, caught recitin
 bench-tokenizer: $(READY) ## compression and speed of tokenizers (TIKTOKEN_CACHE_DIR for GPT-2's and GPT-4's)
 	@python -m bench.tokenizer $(ARGS)
 
+CHART_VALUES := --set image.tag=lint --set web.framedBy=https://airflow.example.org
 chart: $(READY) ## lint the Helm chart, and render it for every size
 	@for values in helm/crawl2chat/values*.yaml; do \
-	  helm lint --strict helm/crawl2chat --values $$values && \
-	  helm template crawl2chat helm/crawl2chat --values $$values >/dev/null || exit 1; done
+	  helm lint --strict helm/crawl2chat --values $$values $(CHART_VALUES) && \
+	  helm template crawl2chat helm/crawl2chat --values $$values $(CHART_VALUES) >/dev/null || exit 1; done
 
-TAG ?= 0.1.0
-TORCH ?= --torch-backend cpu
-images: ## build the images crawl2chat-spark, -training, -airflow and -s3 (TAG=…, TORCH="--torch-backend cu128" for GPUs); needs a container engine
+REGISTRY ?=
+TORCH ?= cpu
+TAG = $(shell docker/tag.sh)$(if $(filter-out cpu,$(TORCH)),-$(TORCH))
+IMAGE = $(if $(REGISTRY),$(REGISTRY)/)crawl2chat
+tag: ## the tag that images of this working tree get: version and commit
+	@echo "$(TAG)"
+
+images: ## build the images crawl2chat-spark, -training, -airflow and -s3 (REGISTRY=…, TORCH=cu128 for GPUs); needs a container engine
 	@for target in spark training airflow s3; do \
 	  DOCKER_BUILDKIT=1 docker build --file docker/Dockerfile --target $$target --build-arg TORCH="$(TORCH)" \
-	    --tag crawl2chat-$$target:$(TAG) . || exit 1; done
+	    --label org.opencontainers.image.version="$(TAG)" --tag $(IMAGE)-$$target:$(TAG) . || exit 1; done
+	@if [ -e docker/.env ]; then sed -i '/^TAG=/d' docker/.env && echo "TAG=$(TAG)" >>docker/.env; fi
+	@echo "images have the tag $(TAG)"
+
+push: ## push those images: make push REGISTRY=registry.example.org/ml; needs a container engine
+	@[ -n "$(REGISTRY)" ] || { echo "make push needs a registry: REGISTRY=registry.example.org/ml" >&2; exit 2; }
+	@for target in spark training airflow; do docker push $(IMAGE)-$$target:$(TAG) || exit 1; done
+
+BACKUP ?= backup
+backup: ## copy what Compose keeps into a folder: make backup BACKUP=/mnt/backup; needs a container engine
+	@docker/backup.sh "$(BACKUP)"
 
 docker/.env: docker/.env.example ## random secrets for Compose
 	@umask 077; awk 'function made(command, value) { command | getline value; close(command); return value } \
@@ -122,6 +138,7 @@ docker/.env: docker/.env.example ## random secrets for Compose
 	  /^[A-Z0-9_]+=$$/ { print $$0 made("openssl rand -hex 24"); next } { print }' $< >$@.new
 	@! grep -qE '^[A-Z0-9_]+=$$' $@.new || { rm $@.new; echo "$@ needs openssl: apt-get install openssl" >&2; exit 6; }
 	@[ ! -e $@ ] || { rm $@.new; echo "$@ is older than $<: add what it lacks, then touch it" >&2; exit 2; }
+	@echo "TAG=$(TAG)" >>$@.new # `make images` writes a later one
 	@mv $@.new $@
 
 smoke: $(READY) ## start those images with Compose, run the sample, kill every service (needs a container engine)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, Param, PartitionedAssetTimetable
 
-from dags.parts import form, tasks
+from dags.parts import documents, form, tasks
 from dags.parts.retries import DEFAULTS
 
 CORPUS_RUN = Param(
     None,
     type=["string", "null"],
-    description="Run whose corpus to train on; empty: the newest. A run that a new corpus starts uses that one.",
+    description="Name of the run whose corpus to train on, as the list of runs shows it; empty: the newest corpus. A "
+    "run that a new corpus starts uses that corpus.",
 )
 
 with DAG(
     "model",
-    doc_md=__doc__,
+    description="Token shards to a chat model: pretraining, fine-tuning, reinforcement learning",
+    doc_md=documents.of_dag(__doc__),
     schedule=PartitionedAssetTimetable(assets=tasks.CORPUS),
     params={"corpus_run": CORPUS_RUN} | form.params(tasks.ROOT, tasks.RECIPE, tasks.MODEL_SECTIONS),
     default_args=DEFAULTS,

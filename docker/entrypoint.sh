@@ -7,6 +7,14 @@ if [ -d /opt/crawl2chat/torch_extensions ] && [ ! -e "$TORCH_EXTENSIONS_DIR" ]; 
   cp -a /opt/crawl2chat/torch_extensions "$TORCH_EXTENSIONS_DIR"
 fi
 
+# WARC files and unfinished parts lie there, on a disk; what a killed process left there goes.
+case ${TMPDIR:-} in
+  /scratch/*)
+    mkdir -p "$TMPDIR"
+    find "$TMPDIR" -mindepth 1 -delete
+    ;;
+esac
+
 case ${1:-} in
   driver)
     shift

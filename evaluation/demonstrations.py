@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 from pipeline import lines
+from pipeline.available import BUILTIN
 from pipeline.errors import InputError
 from pipeline.recipe import Evaluation
 
 DATA = Path(__file__).parent / "data"
-BUILTIN = "builtin:"
 
 
 def read(source: str) -> list[dict[str, str]]:

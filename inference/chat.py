@@ -1,6 +1,6 @@
 """Talk to the assistant of a run in the terminal: `make chat`.
 
-    python -m inference.chat --root .crawl2chat/data --run …
+    python -m inference.chat --root .crawl2chat/data --temperature 0.8
 
 It loads the last model of the run that answers messages, with the tools it was trained with; by default of the newest
 run. A line is a message. `/new` begins another conversation, `/quit` or Ctrl-D ends.

@@ -1,8 +1,7 @@
-"""Checks of the machine and of the command line before anything starts."""
+"""Checks of the machine before anything starts. Those of the recipe and its inputs are in `pipeline/inputs.py`."""
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shutil
@@ -10,8 +9,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from pipeline.errors import InputError, MachineError
-from pipeline.recipe import Recipe
+from pipeline.errors import MachineError
 
 _INSTALL_JAVA = "apt-get install openjdk-17-jre-headless"
 _MIN_JAVA = 17  # the lowest that Spark 4 supports
@@ -47,13 +45,3 @@ def port(number: int) -> None:
             raise MachineError(
                 f"{number} is no port", "choose one between 1024 and 65525: the pages use PORT + 10"
             ) from error
-
-
-def warcs(recipe: Recipe) -> None:
-    """Raise `InputError` if a file or glob of the recipe's input matches nothing. URLs are not checked."""
-    for pattern in recipe.input.warcs:
-        if "://" not in pattern and not glob.glob(pattern, recursive=True):
-            raise InputError(
-                f"input.warcs: {pattern} matches no file below {Path.cwd()}",
-                "correct the path: relative ones are relative to the project folder",
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,7 @@ import httpx
 from pipeline.errors import MachineError, RecipeError
 
 DAG = "crawl_to_chat"
+_PAGE = 100  # entries, Airflow's own limit
 DAGS = (DAG, "corpus", "model", "backfill")
 
 
@@ -67,6 +69,16 @@ class Airflow:
             raise MachineError(message, "see its log")
         return response.json()
 
+    def _all(self, path: str, kind: str, **params: str) -> Iterator[Any]:
+        """Every entry of a list: Airflow gives at most `maximum_page_limit` (100) of them at a time."""
+        offset = 0
+        while True:
+            answer = self._json(path, params={"limit": _PAGE, "offset": offset, **params})
+            yield from answer[kind]
+            offset += len(answer[kind])
+            if not answer[kind] or offset >= answer["total_entries"]:
+                return
+
     def ready(self, dag: str, since: float) -> bool:
         """Whether the scheduler is healthy and `dag` was parsed after `since` (Unix seconds)."""
         try:
@@ -106,7 +118,7 @@ class Airflow:
     def fail_active(self, dag: str) -> None:
         """Fail all runs that a killed Airflow left unfinished: else they would continue before a new one."""
         for state in ("running", "queued"):
-            for run in self._json(f"dags/{dag}/dagRuns", params={"state": state})["dag_runs"]:
+            for run in [*self._all(f"dags/{dag}/dagRuns", "dag_runs", order_by="id", state=state)]:
                 self.fail(dag, run["dag_run_id"])
 
     def fail(self, dag: str, run: str) -> None:
@@ -128,7 +140,7 @@ class Airflow:
 
     def tasks(self, dag: str, run: str) -> list[Task]:
         """All tasks of a run."""
-        answer = self._json(f"dags/{dag}/dagRuns/{quote(run)}/taskInstances", params={"limit": 100})
+        path = f"dags/{dag}/dagRuns/{quote(run)}/taskInstances"
         return [
             Task(
                 instance["task_id"],
@@ -138,7 +150,7 @@ class Airflow:
                 _seconds(instance["start_date"]),
                 _seconds(instance["end_date"]),
             )
-            for instance in answer["task_instances"]
+            for instance in self._all(path, "task_instances", order_by="id")
         ]
 
     def log(self, dag: str, run: str, task: Task) -> list[str]:
@@ -153,8 +165,8 @@ class Airflow:
                 lines += part.splitlines()
                 continue
             lines += str(part.get("event", "")).splitlines()
-            for error in part.get("error_detail") or []:
-                lines.append(f"{error.get('exc_type')}: {error.get('exc_value')}")
+            for error in (part.get("error_detail") or [])[:1]:  # those behind it repeat the lines above
+                lines += f"{error.get('exc_type')}: {error.get('exc_value')}".splitlines()
         return lines
 
 

@@ -28,11 +28,12 @@ from local import checks, follow, reuse, summary
 from local.airflow import Installation, check_alone, standalone
 from local.client import DAG, DAGS, Airflow
 from local.web import served
-from pipeline import artifact, errors
+from pipeline import artifact, errors, inputs
 from pipeline.artifact import RunArtifacts
 from pipeline.errors import CrawlToChatError, RecipeError
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Storage
+from pipeline.terminal import show
 
 HOME = Path(__file__).resolve().parents[1]
 LOG_LINES = 30  # of a failed task's log that are shown
@@ -98,7 +99,7 @@ def resolved(arguments: argparse.Namespace) -> Recipe:
     if arguments.max_warcs is not None:
         overrides["input.max_warcs"] = arguments.max_warcs
     recipe = load(arguments.recipe, overrides)
-    checks.warcs(recipe)
+    show(f"not checked: {line}" for line in inputs.check(recipe, Storage(arguments.root)))
     return recipe
 
 

@@ -1,15 +1,18 @@
-"""Line charts as inline SVG: no script, no font, no colour of its own (`static/style.css` styles the classes)."""
+"""Line charts and histograms as inline SVG: no script, no font, no colour (`static/style.css` styles the classes)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 440, 260  # user units; small enough for 12-unit letters to be read on a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 40
+SMALL_WIDTH, SMALL_HEIGHT = 220, 74  # of a histogram
+_ROOM = 0.25  # beyond a limit, as a share of what is within
+_SMALL_AXIS, _BINS = 18, 40  # units below its bars; a bar is 5 units wide
 _POINTS = 400  # a line 380 units wide cannot show more than these: neighbours are averaged
 
 Point = tuple[float, float]
@@ -128,6 +131,87 @@ def _numbered(drawn: Sequence[Series]) -> Iterator[tuple[Series, int | None]]:
             yield line, None
     for number, line in enumerate(line for line in drawn if not line.faint):
         yield line, number
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A threshold of a histogram: values below it (`least`) or above it (not `least`) are beyond."""
+
+    value: float
+    least: bool
+
+
+def histogram(title: str, values: Sequence[float], limits: Sequence[Limit], logarithmic: bool = False) -> Markup:
+    """A small histogram with its thresholds drawn, or nothing where there are no values.
+
+    The axis spans 99% of the values; what is outside counts in the first and the last bar, and a limit outside is
+    not drawn. `logarithmic`: for counts, whose values span powers of ten.
+    """
+    if not values:
+        return Markup("")
+    left, right = _span(sorted(values), limits, logarithmic)
+    place = _place(left, right, logarithmic)
+    bins = [0] * _BINS
+    for value in values:
+        bins[min(_BINS - 1, int(place(value) * _BINS))] += 1
+    width, height = SMALL_WIDTH / _BINS, SMALL_HEIGHT - _SMALL_AXIS
+    parts = []
+    for number, count in enumerate(bins):
+        if count:
+            tall = max(1.5, count / max(bins) * (height - 4))  # a single document is seen beside thousands
+            middle = (number + 0.5) / _BINS
+            beyond = any(
+                (middle < place(limit.value)) if limit.least else (middle > place(limit.value)) for limit in limits
+            )
+            parts.append(
+                Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+                    "beyond" if beyond else "within", number * width + 0.5, height - tall, width - 1, tall
+                )
+            )
+    axis = Markup('<text class="tick" text-anchor="{}" x="{}" y="{}">{}</text>')
+    parts.append(axis.format("start", 0, SMALL_HEIGHT - 3, _number(left)))
+    parts.append(axis.format("end", SMALL_WIDTH, SMALL_HEIGHT - 3, _number(right)))
+    line = Markup('<line class="level" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}"/>')
+    parts += [line.format(place(limit.value) * SMALL_WIDTH, height) for limit in limits if left <= limit.value <= right]
+    bounds = "".join(f"; at {'least' if limit.least else 'most'} {_number(limit.value)}" for limit in limits)
+    label = f"{title}: {len(values):,} values from {_number(min(values))} to {_number(max(values))}{bounds}"
+    return Markup('<svg class="histogram" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        SMALL_WIDTH, SMALL_HEIGHT, label, Markup("").join(parts)
+    )
+
+
+def _span(ordered: Sequence[float], limits: Sequence[Limit], logarithmic: bool) -> tuple[float, float]:
+    """The ends of a histogram's axis: 99% of the values, and the limits with some room for what is beyond them."""
+    left, right = ordered[len(ordered) // 200], ordered[-1 - len(ordered) // 200]
+    if logarithmic:
+        left = max(1.0, min([left, *(limit.value / 2 for limit in limits)]))
+        right = max([right, left * 2, *(limit.value * 2 for limit in limits)])
+        return left, right
+    width = (right - left) or 1.0
+    # A limit far from all values would squeeze them into one bar.
+    near = [limit for limit in limits if left - 3 * width <= limit.value <= right + 3 * width]
+    below = [limit.value - _ROOM * (right - limit.value) for limit in near if limit.least]
+    above = [limit.value + _ROOM * (limit.value - left) for limit in near if not limit.least]
+    left = min([left, *below, *(limit.value for limit in near)])
+    right = max([right, *above, *(limit.value for limit in near)])
+    if ordered[0] >= 0:
+        left = max(0.0, left)
+    if ordered[-1] <= 1 and all(limit.value <= 1 for limit in limits):  # a share
+        right = min(1.0, right)
+    return (left, right) if right > left else (left - 0.5, left + 0.5)
+
+
+def _place(left: float, right: float, logarithmic: bool) -> Callable[[float], float]:
+    """Where a value stands between the ends of an axis: 0…1, cut at both."""
+
+    def share(value: float) -> float:
+        if logarithmic:
+            position = math.log(max(value, left) / left) / math.log(right / left)
+        else:
+            position = (value - left) / (right - left)
+        return min(1.0, max(0.0, position))
+
+    return share
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from pipeline import terminal
 from web import words
+from web.terms import meaning
 
 FOLDER = Path(__file__).parent
 
@@ -26,4 +27,6 @@ def template(name: str) -> Template:
     environment.filters.update(
         percent=words.percent, short=words.short, duration=words.duration, shown=words.shown, plain=terminal.plain
     )
+    environment.filters["meaning"] = meaning
+    environment.globals["icon"] = (FOLDER / "static/favicon.svg").read_text(encoding="utf-8")
     return environment.get_template(name)

@@ -9,6 +9,7 @@ from typing import Any
 
 # Names of shares: `hellaswag_accuracy_normalised` and `arithmetic.accuracy_with_tool` as well as `sampled_accuracy`.
 _SHARE = re.compile("accuracy|_rate$|_said$")
+_LENGTH = re.compile("_length$")  # a mean of whole numbers
 
 
 def shown(value: Any) -> str:
@@ -21,8 +22,8 @@ def shown(value: Any) -> str:
 
 
 def percent(share: float) -> str:
-    """A share (0…1) as a percentage, with one decimal below 10%."""
-    return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
+    """A share (0…1) as a percentage with one decimal, as the terminal shows it; what is there is never 0."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
 def short(count: float) -> str:
@@ -49,10 +50,12 @@ def when(seconds: float) -> str:
 
 
 def rate(name: str, value: Any) -> str:
-    """A measured number as text; shares, which their name identifies, as percentages; a dash for None."""
+    """A measured number as text; shares and mean lengths, which their name identifies, alike; a dash for None."""
     if value is None:
         return "–"
-    return percent(value) if _SHARE.search(name) else shown(value)
+    if _SHARE.search(name):
+        return percent(value)
+    return f"{value:,.1f}" if _LENGTH.search(name) else shown(value)
 
 
 def facts(pairs: dict[str, Any]) -> list[tuple[str, str]]:

@@ -12,11 +12,16 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
+from dags.parts import pods
+from dags.parts.alerts import ApprovalNeeded
 from dags.parts.place import Place, place
 from pipeline import artifact
 from pipeline.artifact import Published
 from pipeline.numbers import CanaryNumbers, TokenizerNumbers
 from pipeline.recipe import Approval, Model, Recipe, load
+
+_HOW = """Within the bounds of the recipe's section `approval` the run continues by itself. Beyond them it waits on the
+page *Required Actions* until somebody approves or rejects. Rejecting ends the run; clearing the task asks again."""
 
 
 @dataclass
@@ -37,7 +42,8 @@ class ApproveBeyondBounds(ApprovalOperator):  # type: ignore[misc]
     template_fields: Sequence[str] = ("subject", "body", "arguments")
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(subject="Continue?", fail_on_reject=True, **kwargs)
+        kwargs = {"doc_md": f"{type(self).__doc__}\n\n{_HOW}", "executor_config": pods.SMALL} | kwargs
+        super().__init__(subject="Continue?", fail_on_reject=True, notifiers=ApprovalNeeded(), **kwargs)
         self.arguments = place("recipe", "root", "run")
 
     @abstractmethod

@@ -1,7 +1,9 @@
 """The trigger form: every value of a recipe as one `Param`, so that Airflow validates it before anything runs.
 
-A field is named as on the command line (`pretrain.optimizer.lr`). Empty means "as in the recipe", whose value is in the
-help text. Booleans are a choice of yes and no, because Airflow's switch cannot be empty.
+What people change first comes first, all else is behind one section. A field is named as on the command line
+(`pretrain.optimizer.lr`). Empty means "as in the recipe": so what is filled is what differs, and the help text gives
+the values of the recipes that come with the project. Booleans are a choice of yes and no, because Airflow's switch
+cannot be empty.
 """
 
 from __future__ import annotations
@@ -18,11 +20,27 @@ from airflow.sdk import Param
 from pipeline.errors import CrawlToChatError
 from pipeline.recipe import CRAWL_ID, Recipe, load
 
-DAG_SECTION = "Run"
+_PROJECT = Path(__file__).resolve().parents[2]
+MORE = "More settings (an empty field: as in the recipe)"
+# Beside the recipe and the files. Airflow shows fields without a section above all others. Its editors of JSON are so
+# tall that they come last.
+FIRST = (
+    "deduplicate.min_jaccard",
+    "model.layers",
+    "pretrain.steps",
+    "pretrain.batch",
+    "pretrain.optimizer.lr",
+    "rl.steps",
+    "sft.tasks",
+    "filter.languages",
+    "extract.languages",
+)
 _FILES = ("warcs", "crawl", "max_warcs")
 _RUN_FIELDS = ("recipe", "root", *_FILES, "force", "corpus_run")  # they are not keys of the recipe
 _YES_NO = {True: "yes", False: "no"}
-_NO_FIELDS = ("name", "input")  # Airflow names the run; the input has the fields `_FILES`
+# Airflow names the run; the input has the fields `_FILES`; memorization is measured by a command, not by a task.
+_NO_FIELDS = ("name", "input", "memorization")
+_SHORT = 60  # characters of a value; a longer one is shown of the proposed recipe only
 
 
 def leaves(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -96,21 +114,28 @@ def optional(schema: dict[str, Any]) -> dict[str, Any]:
     return nullable
 
 
-def title(key: str) -> str:
-    """`pretrain.optimizer.lr` as the heading of its group: `pretrain · optimizer`."""
-    return " · ".join(key.split(".")[:-1]) or DAG_SECTION
-
-
 def recipe_params(sections: Sequence[str] | None = None, shown: str | None = None) -> dict[str, Param]:
-    """A `Param` for every value of a recipe, or of these sections, except name and input; null: as in the recipe.
+    """A `Param` for every value of a recipe, or of these sections, that a task reads; null: as in the recipe.
 
-    `shown`: the recipe whose values the help texts give, if it can be read.
+    Those of `FIRST` lead. `shown`: the recipe that the form proposes, whose values the help texts give, with those of
+    the recipes that come with the project.
     """
-    data = _values(shown) if shown else {}
-    return {
-        key: Param(None, description=_help(key, schema, shown, data), title=key, section=title(key), **_kept(schema))
+    values = {_short_name(name): data for name in recipes(shown) if (data := _values(name))} if shown else {}
+    fields = {
+        key: schema
         for key, schema in leaves(Recipe.model_json_schema())
         if key.split(".")[0] not in _NO_FIELDS and (sections is None or key.split(".")[0] in sections)
+    }
+    order = [*(key for key in FIRST if key in fields), *(key for key in fields if key not in FIRST)]
+    return {
+        key: Param(
+            None,
+            description=_help(key, fields[key], values),
+            title=key,
+            **({} if key in FIRST else {"section": MORE}),
+            **_kept(fields[key]),
+        )
+        for key in order
     }
 
 
@@ -127,23 +152,40 @@ def _range(schema: dict[str, Any]) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
-def _help(key: str, schema: dict[str, Any], recipe: str | None, data: dict[str, Any]) -> str | None:
-    parts = [schema.get("description"), _range(schema)]
-    *sections, last = key.split(".")
-    section: dict[str, Any] = functools.reduce(lambda inner, part: inner.get(part, {}), sections, data)
-    if last in section:  # a key of another kind of the section is not
-        value = section[last]
-        value = _YES_NO[value] if isinstance(value, bool) else value
-        parts.append(f"{recipe}: {value if isinstance(value, str) else json.dumps(value)}")
-    return " ".join(filter(None, parts)) or None
+def _help(key: str, schema: dict[str, Any], values: dict[str, dict[str, Any]]) -> str | None:
+    return " ".join(filter(None, (schema.get("description"), _range(schema), _in_recipes(key, values)))) or None
 
 
+def _in_recipes(key: str, values: dict[str, dict[str, Any]]) -> str:
+    """`demo, multilingual: 8; fineweb: 14`: what the recipes say of a key, the proposed one first."""
+    names: dict[str, list[str]] = {}
+    for number, (recipe, data) in enumerate(values.items()):
+        *sections, last = key.split(".")
+        section: dict[str, Any] = functools.reduce(lambda inner, part: inner.get(part, {}), sections, data)
+        if last not in section:  # a key of another kind of the section
+            continue
+        value = _YES_NO[section[last]] if isinstance(section[last], bool) else section[last]
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        shown = text if number == 0 or len(text) <= _SHORT else "…"
+        names.setdefault(shown, []).append(recipe)
+    if len(names) == 1 and sum(map(len, names.values())) == len(values) > 1:
+        return f"All recipes: {next(iter(names))}"
+    return "; ".join(f"{', '.join(having)}: {text}" for text, having in names.items())
+
+
+def _short_name(recipe: str) -> str:
+    """`demo` for recipes/demo.yaml; a recipe from elsewhere keeps its path."""
+    file = _PROJECT / recipe
+    return file.stem if file.resolve().parent == _PROJECT / "recipes" else recipe
+
+
+@functools.cache
 def _values(recipe: str) -> dict[str, Any]:
     """The values of a recipe; empty if it cannot be read, since the run will report why."""
     if "://" in recipe:  # parsing a DAG must not download anything
         return {}
     try:
-        return load(Path(__file__).parents[2] / recipe).model_dump(mode="json")
+        return load(_PROJECT / recipe).model_dump(mode="json")
     except CrawlToChatError:
         return {}
 
@@ -171,24 +213,30 @@ def params(
         ),
         "max_warcs": Param(None, type=["integer", "null"], minimum=1, description="Read only the first so many files."),
     }
-    return {
+    of_recipe = recipe_params(sections, recipe)
+    first = {
         "recipe": Param(
             recipe,
             type="string",
             minLength=1,
             examples=recipes(recipe),
-            description="Recipe file, from the list or any path.",
+            description="Recipe file, from the list or any path. A field below that stays empty is as in this recipe.",
         ),
-        "root": Param(root, type="string", minLength=1, description="Folder or URI below which artifacts lie."),
         **({name: input_fields[name] for name in files} if sections is None or "extract" in sections else {}),
-        "force": Param(False, type="boolean", description="Make artifacts again that exist already."),
-        **recipe_params(sections, recipe),
+        **{key: param for key, param in of_recipe.items() if key in FIRST},
     }
+    more = {
+        "root": Param(
+            root, type="string", minLength=1, section=MORE, description="Folder or URI below which artifacts lie."
+        ),
+        "force": Param(False, type="boolean", section=MORE, description="Make artifacts again that exist already."),
+    }
+    return first | more | of_recipe
 
 
 def recipes(first: str) -> list[str]:
     """The choices for the recipe: `first`, then those that come with the project."""
-    files = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
+    files = sorted(_PROJECT.glob("recipes/*.yaml"))
     return list(dict.fromkeys([first, *(f"recipes/{file.name}" for file in files)]))
 
 
@@ -208,3 +256,21 @@ def overrides(form: dict[str, Any]) -> dict[str, Any]:
     if "max_warcs" in filled:
         changed["input.max_warcs"] = filled["max_warcs"]
     return changed
+
+
+def changes(recipe: str, changed: dict[str, Any]) -> list[str]:
+    """A line for each of these overrides that differs from the recipe: `pretrain.steps: 10 (recipe: 175)`."""
+    try:
+        data = load(recipe).model_dump(mode="json")
+    except CrawlToChatError:  # complete only with the form
+        data = {}
+    lines = []
+    for key, value in changed.items():
+        *sections, last = key.split(".")
+        section: dict[str, Any] = functools.reduce(lambda inner, part: inner.get(part, {}), sections, data)
+        if last not in section:
+            lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+        elif section[last] != value:
+            before = json.dumps(section[last], ensure_ascii=False)
+            lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)} (recipe: {before})")
+    return lines

@@ -20,7 +20,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from dags.parts import links, reuse, spark_submit
+from dags.parts import documents, levels, links, pods, reuse, spark_submit
 from dags.parts.child import Child, die_with_parent
 from dags.parts.jobset import JobSet
 from dags.parts.place import Place, place
@@ -86,7 +86,7 @@ class SparkStage(SparkSubmitOperator):  # type: ignore[misc]
     reusable = True  # whether it is found out first if this is published
 
     def __init__(self, *, step: Step, arguments: Sequence[str] = (FORCE,), **kwargs: Any) -> None:
-        kwargs.setdefault("task_id", step.task.rpartition(".")[2])
+        kwargs = {"task_id": step.task.rpartition(".")[2], "doc_md": documents.of_step(step)} | kwargs
         super().__init__(application=f"{HOME}/{step.script}", name=f"crawl2chat {step.name}", **kwargs)
         self.application_args: list[str] = [*PLACE, *arguments]
         self.stage = step.name
@@ -179,7 +179,7 @@ class ProcessStage(BaseOperator):  # type: ignore[misc]
         for _ in range(MAX_STARTS):
             self._launch = self.launch()
             try:
-                code = self._launch.wait(lambda line: self.log.info("%s", line))
+                code = self._launch.wait(levels.logger(self.log))
             finally:
                 self._launch.stop(STOP_SECONDS)  # a timeout of the task is raised as an exception here
             if self._killed:
@@ -210,7 +210,8 @@ class TrainingStage(ProcessStage):
     operator_extra_links = links.TRAINING
 
     def __init__(self, *, step: Step, **kwargs: Any):
-        kwargs.setdefault("task_id", step.task.rpartition(".")[2])
+        task_id, document = step.task.rpartition(".")[2], documents.of_step(step)
+        kwargs = {"task_id": task_id, "doc_md": document, "executor_config": pods.TRAINING} | kwargs
         of = ["--of", step.of] if step.of else []
         super().__init__(stage=step.name, arguments=[f"{HOME}/{step.script}", *of, *PLACE], **kwargs)
         self.ranks = not step.of
@@ -253,7 +254,7 @@ class TrainingStage(ProcessStage):
     def _prebuild(self) -> None:
         """Build what several ranks share unless it is built, and remove the lock of a build that was killed."""
         child = Child([sys.executable, "-u", "-m", "training.launch.prebuild"], HOME, {})
-        if code := child.wait(lambda line: self.log.info("%s", line)):
+        if code := child.wait(levels.logger(self.log)):
             raise StageFailed(self.stage, code)
 
 

@@ -9,6 +9,7 @@ from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowException
 
+from dags.parts.alerts import Failed
 from pipeline import errors
 from pipeline.errors import CrawlToChatError
 
@@ -57,4 +58,4 @@ class ByKind(RetryPolicy):  # type: ignore[misc]
         return cls()
 
 
-DEFAULTS = {"retries": TRIES, "retry_delay": SOON, "retry_policy": ByKind()}
+DEFAULTS = {"retries": TRIES, "retry_delay": SOON, "retry_policy": ByKind(), "on_failure_callback": Failed()}

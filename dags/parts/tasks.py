@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import Asset, TaskGroup, TriggerRule, chain, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.parts import form
+from dags.parts import documents, form, pods
 from dags.parts.approval import ApproveExtract, ApprovePretraining
 from dags.parts.links import web_url
 from dags.parts.operators import HOME, Canary, ExtractBatch, ProcessStage, SparkStage, TrainingStage
 from dags.parts.place import place
-from pipeline import artifact, stages
+from pipeline import artifact, inputs, stages
 from pipeline.numbers import named
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Storage
@@ -26,7 +27,8 @@ TRAINING_POOL = os.environ.get("CRAWL2CHAT_TRAINING_POOL", "default_pool")  # it
 CORPUS, MODEL = Asset("crawl2chat_corpus"), Asset("crawl2chat_model")
 CORPUS_STAGES = tuple(step.name for step in stages.CORPUS)
 CORPUS_SECTIONS = ("seed", *stages.sections(stages.CORPUS), "approval")
-MODEL_SECTIONS = ("seed", *stages.sections(stages.MODEL), "memorization", "approval")
+MODEL_SECTIONS = ("seed", *stages.sections(stages.MODEL), "approval")
+_log = logging.getLogger("airflow.task")
 
 
 def partition(recipe: Recipe) -> str:
@@ -43,22 +45,44 @@ def write_recipe(recipe: Recipe, storage: Storage, run_id: str) -> dict[str, str
     return {"recipe": storage.path(name), "root": storage.root, "run": run, "partition": partition(recipe)}
 
 
-@task
-def resolve(params: dict[str, Any], run_id: str) -> dict[str, str]:
-    """Combine recipe file and form into the final recipe of the run."""
+def final_recipe(params: dict[str, Any]) -> Recipe:
+    """The recipe of a filled form, read from the project's folder as the stages do; logs what the form changes."""
     os.chdir(HOME)
-    return write_recipe(load(params["recipe"], form.overrides(dict(params))), Storage(params["root"]), run_id)
+    changed = form.overrides(dict(params))
+    recipe = load(params["recipe"], changed)
+    for line in form.changes(params["recipe"], changed):
+        _log.info("differs from %s: %s", params["recipe"], line)
+    return recipe
 
 
-@task(task_id="resolve")  # type: ignore[untyped-decorator]
-def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: Any) -> dict[str, str]:
-    """As `resolve`, for the corpus of another run: the one of the asset event, or the one that the form names.
+def check_inputs(recipe: Recipe, storage: Storage, sections: Sequence[str] | None) -> None:
+    """Raise `InputError` where something is missing of what these sections, or all, read; a retry would not help."""
+    for line in inputs.check(recipe, storage, sections):
+        _log.warning("not checked: %s", line)
 
-    Raises `AirflowSkipException` if the event's corpus is not the recipe's: it must not retrain the model.
+
+@task(executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
+def resolve(params: dict[str, Any], run_id: str, sections: Sequence[str] | None = None) -> dict[str, str]:
+    """Combines recipe file and form into the final recipe of the run, and checks it.
+
+    All that the recipe reads must be there: WARC files, the crawl, lists, conversations, benchmarks, weights. What is
+    missing is named here, before anything is spent. The log lists what the form changes. Correct the form and trigger
+    a new run: *Clear* repeats this one with the same form.
     """
-    os.chdir(HOME)
+    recipe, storage = final_recipe(params), Storage(params["root"])
+    check_inputs(recipe, storage, sections)
+    return write_recipe(recipe, storage, run_id)
+
+
+@task(task_id="resolve", executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
+def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: Any) -> dict[str, str]:
+    """As in `corpus`, for the shards of another run: the one of the asset event, or the one that the form names.
+
+    Combines recipe file and form into the final recipe, and checks that all that it reads is there. Skipped, with all
+    that follows, if the event's corpus is not the recipe's: it must not retrain the model.
+    """
     asset_events = [event for events in triggering_asset_events.values() for event in events]
-    recipe = load(params["recipe"], form.overrides(dict(params)))
+    recipe = final_recipe(params)
     storage, source = Storage(params["root"]), params["corpus_run"]
     if asset_events:
         corpus = asset_events[-1].extra
@@ -67,6 +91,7 @@ def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: 
                 f"recipe {recipe.name} is for corpus {partition(recipe)}, the new corpus is {corpus['partition']}"
             )
         storage, source = Storage(corpus["root"]), corpus["run"]
+    check_inputs(recipe, storage, MODEL_SECTIONS)
     source = artifact.run_name(source) if source else artifact.newest_run(storage, CORPUS_STAGES[-1])
     where = write_recipe(recipe, storage, run_id)
     artifact.adopt(storage, source, where["run"], CORPUS_STAGES)
@@ -74,12 +99,19 @@ def resolve_model(params: dict[str, Any], run_id: str, triggering_asset_events: 
     return where
 
 
+BATCH = """One of up to 20 batches of WARC files, as many at a time as the pool has slots; skipped for fewer than 200.
+
+"""
+
+
 def corpus_stages() -> TaskGroup:
     """The stages from WARC files to token shards."""
     with TaskGroup("corpus", tooltip="Spark: from WARC files to token shards") as group:
         canary, approve = Canary(), ApproveExtract(task_id="approve")
-        batch = ExtractBatch.partial(task_id="extract_batch", pool=EXTRACT_POOL)
         extract, *others = stages.CORPUS
+        batch = ExtractBatch.partial(
+            task_id="extract_batch", pool=EXTRACT_POOL, doc_md=BATCH + documents.of_step(extract)
+        )
         # Extracts what no batch has, and publishes. Without FORCE, which the canary has applied to extract as well.
         rest = SparkStage(step=extract, arguments=(), pool=EXTRACT_POOL, trigger_rule=TriggerRule.NONE_FAILED)
         chain(canary, approve, batch.expand(arguments=canary.output), rest, *(SparkStage(step=step) for step in others))
@@ -97,7 +129,11 @@ def model_stages() -> TaskGroup:
 
 def report() -> ProcessStage:
     """The run's report, published like a stage."""
-    return ProcessStage(task_id="report", stage="report", arguments=["-m", "web.report", *place("root", "run")])
+    arguments = ["-m", "web.report", *place("root", "run")]
+    document = documents.of_step(stages.REPORT)
+    return ProcessStage(
+        task_id="report", stage="report", arguments=arguments, doc_md=document, executor_config=pods.SMALL
+    )
 
 
 # Numbers in the extra of an asset's event, by the stage whose manifest has them.
@@ -121,15 +157,22 @@ def event_extra(where: dict[str, str], numbers: Mapping[str, tuple[str, ...]]) -
     return extra
 
 
-@task(outlets=[CORPUS])  # type: ignore[untyped-decorator]
+@task(outlets=[CORPUS], executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
 def announce_corpus(where: dict[str, str], outlet_events: Any) -> None:
-    """Emit the event that the corpus is ready, in the partition of its crawl."""
+    """Emits the event that the corpus is ready, in the partition of its crawl.
+
+    The event of the asset `crawl2chat_corpus` starts a run of the DAG `model`. Its extra holds the run, its page, and
+    the numbers of documents and tokens.
+    """
     outlet_events[CORPUS].extra = event_extra(where, CORPUS_NUMBERS)
     outlet_events[CORPUS].add_partitions(where["partition"])
 
 
-@task(outlets=[MODEL])  # type: ignore[untyped-decorator]
+@task(outlets=[MODEL], executor_config=pods.SMALL)  # type: ignore[untyped-decorator]
 def announce_model(where: dict[str, str], outlet_events: Any) -> None:
-    """Emit the event that the model is ready."""
+    """Emits the event that the model is ready, in the partition of its corpus.
+
+    The extra of the event of the asset `crawl2chat_model` holds the run, its page, the loss and the accuracies.
+    """
     outlet_events[MODEL].extra = event_extra(where, MODEL_NUMBERS)
     outlet_events[MODEL].add_partitions(where["partition"])

@@ -6,14 +6,14 @@ with a number of questions or a weight. Data and reward follow TRL's contract, s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, Protocol
 
 from pipeline import available
 from pipeline.errors import RecipeError
-from tokenizer.chat import Message
+from tokenizer.chat import OUTPUT_END, Message
 
 Split = Literal["train", "held_out"]
 
@@ -39,6 +39,9 @@ class Task(Protocol):
 
     def questions(self, split: Split, seed: str) -> Iterator[Question]:
         """Endless questions of a split; the same seed yields the same ones. A key belongs to one split for ever."""
+
+    def asked(self, text: str) -> Question | None:
+        """The question that a person's message asks, None where it is not one of this task's."""
 
     def conversation(self, question: Question, tools: Collection[str]) -> list[Message]:
         """The question with a right answer, for fine-tuning; `tools` are those that the answer may call."""
@@ -69,6 +72,17 @@ def rewards(task: Task, questions: Sequence[Question], answers: Sequence[str]) -
     prompts = [question.messages() for question in questions]
     completions = [[Message(role="assistant", content=answer)] for answer in answers]
     return task.reward(prompts, completions, **columns)
+
+
+def is_right(names: Iterable[str], message: str, answer: str) -> bool | None:
+    """Whether an answer to a message is right by the verifier of these tasks; None where none asks such a question.
+
+    `answer`: the assistant's turn as sampled, of which what follows the last output of a tool counts.
+    """
+    for task in map(load_task, names):
+        if (question := task.asked(message)) is not None:
+            return rewards(task, [question], [answer.rpartition(OUTPUT_END)[2]]) == [1.0]
+    return None
 
 
 def text_of(completion: Any) -> str:

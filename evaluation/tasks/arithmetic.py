@@ -21,7 +21,20 @@ _WORDINGS = (
     "Please compute {a} {sign} {b}.",
     "Can you tell me {a} {sign} {b}?",
 )
+_ASKED = re.compile(
+    "|".join(
+        re.escape(wording)
+        .replace(r"\{a\}", r"(\d{1,9})")
+        .replace(r"\{sign\}", "([+-])")
+        .replace(r"\{b\}", r"(\d{1,9})")
+        for wording in _WORDINGS
+    )
+)
 _NUMBER = re.compile(r"-?[0-9]+")
+
+
+def _question(a: int, sign: str, b: int, text: str) -> Question:
+    return Question(f"{a}{sign}{b}", text, {"answer": a + b if sign == "+" else a - b})
 
 
 class Arithmetic:
@@ -45,7 +58,15 @@ class Arithmetic:
                 continue
             sign = rng.choice("+-")
             text = rng.choice(_WORDINGS).format(a=a, sign=sign, b=b)
-            yield Question(f"{a}{sign}{b}", text, {"answer": a + b if sign == "+" else a - b})
+            yield _question(a, sign, b, text)
+
+    def asked(self, text: str) -> Question | None:
+        """See `Task`. In one of its own wordings: "open 9 - 17" is no difference."""
+        match = _ASKED.fullmatch(text.strip())
+        if match is None:
+            return None
+        a, sign, b = filter(None, match.groups())
+        return _question(int(a), sign, int(b), text)
 
     def conversation(self, question: Question, tools: Collection[str]) -> list[Message]:
         """See `Task`. With a calculator, half of the questions call it: which is better is left to rl to find out."""

@@ -8,8 +8,6 @@ breaks off, lets stall, or answers with an error page is repeated, with exponent
 
 from __future__ import annotations
 
-import codecs
-import glob
 import http.client
 import io
 import os
@@ -31,16 +29,13 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from pipeline import lines
+from pipeline import locations
 from pipeline.artifact import Input as ArtifactInput
 from pipeline.errors import InputError, ServerError, StorageError
+from pipeline.locations import LISTS, file_name
 from pipeline.recipe import Input
-from pipeline.storage import Storage, holds_password
+from pipeline.storage import Storage
 
-COMMON_CRAWL = "https://data.commoncrawl.org"
-BASE_VARIABLE = "CRAWL2CHAT_CC_BASE"  # another server of the same layout
-_SCHEMES = ("https", "http", "s3")
-_LISTS = (".paths", ".txt", ".paths.gz", ".txt.gz")
 _TRIES = 8  # of a request, which take up to two minutes with the waits between them
 _LONGEST_WAIT = 60.0  # seconds between two tries
 _STALL_SECONDS = 60.0  # without a byte, after which a connection counts as lost
@@ -65,16 +60,12 @@ class Source:
     @classmethod
     def of_input(cls, listed: ArtifactInput) -> Source:
         """The source that `as_input` made this of."""
-        return cls(listed.location, _name(listed.location), listed.content)
-
-
-def _base() -> str:
-    return os.environ.get(BASE_VARIABLE, COMMON_CRAWL).rstrip("/")
+        return cls(listed.location, file_name(listed.location), listed.content)
 
 
 def listing_key(recipe: Input) -> str | None:
     """Identifies the list of a published crawl's files, which never change; None for the user's own files."""
-    return f"{_base()} {recipe.crawl} {recipe.max_warcs}" if recipe.crawl else None
+    return f"{locations.base()} {recipe.crawl} {recipe.max_warcs}" if recipe.crawl else None
 
 
 def find(recipe: Input) -> list[Source]:
@@ -82,11 +73,11 @@ def find(recipe: Input) -> list[Source]:
 
     Raises `InputError` where a pattern matches nothing, or two files have the same name.
     """
-    entries = [f"{_base()}/crawl-data/{recipe.crawl}/warc.paths.gz"] if recipe.crawl else recipe.warcs
+    entries = [locations.of_crawl(recipe.crawl)] if recipe.crawl else recipe.warcs
     unique = sorted({location for entry in entries for location in _expand(entry)})[: recipe.max_warcs]
     names: dict[str, str] = {}
     for location in unique:
-        name = _name(location)
+        name = file_name(location)
         if name in names:
             raise InputError(f"{names[name]} and {location} have the same file name", "rename one: ids need it unique")
         names[name] = location
@@ -98,77 +89,22 @@ def find(recipe: Input) -> list[Source]:
         ]
 
 
-def _name(location: str) -> str:
-    """File name of an archive. Raises `InputError` for what a list from elsewhere must not name."""
-    scheme, separator, rest = location.partition("://")
-    if separator and scheme.lower() not in _SCHEMES:  # for file:// urllib would read files of this machine
-        raise InputError(f"{location}: {scheme}:// is not read", f"name a file, or a URL of {', '.join(_SCHEMES)}")
-    if holds_password(location):
-        raise InputError(f"a URL at {rest.rpartition('@')[2]} holds a password", "every manifest would repeat it")
-    name = location.rsplit("/", 1)[-1]
-    if name in ("", ".", "..") or "\0" in location:
-        raise InputError(f"{location!r} names no file", "name WARC files")
-    return name
-
-
-def _expand(entry: str, within: tuple[str, ...] = ()) -> list[str]:
-    """Locations of the archives that a file, glob, URL or list names; `within`: the lists that name it."""
-    _name(entry)
+def _expand(entry: str) -> list[str]:
+    """Locations of the archives that a file, glob, URL or list names."""
     if "://" not in entry:
-        files = [path for path in sorted(glob.glob(entry, recursive=True)) if Path(path).is_file()]
-        if not files:
-            remedy = f"check the path (working folder: {os.getcwd()})"
-            if "/crawl-data/" in f"/{entry}":
-                remedy += f"; Common Crawl's lists: by URL ({COMMON_CRAWL}/crawl-data/…), or input.crawl"
-            raise InputError(f"no WARC file matches {entry!r}", remedy)
-        return [location for file in files for location in _of_file(file, within)]
+        named = locations.expand(entry)
+        return [location for one in named for location in (_expand(one) if "://" in one else [one])]
+    file_name(entry)
     if entry.startswith("s3://") and "*" in entry:
         system, pattern = _s3(entry)
         selector = fs.FileSelector(pattern[: pattern.index("*")].rpartition("/")[0], recursive=True)
         matching = sorted(f"s3://{i.path}" for i in system.get_file_info(selector) if fnmatch(i.path, pattern))
         if not matching:
             raise InputError(f"no WARC file matches {entry!r}", "check the bucket and the pattern")
-        return [location for one in matching for location in (_expand(one) if one.endswith(_LISTS) else [one])]
-    if entry.endswith(_LISTS):
-        return [_resolved(entry, line) for line in _lines(entry, _get(entry))]
+        return [location for one in matching for location in (_expand(one) if one.endswith(LISTS) else [one])]
+    if entry.endswith(LISTS):
+        return [locations.resolved(entry, line) for line in locations.entries(entry, _get(entry))]
     return [entry]
-
-
-def _of_file(file: str, within: tuple[str, ...]) -> list[str]:
-    """The location of an archive on this machine; of a list, those of the archives that it names."""
-    if not file.endswith(_LISTS):
-        return [str(Path(file).resolve())]
-    if file in within:
-        raise InputError(f"the list {file} names itself", "name WARC files in it")
-    entries = [_resolved(file, line) for line in _lines(file, Path(file).read_bytes())]
-    return [location for entry in entries for location in _expand(entry, (*within, file))]
-
-
-def _lines(listed: str, data: bytes) -> list[str]:
-    """The entries of a list, gzipped or plain. Raises `InputError` where it is no list, or an empty one."""
-    remedy = "name a text file, gzipped or plain, with one WARC file per line"
-    text = lines.unpacked(data, listed, remedy)
-    if _is_page(text[:99].encode()):
-        raise InputError(f"{listed} is a page (XML or HTML), no list of files", remedy)
-    entries = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not entries:
-        raise InputError(f"{listed} names no files", remedy)
-    return entries
-
-
-def _resolved(listed: str, line: str) -> str:
-    """The location that a line of the list `listed` stands for."""
-    if "://" in line:
-        return line
-    if "://" not in listed:
-        return str(Path(listed).parent / line)
-    root, below, _ = listed.rpartition("/crawl-data/")
-    return f"{root}/{line}" if below and line.startswith("crawl-data/") else f"{listed.rpartition('/')[0]}/{line}"
-
-
-def _is_page(begin: bytes) -> bool:
-    """Whether a file with this beginning is XML or HTML, and so no WARC file, gzip file or list of files."""
-    return begin.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"<")
 
 
 def _s3(location: str) -> tuple[fs.S3FileSystem, str]:
@@ -243,7 +179,7 @@ def fetch(location: str, scratch: Path) -> Iterator[int]:
                 block = read(_BLOCK)
                 if not begins and location.endswith(".gz") and not block.startswith(b"\x1f\x8b"[: len(block)]):
                     raise _ErrorPage("no gzip file")
-                if not begins and _is_page(block):
+                if not begins and locations.is_page(block):
                     raise _ErrorPage("a page (XML or HTML)")
                 if not begins:
                     _append(target, b"", "wb")

@@ -25,6 +25,8 @@ SETTINGS = {
     "spark.sql.execution.arrow.maxBytesPerBatch": "16m",  # bounds a worker's memory, whatever its rows hold
     "spark.sql.session.timeZone": "UTC",
     "spark.ui.showConsoleProgress": "false",
+    # From the start of the session: set later, some forty lines of INFO stand before those of the stage.
+    "spark.log.level": "WARN",
 }
 
 # On one machine a session is short. Without the second compiler and a parallel garbage collector, and with the archive
@@ -68,7 +70,6 @@ def spark(name: str, classes: str = SHARED_CLASSES) -> SparkSession:
     for key, value in SETTINGS.items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()
-    session.sparkContext.setLogLevel("WARN")
     if "spark.sql.shuffle.partitions" not in dict(session.sparkContext.getConf().getAll()):
         # Spark's default of 200 is meant for a cluster; partitions beyond what the cores need are only overhead here.
         session.conf.set("spark.sql.shuffle.partitions", str(2 * session.sparkContext.defaultParallelism))

@@ -108,6 +108,7 @@ class Cost(Frozen):
     host: str
     attempts: int
     numbers: dict[str, Any]
+    commit: str = ""  # of the code that made it, see `pipeline.version`; manifests of earlier versions have none
 
 
 class Manifest(Frozen):

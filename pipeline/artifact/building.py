@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pipeline import version
 from pipeline.artifact.artifact import (
     DOWNLOADS,
     MANIFEST,
@@ -119,6 +120,7 @@ class Building:
             host=socket.gethostname(),
             attempts=len(self.storage.names(f"{self.work}/attempts")),
             numbers=run_numbers or {},
+            commit=version.commit(),
         )
         manifest = Manifest(content=content, content_hash=content.hash(), run=cost)
         name = f"{self.pointer.folder}/{MANIFEST}"

@@ -51,11 +51,12 @@ def reason(error: Any) -> str:
         return "unknown key"
     if error["type"] == "missing":
         return "missing"
+    message = str(error["msg"]).removeprefix("Value error, ")  # which pydantic puts before a message of ours
     value = error.get("input")
     inner = value if isinstance(value, list) else [value]
     if any(isinstance(part, (dict, list, BaseModel)) for part in inner):  # of aliases: it may be endless
-        return str(error["msg"])
+        return message
     text = json.dumps(value, default=str, ensure_ascii=False)
     if holds_password(text):
-        return str(error["msg"])
-    return f"{error['msg']} (given: {text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + '…'})"
+        return message
+    return f"{message} (given: {text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + '…'})"

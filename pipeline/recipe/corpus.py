@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -15,7 +16,8 @@ from pipeline.recipe.base import (
 )
 from pipeline.storage import holds_password
 
-CRAWL_ID = r"^CC-[A-Za-z0-9-]+$"
+# Year and week; the three oldest crawls have names of their own (https://index.commoncrawl.org).
+CRAWL_ID = r"^CC-MAIN-(\d{4}-\d{2}|2008-2009|2009-2010|2012)$"
 
 
 class Input(Section):
@@ -28,11 +30,17 @@ class Input(Section):
     crawl: str | None = Field(
         description="Common Crawl id; the crawl's warc.paths.gz is read over HTTPS.",
         examples=["CC-MAIN-2025-05"],
-        pattern=CRAWL_ID,
     )
     max_warcs: PositiveInt | None = Field(
         description="Number of files to read, the first in order of their location; null for all."
     )
+
+    @field_validator("crawl")
+    @classmethod
+    def _is_an_id(cls, crawl: str | None) -> str | None:
+        if crawl is not None and not re.fullmatch(CRAWL_ID, crawl):
+            raise ValueError("no id of a crawl: write it with year and week, as CC-MAIN-2025-05")
+        return crawl
 
     @model_validator(mode="after")
     def _one_source(self) -> Input:

@@ -9,16 +9,17 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from airflow.sdk import PartitionedAssetTimetable, PartitionedAtRuntime
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowSkipException
 from airflow.serialization.serialized_objects import DagSerialization
 
-from dags import corpus, crawl_to_chat, model
+from dags import backfill, corpus, crawl_to_chat, model
 from dags.parts import form, tasks
 from dags.parts.operators import TrainingStage
 from local import airflow
 from pipeline import artifact
 from pipeline.artifact import Counts, Identity, Stage
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, InputError
 from pipeline.recipe import load
 from pipeline.storage import Storage
 
@@ -105,8 +106,9 @@ def test_trainings_of_all_runs_share_a_pool_and_the_run_that_is_furthest_goes_fi
 
 def test_each_installation_makes_the_pools_that_it_names():
     compose = yaml.safe_load((REPOSITORY / "docker/compose.yaml").read_text())["services"]["init"]
-    chart = yaml.safe_load((REPOSITORY / "helm/airflow-values.yaml").read_text())
-    chart_environment = {variable["name"]: variable.get("value") for variable in chart["env"]}
+    chart = yaml.safe_load((REPOSITORY / "helm/crawl2chat/files/airflow-values.yaml").read_text())
+    template = (REPOSITORY / "helm/crawl2chat/templates/airflow-values.yaml").read_text()
+    chart_environment = dict(re.findall(r"{name: (CRAWL2CHAT_\w+_POOL), value: (\w+)}", template))
     installations = {
         "compose": (compose["environment"], compose["command"][-1]),
         "helm": (chart_environment, chart["migrateDatabaseJob"]["args"][-1]),
@@ -149,3 +151,27 @@ def test_only_dags_are_parsed():
         "crawl_to_chat.py",
         "model.py",
     }
+
+
+@pytest.mark.parametrize("module", [backfill, corpus, crawl_to_chat, model])
+def test_every_dag_and_every_task_is_described(module):
+    assert 40 < len(module.dag.description) < 100
+    assert "More settings" in module.dag.doc_md and "Live and report" in module.dag.doc_md
+    for task in module.dag.tasks:
+        document = task.partial_kwargs.get("doc_md") if isinstance(task, MappedOperator) else task.doc_md
+        assert document and len(document) > 80, task.task_id
+
+
+def test_the_document_of_a_stage_says_what_it_does_and_how_to_run_it_by_hand():
+    document = crawl_to_chat.dag.get_task("corpus.filter").doc_md
+    assert document.startswith("**Filter** (`jobs/filter.py`; section of the recipe: `filter`)")
+    assert "\n    spark-submit jobs/filter.py --recipe" in document
+
+
+def test_a_corpus_of_another_recipe_ends_a_run_before_its_inputs_are_checked(storage):
+    missing = {"sft.conversations": ["talks.jsonl"]}
+    with pytest.raises(AirflowSkipException):
+        resolved(storage, [arrived(storage, "old", "CC-MAIN-2025-05")], **missing)
+    with pytest.raises(InputError, match=r"sft\.conversations: talks\.jsonl does not exist"):
+        resolved(storage, [arrived(storage, "old", "demo")], **missing)
+    resolved(storage, **{"warcs": ["nosuch.warc"]})  # its corpus is made: the archives may be gone

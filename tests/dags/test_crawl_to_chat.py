@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 
 from dags.crawl_to_chat import dag
-from dags.parts import operators, spark_submit
+from dags.parts import operators, spark_submit, tasks
 from dags.parts.child import Child
 from dags.parts.operators import ProcessStage, SparkStage, TrainingStage
 from dags.parts.retries import StageFailed
@@ -333,9 +335,25 @@ def test_resolve_writes_one_final_recipe(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "kind"),
-    [({"rl.step": 3}, RecipeError), ({"recipe": "nowhere.yaml"}, InputError), ({"pretrain.window": 4096}, RecipeError)],
+    [
+        ({"rl.step": 3}, RecipeError),
+        ({"recipe": "nowhere.yaml"}, InputError),
+        ({"pretrain.window": 4096}, RecipeError),
+        ({"warcs": ["nosuch/*.warc.gz"]}, InputError),
+        ({"sft.conversations": ["talks.jsonl"]}, InputError),
+    ],
 )
-def test_a_bad_recipe_fails_with_its_reason(tmp_path, change, kind):
+def test_a_bad_recipe_or_input_fails_with_its_reason_and_is_not_retried(tmp_path, change, kind):
     params = {"recipe": "recipes/demo.yaml", "root": str(tmp_path), **change}
-    with pytest.raises(kind, match="->"):
+    with pytest.raises(kind, match="->") as raised:
         resolve.function(params, "r")
+    policy = dag.get_task("resolve").retry_policy
+    assert policy.evaluate(raised.value, 1, 5).action is RetryAction.FAIL
+    assert not (tmp_path / "runs").exists()
+
+
+def test_resolve_checks_what_its_dag_reads_and_logs_what_the_form_changes(tmp_path, caplog):
+    params = {"recipe": "recipes/demo.yaml", "root": str(tmp_path), "sft.conversations": ["talks.jsonl"], "rl.steps": 2}
+    with caplog.at_level(logging.INFO, "airflow.task"):
+        resolve.function(params, "r", tasks.CORPUS_SECTIONS)
+    assert "differs from recipes/demo.yaml: rl.steps: 2 (recipe: 37)" in caplog.text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
@@ -25,7 +27,8 @@ def plain(data: dict, prefix: str = "") -> dict:
 
 def test_every_value_of_the_recipe_has_a_field_and_no_field_is_invented():
     values = set(plain(load("recipes/demo.yaml").model_dump(mode="json")))
-    expected = {key for key in values if key != "name" and not key.startswith("input.")}
+    # Memorization is measured by a command, which reads the recipe itself.
+    expected = {key for key in values if key != "name" and not key.startswith(("input.", "memorization."))}
     # Keys of another kind of a section: rl's optimizer is AdamW in this recipe.
     assert set(form.recipe_params()) == expected | {"rl.optimizer.muon_lr"}
 
@@ -76,21 +79,53 @@ def test_ranges_choices_and_words_come_from_the_recipe():
     assert PARAMS["extract.language_gate"].description.startswith(DESCRIPTIONS["extract.language_gate"])
     assert PARAMS["extract.extractor"].schema["enum"] == ["precision", "default", "fast", "resiliparse", None]
     assert PARAMS["extract.extractor"].schema["values_display"] == {"null": "as in the recipe"}
-    assert PARAMS["pretrain.optimizer.lr"].schema["section"] == "pretrain · optimizer"
 
 
-def test_the_help_gives_description_range_and_the_value_of_the_recipe():
+def test_what_people_change_first_comes_first_and_all_else_is_in_one_section():
+    first = [key for key, param in PARAMS.items() if "section" not in param.schema]
+    assert first == ["recipe", "warcs", "crawl", "max_warcs", *form.FIRST]
+    assert list(PARAMS)[: len(first)] == first
+    assert {param.schema.get("section") for param in PARAMS.values()} == {None, form.MORE}
+    assert len(form.params("somewhere", "recipes/demo.yaml", ("model", "pretrain", "sft", "rl"))) > 60
+    of_model = form.params("somewhere", "recipes/demo.yaml", ("model", "pretrain", "sft", "rl"))
+    assert [key for key, param in of_model.items() if "section" not in param.schema] == ["recipe", *form.FIRST[1:7]]
+
+
+def test_the_help_gives_description_range_and_the_values_of_the_recipes():
     rows = DESCRIPTIONS["deduplicate.rows"]
-    assert PARAMS["deduplicate.rows"].description == f"{rows} From 1. recipes/demo.yaml: 8"
-    assert PARAMS["extract.language_gate"].description.endswith("From 0 to 1. recipes/demo.yaml: 0.1")
-    assert PARAMS["deduplicate.verify"].description.endswith("recipes/demo.yaml: yes")
+    assert PARAMS["deduplicate.rows"].description == f"{rows} From 1. All recipes: 8"
+    steps = PARAMS["pretrain.steps"].description
+    for name in ("demo", "fineweb", "gpt2-124m"):
+        value = load(f"recipes/{name}.yaml").pretrain.steps
+        assert re.search(rf"\b{name}[a-z0-9., -]*: {value}\b", steps), steps
+    assert steps.startswith(f"{DESCRIPTIONS['pretrain.steps']} From 1. demo")
+    assert PARAMS["deduplicate.verify"].description.endswith("All recipes: yes")
+
+
+def test_the_proposed_recipe_is_named_first_and_only_its_long_values_are_shown():
+    other = form.params("somewhere", "recipes/multilingual.yaml")
+    assert re.search(r"multilingual[a-z, ]*: \d", other["pretrain.steps"].description)
+    assert other["filter.languages"].description.endswith('gpt2-124m: {"en": 0.65}')
+    stop_words = other["extract.languages"].description
+    assert re.search(r"multilingual: \{.*\}; demo, fineweb, gpt2-1\.5b, gpt2-124m: …$", stop_words)
+    absolute = form.params("somewhere", str(Path("recipes/demo.yaml").resolve()))
+    assert absolute["deduplicate.rows"].description == PARAMS["deduplicate.rows"].description
+
+
+def test_a_recipe_of_the_users_own_is_named_by_its_path(tmp_path):
+    own = tmp_path / "demo.yaml"
+    own.write_text(load("recipes/demo.yaml", {"pretrain.steps": 7}).to_yaml())
+    assert f"From 1. {own}: 7; demo: 175" in form.params("somewhere", str(own))["pretrain.steps"].description
+
+
+def test_the_range_and_description_lead():
     assert PARAMS["pretrain.optimizer.lr"].description.startswith(DESCRIPTIONS["pretrain.optimizer.lr"])
 
 
 @pytest.mark.parametrize("recipe", ["recipes/none.yaml", "s3://bucket/recipe.yaml"])
-def test_a_recipe_that_cannot_be_read_here_leaves_the_form_without_its_values(recipe):
+def test_a_recipe_that_cannot_be_read_here_leaves_the_form_with_the_values_of_the_others(recipe):
     params = form.params("somewhere", recipe)
-    assert params["deduplicate.rows"].description == f"{DESCRIPTIONS['deduplicate.rows']} From 1."
+    assert params["deduplicate.rows"].description == f"{DESCRIPTIONS['deduplicate.rows']} From 1. All recipes: 8"
     assert params["recipe"].value == recipe
 
 
@@ -135,3 +170,18 @@ def test_a_crawl_takes_the_place_of_files():
 
 def test_a_key_that_no_field_has_reaches_the_recipe_which_refuses_it():
     assert form.overrides({"sft.epoch": 2}) == {"sft.epoch": 2}
+
+
+def test_the_log_says_what_a_form_changes():
+    changed = {
+        "pretrain.steps": 10,
+        "rl.steps": 37,
+        "pretrain.optimizer.betas": [0.9, 0.95],
+        "filter.languages": {"en": 1},
+    }
+    assert form.changes("recipes/demo.yaml", changed | {"rl.optimizer.muon_lr": 0.1}) == [
+        "pretrain.steps: 10 (recipe: 175)",
+        'filter.languages: {"en": 1} (recipe: {"en": 0.65})',
+        "rl.optimizer.muon_lr: 0.1",
+    ]
+    assert form.changes("recipes/none.yaml", {"pretrain.steps": 10}) == ["pretrain.steps: 10"]

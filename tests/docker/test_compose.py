@@ -31,7 +31,8 @@ from local.client import DAG, Airflow
 from pipeline.stages import CORPUS, MODELS
 
 DOCKER = Path(__file__).parents[2] / "docker"
-IMAGES = [f"crawl2chat-{name}:{os.environ.get('TAG', '0.1.0')}" for name in ("spark", "training", "airflow", "s3")]
+TAG = os.environ.get("TAG") or subprocess.check_output([DOCKER / "tag.sh"], text=True).strip()
+IMAGES = [f"crawl2chat-{name}:{TAG}" for name in ("spark", "training", "airflow", "s3")]
 PROJECT = "crawl2chat-test"
 START_SECONDS = 180.0
 HEALTHY_SECONDS = 180.0  # after a kill
@@ -94,7 +95,8 @@ class Stack:
         self.secrets["AIRFLOW_FERNET_KEY"] = base64.urlsafe_b64encode(os.urandom(32)).decode()
         self.ports = {name: free_port() for name in ("AIRFLOW_PORT", "WEB_PORT", "SPARK_PORT", "HISTORY_PORT")}
         self.file = folder / "env"
-        self.file.write_text("".join(f"{name}={value}\n" for name, value in {**self.secrets, **self.ports}.items()))
+        values = {**self.secrets, **self.ports, "TAG": TAG}
+        self.file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
         login = {"username": "admin", "password": self.secrets["AIRFLOW_ADMIN_PASSWORD"]}
         self.airflow = Airflow(f"http://127.0.0.1:{self.ports['AIRFLOW_PORT']}", login)
 

@@ -32,7 +32,7 @@ def compose(*files: str, env: dict[str, str] | None = None) -> subprocess.Comple
     options = [part for file in files for part in ("-f", str(DOCKER / file))]
     return subprocess.run(
         [COMPOSE, *options, "--profile", "*", "--env-file", "/dev/null", "config", "--format", "json"],
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")} | (env or {}),
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "TAG": "1.2.3-abc"} | (env or {}),
         capture_output=True,
         text=True,
         check=False,
@@ -64,7 +64,8 @@ def test_every_image_ends_as_another_user_and_from_a_pinned_base() -> None:
         if name in ("spark", "training", "airflow", "s3"):
             assert stage.strip().splitlines()[-1] == "USER 50000:50000", name
     assert set(re.findall(r"for target in ([a-z0-9 ]+);", (REPOSITORY / "Makefile").read_text())) == {
-        "spark training airflow s3"
+        "spark training airflow s3",
+        "spark training airflow",  # what is pushed: the S3 server is Compose's alone
     }
 
 
@@ -118,6 +119,48 @@ def test_services_are_watched_hardened_and_pinned(services: dict[str, Any]) -> N
         assert not service.get("privileged") and "user" not in service, name
 
 
+SPOOLING = {"airflow-scheduler", "airflow-triggerer", "airflow-api-server", "airflow-dag-processor", "spark-worker"}
+
+
+@needs_compose
+def test_what_is_spooled_lies_on_a_disk(services: dict[str, Any]) -> None:
+    """/tmp is memory. WARC files and unfinished parts go where TMPDIR says."""
+    for name in SPOOLING:
+        assert services[name]["environment"]["TMPDIR"] == "/scratch/tmp", name
+        assert "/scratch" in {volume["target"] for volume in services[name]["volumes"]}, name
+
+
+@needs_compose
+def test_no_service_can_take_the_memory_of_another(services: dict[str, Any]) -> None:
+    """All limits together fit the server that compose.yaml names."""
+    size = int(re.findall(r"(\d+) GB of memory", (DOCKER / "compose.yaml").read_text())[0])
+    standing = [service for name, service in services.items() if name not in ("init", "smoke")]
+    taken = sum(int(one["mem_limit"]) * one.get("deploy", {}).get("replicas", 1) for one in standing)
+    assert 0.8 * size < taken / 2**30 <= size
+
+
+@needs_compose
+def test_with_gpus_the_scheduler_has_them_and_a_rank_for_each() -> None:
+    env = dict.fromkeys(SECRETS, "x") | {"GPUS": "4"}
+    result = compose("compose.yaml", "compose.gpu.yaml", env=env)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)["services"]
+    for name, service in found.items():
+        devices = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
+        assert bool(devices) == (name == "airflow-scheduler"), name
+    [device] = found["airflow-scheduler"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 4, ["gpu"])
+    environment = found["airflow-scheduler"]["environment"]
+    assert json.loads(environment["AIRFLOW_CONN_DEEPSPEED_DEFAULT"])["extra"] == {"ranks": 4}
+    assert environment["TMPDIR"] == "/scratch/tmp"
+
+
+@needs_compose
+def test_nothing_starts_without_a_tag() -> None:
+    result = compose("compose.yaml", env=dict.fromkeys(SECRETS, "x") | {"TAG": ""})
+    assert result.returncode != 0 and "make images writes it into docker/.env" in result.stderr
+
+
 @needs_compose
 def test_secrets_go_where_they_are_needed(services: dict[str, Any]) -> None:
     """A planted value is in the environment of the services that need it, and on no command line."""
@@ -152,13 +195,11 @@ def test_addresses_of_services_agree(services: dict[str, Any]) -> None:
 
 
 def test_settings_of_airflow_exist() -> None:
-    """Airflow silently ignores a key that it does not have: in Compose, and in the values of its chart."""
+    """Airflow silently ignores a key that it does not have."""
     core = pytest.importorskip("airflow")
     known = yaml.safe_load((Path(core.__file__).parent / "config_templates" / "config.yml").read_text())
     text = (DOCKER / "compose.yaml").read_text()
     settings = [key.lower().split("__")[1:] for key in re.findall(r"^ +(AIRFLOW__\w+):", text, re.M)]
-    values = yaml.safe_load((REPOSITORY / "helm" / "airflow-values.yaml").read_text())
-    settings += [[section, option] for section, options in values["config"].items() for option in options]
     assert len(settings) > 15
     for section, option in settings:
         assert option in known[section]["options"], f"{section}.{option}"
@@ -180,6 +221,22 @@ def started(folder: Path, *arguments: str, **env: str) -> list[str]:
 
 def test_entrypoint_passes_anything_on(tmp_path: Path) -> None:
     assert started(tmp_path, "printf", "%s\n", "a b", "") == ["a b", ""]
+
+
+def test_entrypoint_makes_a_folder_for_what_is_spooled(tmp_path: Path) -> None:
+    """Below /scratch alone, which no other container shares, it also removes what a killed process left."""
+    entrypoint = tmp_path / "entrypoint"
+    entrypoint.write_text(Path(ENTRYPOINT).read_text().replace("/scratch/", f"{tmp_path}/scratch/"))
+    entrypoint.chmod(0o755)
+    for folder, cleaned in ((tmp_path / "scratch/tmp", True), (tmp_path / "elsewhere", False)):
+        folder.mkdir(parents=True)
+        (folder / "left").touch()
+        subprocess.run([entrypoint, "true"], env={"PATH": os.environ["PATH"], "TMPDIR": str(folder)}, check=True)
+        assert (folder / "left").exists() != cleaned
+    shutil.rmtree(tmp_path / "scratch")
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": f"{tmp_path}/scratch/tmp"}
+    subprocess.run([entrypoint, "true"], env=environment, check=True)
+    assert (tmp_path / "scratch/tmp").is_dir()
 
 
 def test_entrypoint_starts_executors_as_spark_on_kubernetes_asks(tmp_path: Path) -> None:
@@ -262,16 +319,18 @@ def test_the_kubernetes_volume_of_scratch_has_the_images_path() -> None:
 
 def test_make_fills_in_the_secrets_and_keeps_them(tmp_path: Path) -> None:
     (tmp_path / "docker").mkdir()
-    shutil.copy(REPOSITORY / "Makefile", tmp_path)
-    shutil.copy(DOCKER / ".env.example", tmp_path / "docker")
+    for file in ("Makefile", "pyproject.toml", "docker/tag.sh", "docker/.env.example"):
+        shutil.copy(REPOSITORY / file, tmp_path / file)
     env_file = tmp_path / "docker/.env"
     subprocess.run(["make", "-s", "docker/.env"], cwd=tmp_path, check=True, capture_output=True)
     first = env_file.read_text()
     values = dict(re.findall(r"^(\w+)=(\S+)$", first, re.M))
+    assert values.pop("TAG") == "0.1.0"  # of an unpacked release
     assert set(values) == set(SECRETS) and len(set(values.values())) == len(SECRETS)
     assert all(len(value) >= 44 for value in values.values())
     assert len(base64.urlsafe_b64decode(values["AIRFLOW_FERNET_KEY"])) == 32
     assert env_file.stat().st_mode & 0o077 == 0
-    (tmp_path / "docker/.env.example").touch()  # a later version
+    later_than = env_file.stat().st_mtime + 10
+    os.utime(tmp_path / "docker/.env.example", (later_than, later_than))  # a later version
     later = subprocess.run(["make", "docker/.env"], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert later.returncode and "add what it lacks" in later.stderr and env_file.read_text() == first

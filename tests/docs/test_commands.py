@@ -35,10 +35,14 @@ from tests.evaluation.test_scorer import ROWS
 # The beginning of a command, and who runs what it stands for.
 COVERED = {
     "deepspeed --hostfile": "tests/training/test_nodes.py::test_two_machines_make_what_one_makes_also_when_one_dies",
+    "helm template": "tests/helm/test_airflow_values.py::test_both_releases_have_one_image_and_one_root",
     "kubectl auth can-i": "tests/helm/test_scripts.py::test_too_few_rights_fail_and_so_do_too_many",
     "make audit": "tests/local/test_audit.py::test_the_tool_answers_for_every_pin",
+    "make images": "tests/docker/test_tag.py::test_images_are_built_pushed_and_started_under_that_tag",
     "make lint": ".ci/run",
     "make run": "tests/local/test_run.py::test_a_whole_run",
+    "make -s tag": "tests/docker/test_tag.py::test_images_for_gpus_have_a_name_of_their_own",
+    "make tag": "tests/docker/test_tag.py::test_a_tag_names_version_and_commit",
     "make test": ".ci/run",
     "make test-gate": ".ci/run",
     "make test-all": ".github/workflows/nightly.yml",
@@ -73,7 +77,7 @@ ROAD = (
     *("python -m web.report", "python -m web.road", "python -m web.serve", "python -m pipeline.gc", "make clean"),
 )
 BENCH = re.compile(r"make bench-([\w-]+)|python -m bench\.(\w+)")  # their options are compared with their help
-LONGEST = 300.0  # seconds
+LONGEST = 1200.0  # seconds: of some that take ten on a quiet machine
 OUTER_MAKE = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # with these, a make inside another says where it is
 
 FOUND = commands.collect()
@@ -252,9 +256,9 @@ def evaluation(folder: Path) -> None:
             (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def stub(place: Place) -> Iterator[Place]:
-    """The place with a `python` that says how it was called."""
+    """The place with a `python` that says how it was called, for this test alone: the next one runs commands."""
     program = place.folder / ".venv/bin/python"  # where the Makefile looks first
     program.parent.mkdir()
     program.write_text(f'#!{sys.executable}\nimport json, sys\nprint(json.dumps(["python", *sys.argv[1:]]))\n')
@@ -321,7 +325,6 @@ def filled(text: str, place: Place) -> str:
         text += " URL=https://…"
     if text == "make clean":
         text += " FORCE=1"  # nobody is there to be asked
-    text = text.replace("--run demo-…", "--run demo")
     if "all/…" in text or "--model …" in text:
         model = str(place.made("rl").relative_to(place.folder))
         text = re.sub(r"\S+/all/…", model, text).replace("--model …", f"--model {model}")

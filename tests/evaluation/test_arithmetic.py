@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.tasks import Split, load_task
+from evaluation.tasks import Split, is_right, load_task
 from evaluation.tasks.arithmetic import DIGITS, SHARE_HELD_OUT, Arithmetic
 from inference.tools import load_tools
 from pipeline.errors import RecipeError
@@ -82,3 +82,27 @@ def test_rewards_come_in_order_and_from_messages_too() -> None:
     assert task.reward(["", "", ""], ["4", messages, "-5"], answer=[4, -5, 5]) == [1.0, 1.0, 0.0]
     with pytest.raises(ValueError, match="zip"):
         task.reward([""], ["4"], answer=[4, 5])
+
+
+def test_a_message_of_the_task_is_known_and_its_answer_verified() -> None:
+    task = load_task("arithmetic")
+    for question in islice(task.questions("held_out", "seed"), 50):
+        assert task.asked(question.text) == question
+    for message in (
+        "Who are you?",
+        "Are you open 9 - 17?",
+        "What is 1 + 2 + 3?",
+        "What is 2.5 + 3?",
+        "What is 4 * 5?",
+        "",
+    ):
+        assert task.asked(message) is None
+
+    call = "<|tool|>calculator\n312-148<|/tool|><|output|>164<|/output|>"
+    message = "What is 312 - 148?"
+    assert is_right(["arithmetic"], message, f"{call}164") is True
+    assert is_right(["arithmetic"], message, f"{call}298") is False
+    assert is_right(["arithmetic"], message, call) is False, "the output of a tool earns nothing"
+    assert is_right(["arithmetic"], message, "It is 164.") is True
+    assert is_right(["arithmetic"], "Hello there!", "164") is None
+    assert is_right([], message, "164") is None

@@ -18,6 +18,8 @@ needs_helm = pytest.mark.skipif(helm is None, reason="helm is not installed (PyP
 
 HELM = Path(__file__).parents[2] / "helm"
 CHART = HELM / "crawl2chat"
+# What an installation must say: the images, and who frames the pages.
+ASKED: dict[str, Any] = {"image": {"tag": "0.1.0-abc"}, "web": {"framedBy": "https://airflow.example.org"}}
 S3 = {"root": "s3://bucket/prefix", "s3": {"secretName": "s3", "endpoint": "http://store:8333"}}
 VALUES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -28,7 +30,39 @@ VALUES: dict[str, dict[str, Any]] = {
         "artifacts": S3,
         "volume": {"existingClaim": "shared"},
         "serviceAccount": {"annotations": {"example.org/role": "x"}},
-        "web": {"replicas": 3, "framedBy": "https://airflow.example.org"},
+        "proxy": {"http": "http://proxy.example.org:3128", "https": "http://proxy.example.org:3128"},
+        "pods": {
+            "extraEnv": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
+            "extraVolumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}],
+            "extraVolumeMounts": [{"name": "models", "mountPath": "/models", "readOnly": True}],
+            "podLabels": {"team": "corpus"},
+            "podAnnotations": {"sidecar.istio.io/inject": "false"},
+            "priorityClassName": "batch",
+        },
+        "airflow": {"release": "flow", "secretName": "flow", "alertsSecret": "alerts"},
+        "metrics": {"otlpEndpoint": "http://collector.monitoring:4318"},
+        "spark": {"sparkConf": {"spark.sql.shuffle.partitions": 2000, "spark.speculation": True}},
+        "training": {
+            "gpus": 8,
+            "queue": "models",
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "example.org/rack"},
+            "resources": {
+                amount: {"cpu": "64", "memory": "512Gi", "ephemeral-storage": "50Gi", "rdma/ib": 1}
+                for amount in ("requests", "limits")
+            },
+            "runtimeClassName": "nvidia",
+            "schedulerName": "volcano",
+        },
+        "web": {
+            "replicas": 3,
+            "ingress": {"enabled": True, "host": "runs.example.org", "className": "nginx", "tlsSecret": "runs-tls"},
+            "topologySpreadConstraints": [
+                {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+            ],
+        },
+        "historyServer": {
+            "gateway": {"enabled": True, "host": "spark.example.org", "parentRefs": [{"name": "public"}]}
+        },
         "postgresql": {"enabled": True, "storageClass": "fast"},
         "networkPolicy": {"from": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}]},
     },
@@ -36,16 +70,27 @@ VALUES: dict[str, dict[str, Any]] = {
 Manifest = dict[str, Any]
 
 
+def merged(one: Manifest, other: Manifest) -> Manifest:
+    """As Helm merges values: maps by key, all else replaced."""
+    both = {
+        key: merged(one[key], value) if isinstance(value, dict) and isinstance(one.get(key), dict) else value
+        for key, value in other.items()
+    }
+    return {**one, **both}
+
+
 def call(*arguments: str, values: Manifest | None = None) -> subprocess.CompletedProcess[str]:
-    """`helm …` with these values on top of the chart's."""
+    """`helm …` with these values on top of the chart's, and what it asks for where they do not say it."""
     assert helm is not None
     command = [helm, *arguments, "--values", "-"]
-    return subprocess.run(command, input=json.dumps(values or {}), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, input=json.dumps(merged(ASKED, values or {})), capture_output=True, text=True, check=False
+    )
 
 
-def render(values: Manifest | None = None) -> list[Manifest]:
-    """All manifests, as `helm install crawl2chat --namespace place` would send them."""
-    result = call("template", "crawl2chat", str(CHART), "--namespace", "place", values=values)
+def render(values: Manifest | None = None, release: str = "crawl2chat") -> list[Manifest]:
+    """All manifests, as `helm install RELEASE --namespace place` would send them."""
+    result = call("template", release, str(CHART), "--namespace", "place", values=values)
     assert result.returncode == 0, result.stderr
     return [manifest for manifest in yaml.load_all(result.stdout, yaml.CSafeLoader) if manifest]
 
@@ -67,6 +112,11 @@ def jobset(manifests: list[Manifest]) -> Manifest:
     return yaml.safe_load(named(manifests, "ConfigMap", "crawl2chat-jobset")["data"]["jobset.yaml"])
 
 
+def airflow_values(manifests: list[Manifest], release: str = "crawl2chat") -> Manifest:
+    """The values of Airflow's chart that ours writes."""
+    return yaml.safe_load(named(manifests, "ConfigMap", f"{release}-airflow-values")["data"]["values.yaml"])
+
+
 def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
     """(name, {metadata, spec}) of each pod there will be: of controllers, and of the templates in ConfigMaps."""
     for manifest in manifests:
@@ -78,7 +128,8 @@ def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
     spark = named(manifests, "ConfigMap", "crawl2chat-spark")["data"]
     yield "driver", yaml.safe_load(spark["driver.yaml"])
     yield "executor", yaml.safe_load(spark["executor.yaml"])
-    yield "jobset", jobset(manifests)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    if any(manifest["metadata"]["name"] == "crawl2chat-jobset" for manifest in of(manifests, "ConfigMap")):
+        yield "jobset", jobset(manifests)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
 
 
 def containers(pod: Manifest) -> list[Manifest]:

@@ -75,12 +75,29 @@ class Api(BaseHTTPRequestHandler):
 
     rules: list[dict[str, Any]]
     asked: list[dict[str, Any]]
+    claim: dict[str, Any]
+    fields: tuple[str, ...]  # that its JobSet knows of a failure policy's rule
 
     def do_GET(self) -> None:
+        if self.path == "/api/v1/namespaces/place/persistentvolumeclaims/crawl2chat-data":
+            self.answer(200, self.claim)
+            return
         self.send_response(200 if self.path == "/healthz" else 404)
         self.end_headers()
 
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
     def do_POST(self) -> None:
+        if self.path.startswith("/apis/jobset.x-k8s.io/"):
+            assert self.path.endswith("/v1alpha2/namespaces/place/jobsets?dryRun=All&fieldValidation=Strict")
+            sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            unknown = {key for rule in sent["spec"]["failurePolicy"]["rules"] for key in rule} - {*self.fields}
+            message = "".join(f'unknown field "spec.failurePolicy.rules[0].{key}"' for key in unknown)
+            self.answer(400 if unknown else 201, {"message": message} if unknown else sent)
+            return
         assert self.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         assert self.headers["Authorization"] == "Bearer the-token"
         review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -91,25 +108,34 @@ class Api(BaseHTTPRequestHandler):
             what["group"] in rule["apiGroups"] and name in rule["resources"] and what["verb"] in rule["verbs"]
             for rule in self.rules
         )
-        body = json.dumps({**review, "status": {"allowed": allowed}}).encode()
-        self.send_response(201)
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(201, {**review, "status": {"allowed": allowed}})
 
 
 @pytest.fixture
 def api() -> Iterator[tuple[str, type[Api]]]:
-    handler = type("Handler", (Api,), {"rules": [], "asked": []})
+    claim = {
+        "spec": {"storageClassName": "shared"},
+        "status": {"phase": "Bound", "accessModes": ["ReadWriteMany"]},
+    }
+    fields = ("name", "action", "onJobFailureReasons", "onJobFailureMessagePatterns")
+    handler = type("Handler", (Api,), {"rules": [], "asked": [], "claim": claim, "fields": fields})
     with serving(handler) as address:
         yield f"http://{address}", handler
+
+
+OPTIONS = ("--rights", "--claim", "crawl2chat-data", "ReadWriteMany")
 
 
 def check(url: str, root: Path | str, account: Path, page: str = "/healthz") -> subprocess.CompletedProcess[str]:
     account.mkdir(exist_ok=True)
     (account / "namespace").write_text("place")
     (account / "token").write_text("the-token")
+    template = account / "jobset.yaml"
+    rules = [{"name": "resume", "action": "RestartJobSet", "onJobFailureMessagePatterns": ["85"]}]
+    template.write_text(yaml.safe_dump({"metadata": {}, "spec": {"failurePolicy": {"rules": rules}}}))
+    rest = ["--root", str(root), f"{url}{page}"]
     return subprocess.run(
-        [sys.executable, str(FILES / "check.py"), str(root), f"{url}{page}"],
+        [sys.executable, str(FILES / "check.py"), *OPTIONS, "--jobset", str(template), "0.10.0", *rest],
         env={**os.environ, "API": url, "ACCOUNT": str(account), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
@@ -129,7 +155,7 @@ def test_the_role_of_the_chart_passes(api: tuple[str, type[Api]], tmp_path: Path
     handler.rules = role()
     result = check(url, tmp_path / "root", tmp_path / "account")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count(": ok\n") == len(result.stdout.splitlines()) == len(handler.asked) + 2
+    assert result.stdout.count(": ok\n") == len(result.stdout.splitlines()) == len(handler.asked) + 4
     assert "the-token" not in result.stdout + result.stderr
 
 
@@ -150,3 +176,30 @@ def test_a_root_or_a_page_that_does_not_answer_fails(api: tuple[str, type[Api]],
     assert result.returncode == 1
     assert "can write /proc/nothing: FAILED" in result.stdout
     assert "/gone answers: FAILED: HTTP Error 404" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ({"phase": "Pending"}, "it is Pending: storage class shared must make ReadWriteMany volumes"),
+        ({"phase": "Bound", "accessModes": ["ReadWriteOnce"]}, "it is ReadWriteOnce: take a storage class other than"),
+    ],
+)
+def test_a_volume_that_pods_cannot_share_is_named(
+    api: tuple[str, type[Api]], tmp_path: Path, status: dict[str, Any], message: str
+) -> None:
+    url, handler = api
+    handler.rules = role()
+    handler.claim = {**handler.claim, "status": status}
+    result = check(url, tmp_path / "root", tmp_path / "account")
+    assert result.returncode == 1 and f"claim crawl2chat-data is bound: FAILED: {message}" in result.stdout
+
+
+def test_a_jobset_that_is_too_old_is_named(api: tuple[str, type[Api]], tmp_path: Path) -> None:
+    url, handler = api
+    handler.rules = role()
+    handler.fields = ("name", "action", "onJobFailureReasons")
+    result = check(url, tmp_path / "root", tmp_path / "account")
+    assert result.returncode == 1
+    assert "JobSet takes the template: FAILED: JobSet 0.10.0 or newer is needed: 400" in result.stdout
+    assert "onJobFailureMessagePatterns" in result.stdout

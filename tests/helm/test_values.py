@@ -16,6 +16,7 @@ from tests.helm.chart import CHART, S3, VALUES, Manifest, call, needs_helm
 
 pytestmark = needs_helm
 
+OPEN = {"from": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}]}
 REFUSED: list[tuple[Manifest, str]] = [
     ({"wbe": {}}, "Additional property wbe is not allowed"),
     ({"training": {"gpuz": 1}}, "training: Additional property gpuz is not allowed"),
@@ -28,7 +29,25 @@ REFUSED: list[tuple[Manifest, str]] = [
     ({"training": {"tolerations": [{"effect": "Never"}]}}, "training.tolerations.0.effect: .* must be one of"),
     ({"training": {"tolerations": {"key": "x"}}}, "training.tolerations: Invalid type. Expected: array"),
     ({"training": {"resources": {"limits": {"cpu": None}}}}, "training.resources.limits: cpu is required"),
-    ({"image": {"tag": "latest"}}, "image.tag: Must not validate the schema"),
+    ({"image": {"tag": "latest"}}, "image.tag is `latest`, which names no version"),
+    ({"image": {"tag": ""}}, "image.tag is empty: set it to the tag of your images, which `make tag` prints"),
+    ({"web": {"framedBy": ""}}, "web.framedBy is empty, so Airflow's tab `Live and report` would stay blank"),
+    ({"web": {"framedBy": "airflow.example.org"}}, "web.framedBy: Does not match pattern"),
+    ({"web": {"ingress": {"enabled": True, "host": "x.org"}}}, "web is exposed .* networkPolicy.from lets in pods of"),
+    ({"web": {"ingress": {"enabled": True}}, "networkPolicy": OPEN}, "web.ingress.host is empty"),
+    ({"web": {"gateway": {"enabled": True, "host": "x"}}, "networkPolicy": OPEN}, "web.gateway.parentRefs is empty"),
+    ({"web": {"podLabel": {}}}, "web: Additional property podLabel is not allowed"),
+    ({"postgresql": {"extraEnv": []}}, "postgresql: Additional property extraEnv is not allowed"),
+    ({"training": {"extraEnv": [{"name": "A", "valeu": "b"}]}}, "training.extraEnv.0: Additional property valeu"),
+    ({"training": {"extraEnv": [{"name": "A", "value": 1}]}}, "training.extraEnv.0.value: Invalid type"),
+    ({"training": {"affinity": {"nodes": {}}}}, "training.affinity: Additional property nodes is not allowed"),
+    ({"training": {"queue": "Not A Queue"}}, "training.queue: Does not match pattern"),
+    ({"training": {"resources": {"limits": {"rdma/ib": -1}}}}, "training.resources.limits.rdma/ib"),
+    ({"spark": {"sparkConf": {"sql.shuffle.partitions": 9}}}, "spark.sparkConf: .*"),
+    ({"spark": {"sparkConf": {"spark.x": "a\nspark.y b"}}}, "spark.sparkConf.spark.x"),
+    ({"spark": {"sparkConf": {"spark.memory.fraction": 0.5}}}, "spark.sparkConf.spark.memory.fraction"),
+    ({"proxy": {"http": "http://user:word@proxy:3128"}}, "proxy.http: Does not match pattern"),
+    ({"volume": {"accessMode": "ReadWrite"}}, "volume.accessMode: .* must be one of"),
     ({"image": {"pullPolicy": "Sometimes"}}, "image.pullPolicy: .* must be one of"),
     ({"image": {"registry": "https://registry.example.org"}}, "image.registry: Does not match pattern"),
     ({"postgresql": {"image": "postgres"}}, "postgresql.image: Does not match pattern"),
@@ -72,11 +91,22 @@ def test_notes_fit_the_values(tmp_path: Path) -> None:
     assert "port-forward service/crawl2chat-web 8090" in notes({}) and "object store" not in notes({})
     assert "ephemeral storage (20Gi)" in notes(VALUES["s3"])
     assert "history-server" not in notes(VALUES["s3"])
+    assert "configmap crawl2chat-airflow-values -o go-template='{{index .data \"values.yaml\"}}'" in notes({})
+    assert "get pvc crawl2chat-data" in notes({}) and "JobSet 0.10.0 or newer" in notes({})
+    assert "opened as https://airflow.example.org." in notes({})
+    assert "https://runs.example.org" in notes(VALUES["everything"]) and "port-forward" not in notes(
+        VALUES["everything"]
+    )
+    assert "JobSet 0" not in notes({"training": {"enabled": False}})
+
+
+MAPS = ("resources", "nodeSelector", "annotations", "labels", "podAnnotations", "podLabels", "affinity", "sparkConf")
+MAPS += ("passwordSecret",)
 
 
 def leaves(values: Manifest, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        whole = not isinstance(value, dict) or key in ("resources", "nodeSelector", "annotations", "passwordSecret")
+        whole = not isinstance(value, dict) or key in MAPS
         if whole:
             yield f"{prefix}{key}", value
         else:

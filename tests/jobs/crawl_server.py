@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from jobs.archive import sources
+from pipeline import locations
 from tests.server import serving
 
 
@@ -66,6 +67,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     with serving(CommonCrawl) as address:
         state.base = f"http://{address}"
-        monkeypatch.setenv(sources.BASE_VARIABLE, state.base)
+        monkeypatch.setenv(locations.BASE_VARIABLE, state.base)
         monkeypatch.setattr(sources, "_LONGEST_WAIT", 0.01)
         yield state

@@ -24,7 +24,7 @@ from tests.jobs.conftest import REPOSITORY, sharing
 
 pytestmark = pytest.mark.slow
 ROAD = (extract, filter, deduplicate, redact, decontaminate, train_tokenizer, shard)
-RUN, SECONDS, TRIES = "demo", 600, 4
+RUN, SECONDS, TRIES = "demo", 600, 10
 MARK = "CRAWL2CHAT_TEST_ROOT"  # in the environment of a stage and of all it starts, orphans included
 Processes = list[psutil.Process]
 Victims = Callable[[Processes], Processes]
@@ -41,9 +41,10 @@ def few(root: Path) -> Job:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> Path:
-    """The corpus, made in one go."""
+    """The corpus, made in one go; with the files between steps that a stage which is killed still has."""
     root = tmp_path_factory.mktemp("undisturbed")
-    with sharing(spark):
+    with sharing(spark), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifact.Building, "discard", lambda *_: None)
         for stage in ROAD:
             stage.run(few(root))
         (root / "recipe.yaml").write_text(few(root).recipe.to_yaml())
@@ -55,7 +56,12 @@ def start(root: Path, stage: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, f"jobs/{stage}.py", "--recipe", str(root / "recipe.yaml"), "--root", str(root)]
     environment = os.environ | {MARK: str(root)}
     return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
@@ -66,6 +72,16 @@ def alive(root: Path) -> Processes:
         with suppress(psutil.Error):
             if process.environ().get(MARK) == str(root):
                 found.append(process)
+    return found
+
+
+def family(process: subprocess.Popen[bytes]) -> Processes:
+    """The processes of its session, which costs little to ask often: a step may take a tenth of a second."""
+    found = []
+    for pid in psutil.pids():
+        with suppress(psutil.Error, OSError):
+            if os.getsid(pid) == process.pid:
+                found.append(psutil.Process(pid))
     return found
 
 
@@ -115,14 +131,14 @@ def kill(root: Path, stage: str, before: set[str], within: set[str], victims: Vi
     process, killed = start(root, stage), Processes()
     began, wait = time.monotonic(), random.uniform(0, pause)
     while process.poll() is None and time.monotonic() < began + SECONDS and not killed:
-        time.sleep(0.05)
+        time.sleep(0.02)
         with suppress(psutil.NoSuchProcess):
-            if before <= commits(root, stage).keys() and workers(alive(root)):
+            if before <= commits(root, stage).keys() and workers(family(process)):
                 time.sleep(wait)
                 wait = 0.0
                 if within <= commits(root, stage).keys():
                     break  # the step was faster
-                found = victims(alive(root))
+                found = victims(family(process))
                 for victim in found if victims is everything else found[:1]:
                     victim.kill()
                     killed.append(victim)

@@ -125,6 +125,7 @@ def test_a_pages_own_national_numbers(text: str, language: str, expected: str) -
         "Completely revised, pp. 1044-1062; 161(8):1698-1707",
         "Cambridge, MA 02139-4307, USA",
         "7 200 300 4000 5\n212 555 4012 212 555 4013\n",
+        "timings 230 410 1200 ms, then 999 888 7777",
         "isbn = {3-540-65052-8}, issn: 0302-9743",
         # identifiers
         "doi.org/10.1007/978-981-97-5669-8_23 and 10.1000/4111111111111111",

@@ -1,4 +1,4 @@
-"""A session on one machine is not open to others."""
+"""A session on one machine is not open to others; and what it writes to the log of its stage."""
 
 from __future__ import annotations
 
@@ -43,3 +43,10 @@ def test_so_is_all_of_one_that_spark_submit_started_by_hand(tmp_path: Path) -> N
     )
     assert "LISTENS ['127.0.0.1'] None" in done.stdout, done.stdout + done.stderr[-3000:]
     assert "SPARK_LOCAL_IP=127.0.0.1 shows it" in done.stdout
+
+
+def test_a_session_logs_no_info_from_its_start_on(spark: Any) -> None:
+    """Set when it has started, forty lines of INFO would stand before those of the stage."""
+    assert spark.sparkContext.getConf().get("spark.log.level") == "WARN"
+    root = spark.sparkContext._jvm.org.apache.logging.log4j.LogManager.getRootLogger()
+    assert root.getLevel().toString() == "WARN"

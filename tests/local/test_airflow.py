@@ -129,7 +129,9 @@ def test_ranks_fit_the_machine(monkeypatch, gpus, cores, ranks):
 def parsing(where: str, folder: Path) -> dict[str, int]:
     """An installation's settings for parsing DAG files."""
     if where == "helm":
-        settings = yaml.safe_load((ROOT / "helm/airflow-values.yaml").read_text())["config"]["dag_processor"]
+        settings = yaml.safe_load((ROOT / "helm/crawl2chat/files/airflow-values.yaml").read_text())["config"][
+            "dag_processor"
+        ]
     elif where == "compose":
         settings = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["x-airflow"]["environment"]
     else:

@@ -7,8 +7,7 @@ import socket
 import pytest
 
 from local import checks
-from pipeline.errors import InputError, MachineError
-from pipeline.recipe import load
+from pipeline.errors import MachineError
 
 
 def program(folder, text):
@@ -61,10 +60,3 @@ def test_a_taken_port_is_named_with_the_way_out():
 def test_a_number_that_is_no_port():
     with pytest.raises(MachineError, match="99999 is no port"):
         checks.port(99999)
-
-
-def test_files_of_the_input_must_be_there():
-    checks.warcs(load("recipes/demo.yaml"))
-    checks.warcs(load("recipes/demo.yaml", {"input.warcs": ["https://example.org/a.warc.gz"]}))
-    with pytest.raises(InputError, match=r"nowhere/\*\.warc\.gz matches no file"):
-        checks.warcs(load("recipes/demo.yaml", {"input.warcs": ["tests/data/sample/*.gz", "nowhere/*.warc.gz"]}))

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from local.client import Airflow
+from local.client import Airflow, Task
 from pipeline.errors import MachineError
 from tests.server import serving
 
@@ -102,3 +102,55 @@ def test_an_import_error_counts_if_it_is_of_this_start() -> None:
         client(NEWER).check_imports(START)
     with pytest.raises(MachineError):
         client(OLDER).check_imports()
+
+
+def paged(total: dict[str, int], most: int = 100) -> tuple[Airflow, list[httpx.Request]]:
+    """A client of an Airflow with so many entries in each list, of which it gives at most `most` at a time."""
+    requests: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        kind, params = request.url.path.rpartition("/")[2], request.url.params
+        if kind == "token":
+            return httpx.Response(200, json={"access_token": "x"})
+        if request.method == "PATCH":
+            return httpx.Response(200, json={})
+        begin = int(params.get("offset", 0))
+        numbers = range(begin, min(total[kind], begin + min(most, int(params.get("limit", 50)))))
+        instance = {"task_id": "a", "state": "success", "try_number": 1, "start_date": None, "end_date": None}
+        name = {"taskInstances": "task_instances", "dagRuns": "dag_runs"}[kind]
+        entries = [instance | {"map_index": number, "dag_run_id": f"r{number}"} for number in numbers]
+        return httpx.Response(200, json={name: entries, "total_entries": total[kind]})
+
+    client = Airflow("http://airflow.example")
+    client._http = httpx.Client(base_url="http://airflow.example", transport=httpx.MockTransport(handle))
+    return client, requests
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 100), (99, 100), (100, 100), (250, 100), (250, 30)])
+def test_all_tasks_of_a_run_are_read_however_many_a_page_has(count: int, most: int) -> None:
+    client, requests = paged({"taskInstances": count}, most)
+    assert [task.index for task in client.tasks("crawl_to_chat", "r")] == list(range(count))
+    assert {request.url.params.get("order_by") for request in requests[1:]} == {"id"}  # or pages could overlap
+
+
+def test_all_runs_that_a_killed_airflow_left_are_failed() -> None:
+    client, requests = paged({"dagRuns": 130})
+    client.fail_active("crawl_to_chat")
+    failed = [request.url.path.rpartition("/")[2] for request in requests if request.method == "PATCH"]
+    assert failed == [f"r{number}" for number in range(130)] * 2  # running and queued
+
+
+def test_the_end_of_a_log_is_the_error_and_not_what_stands_behind_it() -> None:
+    """Behind a failed Spark stage stands the provider's error, with hundreds of lines of its output once more."""
+    behind = {"exc_type": "AirflowException", "exc_value": "Cannot execute: spark-submit\nLast spark-submit output:\nx"}
+    content = [
+        {"event": "error: no file x\n-> check the path"},
+        {
+            "event": "Task failed",
+            "error_detail": [{"exc_type": "StageFailed", "exc_value": "extract ended\n3"}, behind],
+        },
+    ]
+    client = answering(token={"access_token": "x"}, **{"1": {"content": content}})
+    log = client.log("crawl_to_chat", "r", Task("corpus.extract", -1, "failed", 1, None, None))
+    assert log == ["error: no file x", "-> check the path", "Task failed", "StageFailed: extract ended", "3"]

@@ -15,7 +15,6 @@ from local.client import Airflow, Task
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, Identity, Stage
 from pipeline.errors import MachineError, StorageError
-from pipeline.recipe import load
 from pipeline.storage import Storage
 
 
@@ -55,7 +54,7 @@ def test_a_run_that_was_marked_failed_is_no_success(storage: Storage) -> None:
         recipe="recipes/demo.yaml", warcs=None, crawl=None, max_warcs=None, force=False, set=[]
     )
     with pytest.raises(run.TaskFailed, match="ended as failed, though none of its tasks failed"):
-        run.run(airflow, arguments, load("recipes/demo.yaml"), storage, Console())
+        run.run(airflow, arguments, "demo-1", storage, Console())
 
 
 class Failing:

@@ -50,7 +50,7 @@ def test_options_that_were_not_set_are_not_in_the_form():
 
 
 def test_mistakes_are_found_before_airflow_starts():
-    with pytest.raises(InputError, match="matches no file"):
+    with pytest.raises(InputError, match=r"input\.warcs: no WARC file matches"):
         resolved(options(["--warcs", "nowhere.warc.gz"]))
     with pytest.raises(RecipeError, match="no such key"):
         resolved(options(["--set", "rl.step=2"]))

@@ -13,10 +13,13 @@ import pyarrow.parquet as pq
 from pipeline import artifact
 from pipeline.artifact import Building, Counts, File, Identity, Published, Stage
 from pipeline.storage import Storage
+from tokenizer.chat import readable
 
 HOSTILE = "</p><script>alert('x')</script><img src=x onerror=alert(1)> {{ 7*7 }} \x07\u202e hidden"
 RUN = "small"
 STARTS = {"greedy": 0.4, "sampled": 0.3}  # accuracies before reinforcement
+CALL = "<|tool|>calculator\n312-148<|/tool|><|output|>164<|/output|>"
+SUMS = {"pretrain": "\n298", "sft": f"{CALL}298", "rl": f"{CALL}164"}
 Row = dict[str, Any]
 
 
@@ -112,7 +115,7 @@ def _deduplicate(storage: Storage, extract: Published, filtered: Published) -> P
         {"id": page_id(n), "cluster": page_id(min(n, 9)), "reason": "near_copy" if n > 9 else None}
         for n in range(4, 12)
     ]
-    numbers = {"candidate_pairs": 3, "verified_pairs": 2}
+    numbers = {"candidate_pairs": 3, "verified_pairs": 2, "known_before": 0}
     return building.publish(table(building, decisions), Counts(in_=8, kept=6, dropped={"near_copy": 2}), numbers)
 
 
@@ -164,6 +167,7 @@ def models(storage: Storage, shard: Published) -> None:
             "bits_per_byte": 1.812,
             "unigram_bits_per_byte": 2.91,
             "bigram_bits_per_byte": 2.203,
+            "bigram_weight": 0.77,
         },
         run_numbers={"tokens_per_second": 5123.4},
     )
@@ -187,19 +191,34 @@ def models(storage: Storage, shard: Published) -> None:
         row |= {f"arithmetic.{how}_accuracy": start + row["step"] / 80 for how, start in STARTS.items()}
     better = building.publish([lines(building, "metrics.jsonl", steps)], numbers={})
     for name, made, right in (("pretrain", base, 0.0), ("sft", tuned, 0.31), ("rl", better, 0.74)):
-        building = opened(storage, f"evaluation-{name}", [made], {"arithmetic": 200})
-        results = {
-            "continuations": [{"prompt": "The", "text": f"{HOSTILE} from {name}"}],
-            "chats": [{"user": "Who are you?", "assistant": f"I am <b>{name}</b>." if name != "pretrain" else ""}],
-            "identity": [{"user": "Are you a lamp?", "claims": False, "assistant": f"No, says {name}."}],
-        }
-        storage.write(building.file("results.json"), json.dumps(results).encode())
-        building.publish(
-            [artifact.describe(storage, building.pointer.folder, "results.json", 1)],
-            numbers={
-                "arithmetic.sampled_accuracy": right,
-                "arithmetic.greedy_accuracy": right,
-                "arithmetic.tool_rate": right,
-                "arithmetic.answer_length": 9.5,
-            },
-        )
+        _evaluation(storage, name, made, right)
+
+
+def _evaluation(storage: Storage, name: str, model: Published, right: float) -> None:
+    building = opened(storage, f"evaluation-{name}", [model], {"arithmetic": 200})
+    results = {
+        "continuations": [{"prompt": "The", "text": f"{HOSTILE} from {name}"}],
+        "chats": [
+            {"user": "Who are you?", "assistant": f"I am <b>{name}</b>." if name != "pretrain" else ""},
+            {"user": "What is 312 - 148?", "assistant": SUMS[name], "readable": readable(SUMS[name])},
+        ],
+        "identity": [
+            {
+                "user": "Are you a lamp?",
+                "claims": False,
+                "assistant": f"{'I am crawl2chat' if name == 'sft' else 'No'}, says {name}.",
+            }
+        ],
+    }
+    storage.write(building.file("results.json"), json.dumps(results).encode())
+    building.publish(
+        [artifact.describe(storage, building.pointer.folder, "results.json", 1)],
+        numbers={
+            "arithmetic.sampled_accuracy": right,
+            "arithmetic.greedy_accuracy": right,
+            "arithmetic.tool_rate": right,
+            "arithmetic.answer_length": 9.5,
+            "arithmetic.questions": 200,
+            "arithmetic.samples": 4,
+        },
+    )

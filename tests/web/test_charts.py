@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from web.charts import Level, Series, line_chart, nice_ticks, thinned
+from web.charts import SMALL_WIDTH, Level, Limit, Series, histogram, line_chart, nice_ticks, thinned
 
 numbers = st.floats(-1e9, 1e9, allow_nan=False).map(lambda x: round(x, 3))
 
@@ -66,3 +66,45 @@ def test_thinned_keeps_the_mean_and_the_last() -> None:
     assert fewer[-1] == points[-1]
     assert all(0.3 < y < 0.7 for _, y in fewer[:-1])
     assert thinned(points[:5]) == points[:5]
+
+
+def bars(svg: str, kind: str) -> list[float]:
+    """The left edges of a histogram's bars."""
+    return [float(x) for x in re.findall(rf'<rect class="{kind}" x="([\d.]+)"', svg)]
+
+
+def threshold(svg: str) -> float:
+    (x,) = re.findall(r'<line class="level" x1="([\d.]+)"', svg)
+    return float(x)
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+@pytest.mark.parametrize("least", [False, True])
+def test_what_is_beyond_a_threshold_is_marked_and_on_its_side(least: bool, logarithmic: bool) -> None:
+    values = [10.0] * 500 + [40.0] * 500
+    svg = str(histogram("words", values, [Limit(20, least)], logarithmic))
+    beyond, within = bars(svg, "beyond"), bars(svg, "within")
+    assert len(beyond) == len(within) == 1
+    assert (beyond[0] < threshold(svg) < within[0]) if least else (within[0] < threshold(svg) < beyond[0])
+    assert f"words: 1,000 values from 10 to 40; at {'least' if least else 'most'} 20" in svg
+
+
+@given(
+    st.lists(st.floats(0, 1e6, allow_nan=False), min_size=1, max_size=50),
+    st.lists(st.builds(Limit, st.floats(0, 1e6), st.booleans()), max_size=3),
+    st.booleans(),
+)
+def test_any_values_have_a_histogram(values: list[float], limits: list[Limit], logarithmic: bool) -> None:
+    svg = str(histogram("score", values, limits, logarithmic))
+    places = [float(x) for x in re.findall(r' x1?="([-\d.]+)"', svg)]
+    assert places and all(0 <= place <= SMALL_WIDTH for place in places)
+    assert bars(svg, "beyond") or bars(svg, "within")
+
+
+def test_a_far_threshold_does_not_squeeze_the_values() -> None:
+    values = [float(n % 100) for n in range(1000)]
+    far = str(histogram("length", values, [Limit(1e6, False)]))
+    assert len(bars(far, "within")) > 30 and "level" not in far, "a line at the edge would stand at a false value"
+    shares = [0.0] * 99 + [0.9]
+    assert threshold(str(histogram("share", shares, [Limit(0.3, False)]))) < SMALL_WIDTH / 2
+    assert histogram("nothing", [], [Limit(1, True)]) == ""

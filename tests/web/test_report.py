@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifact
+from pipeline import artifact, version
 from pipeline.artifact import Counts
 from pipeline.errors import ArtifactError, InputError
+from pipeline.reasons import REASONS
 from pipeline.stages import CORPUS, ROAD
 from pipeline.storage import Storage
 from tests.web.small_run import RUN, corpus, models, opened
 from web import report
 from web.report.__main__ import main
 from web.report.learning import learned
+from web.report.lineage import lineage, totals
 from web.report.waterfall import waterfall
+from web.terms import TERMS
+from web.words import duration
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "link", "br", "img", "line", "polyline", "circle"):
+        if tag not in ("meta", "link", "br", "img", "line", "polyline", "circle", "rect"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -73,10 +77,11 @@ def words(html: str) -> str:
 def test_hostile_text_stays_text(whole: str) -> None:
     parsed = Page(whole)
     assert not parsed.open, "every tag is closed, in order"
-    assert not {"script", "img", "iframe", "link", "object", "b", "i" if "<i>" in whole else "script"} & set(
-        parsed.tags
-    )
-    assert not [name for name, _ in parsed.attributes if name.startswith("on") or name in ("href", "src")]
+    assert not {"script", "img", "iframe", "object", "b", "i" if "<i>" in whole else "script"} & set(parsed.tags)
+    assert parsed.tags.count("link") == 1, "the icon"
+    assert not [name for name, _ in parsed.attributes if name.startswith("on") or name == "src"]
+    links = [value or "" for name, value in parsed.attributes if name == "href"]
+    assert {link[0] for link in links if not link.startswith("data:image/svg+xml,")} == {"#"}
     assert "<script>alert('x')</script>" in parsed.text, "shown as it is"
     assert "{{ 7*7 }}" in parsed.text
     assert "\x07" not in whole
@@ -105,8 +110,8 @@ def test_every_count_of_the_fall_is_there(whole: str, storage: Storage) -> None:
     # A dropped bar begins where the kept one ends: nothing overlaps, nothing is left out.
     assert [bar["left"] for bar in bars if bar["kind"] == "dropped"] == [0.75, 0.6, 0.4, 0.3]
     text = words(whole)
-    assert "not 200 5 25%" in text
-    assert "gopher min words 4 20%" in text
+    assert f"not 200 {REASONS['not_200']} 5 25.0%" in text
+    assert "gopher min words 4 20.0%" in text, "a reason of another version has no explanation"
 
 
 def test_documents_show_reason_scores_and_redacted_text(whole: str) -> None:
@@ -128,11 +133,13 @@ def test_what_stayed_is_what_the_shards_hold_and_a_page_taken_down_is_only_count
     down.write_text("http://a.example/9?<script>u9</script>\nhttp://a.example/2?<script>u2</script>\n")
     corpus(storage, [down])
     text = words(page(storage))
-    stayed = text[text.index("Stayed 4") : text.index("Personal data redacted")]
+    stayed = text[text.index("Stayed 4") : text.rindex("Personal data redacted")]
     assert [n for n in range(4, 10) if f"Clean {n}" in stayed] == [4, 5, 6]
-    assert "contaminated 1 5.0%" in text and "contaminated decontaminate 1 Clean 7" in text
+    assert f"contaminated {REASONS['contaminated']} 1 5.0%" in text
+    assert f"contaminated decontaminate 1 {REASONS['contaminated']} Clean 7" in text
     assert "set: 3 n-grams" in text
-    assert "taken down 1 5.0%" in text and "taken down decontaminate 1 Counted, never shown." in text
+    assert f"taken down {REASONS['taken_down']} 1 5.0%" in text
+    assert f"taken down decontaminate 1 {REASONS['taken_down']} Counted, never shown." in text
     for never in ("Clean 8", "a.example/8?", "a.example/9?", "a.example/2?"):  # as itself, or as another's copy
         assert never not in text
     assert text.count("kept instead: a page that is not shown") == 2
@@ -150,7 +157,7 @@ def test_without_a_take_down_list_of_the_run_no_page_is_shown(storage: Storage, 
 def test_what_did_not_run_is_named_whatever_stage_it_is(storage: Storage) -> None:
     opened(storage, "extract", []).publish([], Counts(in_=2, kept=2, dropped={}))
     text = words(page(storage))
-    missing = text[text.index("Pages kept and dropped") : text.index("Example documents")]
+    missing = text[text.rindex("Pages kept and dropped") : text.rindex("Example documents")]
     named = [step.name for step in ROAD if f"{step.label}: not run." in missing]
     assert named == ["filter", "deduplicate", "redact", "decontaminate", "shard"]  # not the canary, not the tokenizer
 
@@ -163,11 +170,11 @@ def test_redactions_tokens_and_story(whole: str) -> None:
     assert "train bytes per token 4.05" in text
     assert "truncated: b<i>.gz <b>after 4 records</b>" in text
     assert "request 20, warcinfo 2" in text
-    assert "conversations 6,100 used 6,090 left out: too long 10" in text
+    assert f"conversations 6,100 used 6,090 left out: too long 10 {REASONS['too_long']}" in text
     assert (
-        "Of 20 responses in 2 WARC files, 6 documents stayed (30%); they became 1.23 M training tokens; a model of "
+        "Of 20 responses in 2 WARC files, 6 documents stayed (30.0%); they became 1.23 M training tokens; a model of "
         "3.9 M parameters predicts held-out text at 1.81 bits per byte, where a table of token pairs needs 2.20; it "
-        "answers 74% of the unseen arithmetic questions, 31% before reinforcement." in text
+        "answers 74.0% of the unseen arithmetic questions, 31.0% before reinforcement." in text
     )
 
 
@@ -183,9 +190,69 @@ def test_curves_have_text_alternatives_and_levels(whole: str) -> None:
 def test_models_stand_side_by_side(whole: str) -> None:
     text = words(whole)
     assert "Who are you? Base Said nothing. Fine-tuned I am <b>sft</b>. Reinforced I am <b>rl</b>." in text
-    assert "arithmetic: sampled accuracy 0% 31% 74%" in text
-    assert "Are you a lamp? Base No, says pretrain." in text
-    assert "a tool is called in 74% of samples, 31% before; a sample takes 9.5 tokens, 9.5 before." in text
+    assert f"arithmetic: sampled accuracy {TERMS['sampled_accuracy']} 0.0% 31.0% 74.0%" in text
+    assert "Asked: 200 arithmetic questions, 4 samples of each." in text
+    assert "arithmetic: questions" not in text, "how much was asked is no measurement"
+    assert "a tool is called in 74.0% of samples, 31.0% before; a sample takes 9.5 tokens, 9.5 before." in text
+
+
+def test_answers_are_read_as_in_the_terminal_and_marked_right_or_wrong(whole: str) -> None:
+    text = words(whole)
+    answers = text[text.index("What is 312 - 148?") :]
+    assert answers.startswith(
+        "What is 312 - 148? Base ✗ wrong 298 Fine-tuned ✗ wrong [calculator: 312-148 = 164] 298 "
+        "Reinforced ✓ right [calculator: 312-148 = 164] 164"
+    )
+    assert "Are you a lamp? Base No, says pretrain. Fine-tuned ✗ wrong I am crawl2chat, says sft." in text
+    assert "<|tool|>" not in text
+
+
+def test_what_is_shown_is_explained_where_it_stands(whole: str) -> None:
+    text = words(whole)
+    assert f"known before 0 {TERMS['known_before']}" in text
+    assert f"bits per byte 1.812 {TERMS['bits_per_byte']}" in text
+    assert f"bigram weight 0.77 {TERMS['bigram_weight']}" in text
+
+
+def test_every_link_leads_to_a_section_and_every_section_is_in_the_contents(whole: str, storage: Storage) -> None:
+    parsed = Page(whole)
+    ids = [value for name, value in parsed.attributes if name == "id"]
+    links = [value[1:] for name, value in parsed.attributes if name == "href" and value and value[0] == "#"]
+    assert len(ids) == len(set(ids)) and set(links) <= set(ids)
+    sections = [value for name, value in parsed.attributes if name == "aria-labelledby"]
+    assert links[-len(sections) :] == sections, "the contents follow the chips, in the order of the page"
+    assert len(links) == len(ROAD) + len(sections), "a chip for each stage"
+    storage.remove(f"runs/{RUN}/rl.json")
+    assert "<a href" not in page(storage).split("Reinforcement learning")[0].rsplit("<li", 1)[1], "nothing to lead to"
+
+
+def test_costs_are_summed(whole: str, storage: Storage) -> None:
+    chain = lineage(report.opened(storage, RUN))
+    (total,) = totals(chain)
+    assert total["files"] == sum(len(entry["content"].files) for entry in chain)
+    assert total["seconds"] == pytest.approx(sum(entry["run"].seconds for entry in chain))
+    assert f"Total {duration(total['seconds'])} {duration(total['cpu_seconds'])}" in words(whole)
+    assert totals([]) == [], "nothing was published"
+    chain[0]["state"] = "reused"
+    _, own = totals(chain)
+    assert own["label"] == "of this run" and own["files"] == total["files"] - len(chain[0]["content"].files)
+
+
+def test_the_commit_of_the_code_is_named(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version, "commit", lambda: "aaaaaaaaaaaa")
+    shard = corpus(storage)["shard"]
+    assert "Code: commit aaaaaaaaaaaa." in words(page(storage))
+    monkeypatch.setattr(version, "commit", lambda: "bbbbbbbbbbbb+")
+    models(storage, shard)
+    text = words(page(storage))
+    assert "Decontaminate, Tokenizer, Shard); commit bbbbbbbbbbbb+ (Pretraining, " in text
+    assert "A + marks files that differ from the commit." in text
+
+
+def test_a_name_of_a_kind_is_never_broken(whole: str) -> None:
+    assert 'class="plain kinds"' in whole
+    assert ".kinds th code, .keys th code { white-space: nowrap;" in whole
+    assert ".keys td { min-width: 9rem; }" in whole, "beside a long key, its value is not broken either"
 
 
 def test_lineage_names_every_artifact(whole: str, storage: Storage) -> None:
@@ -246,11 +313,11 @@ def test_learned_is_honest(storage: Storage) -> None:
 
     evaluated("sft", 0.30)
     evaluated("rl", 0.33)
-    assert "did not change beyond chance (from 30% to 33%)" in learned(report.opened(storage, RUN))
+    assert "did not change beyond chance (from 30.0% to 33.0%)" in learned(report.opened(storage, RUN))
     evaluated("rl", 0.60)
-    assert "got better, from 30% to 60%" in learned(report.opened(storage, RUN))
+    assert "got better, from 30.0% to 60.0%" in learned(report.opened(storage, RUN))
     evaluated("rl", 0.10)
-    assert "got worse, from 30% to 10%" in learned(report.opened(storage, RUN))
+    assert "got worse, from 30.0% to 10.0%" in learned(report.opened(storage, RUN))
 
 
 def test_command_line(storage: Storage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

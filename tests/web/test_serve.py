@@ -63,7 +63,8 @@ def test_a_run_is_live_until_its_report_is_there(storage: Storage) -> None:
     begin(storage, "pretrain").publish([])
     report.publish(storage, RUN)
     assert client.get(f"/runs/{RUN}/stages").status_code == 205
-    assert client.get(f"/runs/{RUN}").text == report.render(report.opened(storage, NAME)) != page.text
+    whole = report.served(report.render(report.opened(storage, NAME)))
+    assert client.get(f"/runs/{RUN}").text == whole != page.text
 
 
 def test_a_run_that_goes_on_after_its_report_is_live_and_links_to_it(storage: Storage) -> None:
@@ -74,7 +75,22 @@ def test_a_run_that_goes_on_after_its_report_is_live_and_links_to_it(storage: St
     link = f'href="/runs/{NAME}/report"'
     assert "10 of 40 steps" in page and link in page
     assert part.status_code == 200 and link in part.text
-    assert client.get(f"/runs/{RUN}/report").text == report.render(report.opened(storage, NAME))
+    assert client.get(f"/runs/{RUN}/report").text == report.served(report.render(report.opened(storage, NAME)))
+
+
+def test_a_report_leads_to_all_runs_where_there_are_any(storage: Storage) -> None:
+    published = report.publish(storage, RUN)
+    link = '<a href="/">All runs</a>'
+    assert link in TestClient(serve.application(storage.root)).get(f"/runs/{RUN}/report").text
+    assert link not in storage.read(published.file(report.FILE)).decode(), "the file itself may lie anywhere"
+
+
+def test_pages_have_an_icon(storage: Storage) -> None:
+    client = TestClient(serve.application(storage.root))
+    report.publish(storage, RUN)
+    assert 'rel="icon" href="/static/favicon.svg"' in client.get("/").text
+    assert client.get("/static/favicon.svg").headers["content-type"].startswith("image/svg+xml")
+    assert 'rel="icon" href="data:image/svg+xml,%3Csvg' in client.get(f"/runs/{RUN}/report").text
 
 
 def test_a_report_that_is_made_again_is_no_error(storage: Storage) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from web.words import rate, short
+from web.words import percent, rate, short
 
 
 @pytest.mark.parametrize(
@@ -18,14 +18,20 @@ def test_a_large_number_has_three_digits_and_a_unit(count: float, text: str) -> 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("arithmetic.sampled_accuracy", "93%"),
-        ("arithmetic.accuracy_with_tool", "93%"),
-        ("hellaswag_accuracy_normalised", "93%"),
-        ("arithmetic.tool_rate", "93%"),
-        ("arithmetic.answer_length", "0.934"),
+        ("arithmetic.sampled_accuracy", "93.4%"),
+        ("arithmetic.accuracy_with_tool", "93.4%"),
+        ("hellaswag_accuracy_normalised", "93.4%"),
+        ("arithmetic.tool_rate", "93.4%"),
+        ("arithmetic.answer_length", "0.9"),
         ("lambada_perplexity", "0.934"),
     ],
 )
 def test_shares_are_percentages(name: str, text: str) -> None:
     assert rate(name, 0.934) == text
     assert rate(name, None) == "–"
+
+
+def test_percentages_have_one_form() -> None:
+    assert [percent(share) for share in (0, 0.0004, 0.048, 0.5, 0.955, 1)] == [
+        *("0.0%", "<0.1%", "4.8%", "50.0%", "95.5%", "100.0%")
+    ]

@@ -13,12 +13,12 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from evaluation import tasks
 from pipeline import lines
+from pipeline.available import BUILTIN
 from pipeline.errors import InputError, RecipeError
 from pipeline.recipe import Sft
 from tokenizer.chat import Message
 
 DATA = Path(__file__).parent / "builtin"
-BUILTIN = "builtin:"
 # How often each set is repeated: some hundred conversations beside the thousands that a task makes.
 _REPEATS = {"identity": 5, "smalltalk": 6}
 

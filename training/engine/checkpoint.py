@@ -15,6 +15,7 @@ import torch
 
 from pipeline.artifact import File, describe
 from pipeline.errors import ArtifactError
+from pipeline.inputs import COMMIT
 from pipeline.storage import Storage
 from tokenizer.bpe import Tokenizer
 from training.engine.engine import Engine
@@ -22,7 +23,6 @@ from training.engine.export import write_export
 from training.launch import processes
 from training.launch.processes import World
 
-COMMIT = "commit.json"
 EXPORT = "export"
 
 

@@ -117,7 +117,7 @@ def published_report(storage: Storage, run: str) -> Published | None:
 
 def html_of(published: Published) -> HTMLResponse:
     """A report as a page."""
-    return HTMLResponse(published.storage.read(published.file(report.FILE)).decode())
+    return HTMLResponse(report.served(published.storage.read(published.file(report.FILE)).decode()))
 
 
 @router.get("/runs/{run_id}")

@@ -8,26 +8,38 @@ is escaped, its text direction is isolated, and URLs are shown but not linked.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
-import yaml
+from markupsafe import Markup
 
 from pipeline import artifact
 from pipeline.artifact import Identity, Published, RunArtifacts, Stage
 from pipeline.errors import ArtifactError
-from pipeline.stages import MODELS, PAGES, REPORT, ROAD
+from pipeline.stages import MODELS, PAGES, REPORT, ROAD, STEPS
 from pipeline.storage import Storage
 from web.page import template
-from web.report import documents
+from web.report import documents, scores, settings
 from web.report.learning import compression, loss_section, numbers, reinforcement
-from web.report.lineage import lineage
+from web.report.lineage import commits, lineage, totals
 from web.report.models import models
 from web.report.story import story
 from web.report.waterfall import waterfall
 from web.words import when
 
-STAGE = Stage("report", 4, ("jinja2", "pyarrow"))
+STAGE = Stage("report", 5, ("jinja2", "pyarrow"))
 FILE = "report.html"
+# Sections of `report.html.j2` that steps have of their own, beside the models' and that of the pages.
+SECTIONS = {
+    "canary": "lineage",
+    "deduplicate": "duplicates",
+    "redact": "redacted",
+    "tokenizer": "tokens",
+    "shard": "tokens",
+}
+
+# Where the web application links to its other pages: in the file itself, which may lie anywhere, links lead nowhere.
+_PLACE_OF_LINKS = Markup("<!-- links of the web application -->")
 
 
 def opened(storage: Storage, name: str) -> RunArtifacts:
@@ -42,25 +54,23 @@ def opened(storage: Storage, name: str) -> RunArtifacts:
     return run
 
 
-def recipe_name(run: RunArtifacts) -> str:
-    """The recipe's name from the run's `recipe.yaml`, which is not validated; without that file, the run's name."""
-    file = f"runs/{run.name}/recipe.yaml"
-    recipe = yaml.safe_load(run.storage.read(file)) if run.storage.exists(file) else None
-    return str(recipe.get("name", run.name)) if isinstance(recipe, dict) else run.name
-
-
 def view(run: RunArtifacts) -> dict[str, Any]:
     """The values of `report.html.j2`."""
     finished = max(made.manifest.run.started + made.manifest.run.seconds for made in run.artifacts.values())
+    chain = lineage(run)
+    sampled, histograms = scores.histograms(run.artifacts)
+    extracted = run.artifacts["extract"].content.counts if "extract" in run.artifacts else None
     redactions, masked = run.number("redact", "redactions") or {}, run.number("redact", "samples") or {}
     return {
         "run": run.name,
-        "recipe": recipe_name(run),
+        "place_of_links": _PLACE_OF_LINKS,
+        "recipe": settings.recipe_name(run),
         "date": when(finished),
         "story": story(run),
         "states": [
             (step.name, step.label, run.pointers[step.name].state if step.name in run.pointers else "") for step in ROAD
         ],
+        "section": section,
         "pages": {step.name for step in PAGES},
         "made": run.artifacts,
         "bars": waterfall(run),
@@ -81,13 +91,30 @@ def view(run: RunArtifacts) -> dict[str, Any]:
             for step in MODELS
         ],
         "models": models(run),
-        "lineage": lineage(run),
+        "sampled": sampled,
+        "extracted": extracted.kept if extracted else 0,
+        "histograms": histograms,
+        "settings": settings.of_run(run),
+        "commits": commits(chain),
+        "uncommitted": any(commit.endswith("+") for commit, _ in commits(chain)),
+        "lineage": chain,
+        "totals": totals(chain),
     }
+
+
+def section(step: str) -> str:
+    """The id of the section of `report.html.j2` that shows what a step made."""
+    return SECTIONS.get(step) or ("models" if STEPS[step].of else "pages" if STEPS[step].counts else step)
 
 
 def render(run: RunArtifacts) -> str:
     """The report as HTML."""
     return template("report.html.j2").render(view(run))
+
+
+def served(html: str) -> str:
+    """A report as the web application shows it: with a link to all runs."""
+    return html.replace(_PLACE_OF_LINKS, ' · <a href="/">All runs</a>', 1)
 
 
 def publish(storage: Storage, run_name: str, force: bool = False) -> Published:
@@ -98,7 +125,11 @@ def publish(storage: Storage, run_name: str, force: bool = False) -> Published:
         run.name,
         Identity(
             STAGE,
-            {"run": run.name, "states": {name: pointer.state == "running" for name, pointer in run.pointers.items()}},
+            {
+                "run": run.name,
+                "states": {name: pointer.state == "running" for name, pointer in run.pointers.items()},
+                "settings": hashlib.sha256(repr(settings.of_run(run)).encode()).hexdigest(),  # no artifact holds them
+            },
             0,
             [made.as_input() for made in run.artifacts.values()],
         ),

@@ -16,10 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.page import take_down
+from jobs.page.quality import Check
 from jobs.page.take_down import TAKEN_DOWN
 from pipeline.artifact import Published
 from pipeline.errors import InputError
+from pipeline.recipe import Filter
 from pipeline.stages import PAGES
+from web.report.scores import checks, rules
+from web.words import shown
 
 EACH = 3  # documents per reason
 CHARS = 400  # of a text that are shown
@@ -28,21 +32,31 @@ PARTS = 64  # files of a stage that are sampled: a snapshot has 90,000
 _ADDRESS = re.compile(r"[^\s@<>]{1,64}@[^\s@<>]{1,255}")
 _NUMBER = re.compile(r"\+?\d(?:[\s().-]?\d){6,}")  # seven digits: the shortest telephone numbers
 
-# Columns of extract that identify a page; the others are its scores.
+# Columns of extract that identify a page, or that other columns sum up; the others are its scores.
 _PLACE = ("id", "url", "host", "warc", "offset", "date", "status", "mime", "charset", "title", "text", "language")
-_NOT_SCORES = (*_PLACE, "reason", "detail", "html_bytes")
+_NOT_SCORES = (*_PLACE, "reason", "detail", "html_bytes", "languages", "detected", "license_sign")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of a page, with the thresholds of the run's recipe for it; `broken`: it is beyond one of them."""
+
+    name: str
+    value: Any
+    limits: str
+    broken: bool
 
 
 @dataclass
 class Document:
-    """A page as it is shown. `scores`: by name, from extract."""
+    """A page as it is shown, with its scores from extract."""
 
     id: str
     url: str
     title: str = ""
     detail: str = ""
     text: str = ""
-    scores: dict[str, Any] = field(default_factory=dict)
+    scores: list[Score] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,9 @@ def groups(stages: Mapping[str, Published]) -> list[Group]:
     wanted = {row.get(key) or row["id"] for *_, rows in samples for row in rows for key in ("id", "cluster")}
     pages = {id_: page for id_, page in _rows(stages.get("extract"), wanted).items() if not is_taken_down(page)}
     redacted = _rows(stages.get("redact"), wanted, ("id", "title", "text"))
+    limits = rules(stages)
     return [
-        Group(stage, reason, count, [_document(row, pages, redacted) for row in rows if row["id"] in pages])
+        Group(stage, reason, count, [_document(row, pages, redacted, limits) for row in rows if row["id"] in pages])
         for stage, reason, count, rows in samples
     ]
 
@@ -124,7 +139,12 @@ def _ids(published: Published) -> set[str]:
     return ids
 
 
-def _document(row: dict[str, Any], pages: dict[str, dict[str, Any]], redacted: dict[str, dict[str, Any]]) -> Document:
+def _document(
+    row: dict[str, Any],
+    pages: dict[str, dict[str, Any]],
+    redacted: dict[str, dict[str, Any]],
+    limits: Filter | None,
+) -> Document:
     page = pages[row["id"]]
     detail = page.get("detail") or row.get("detail") or ""
     if row.get("cluster") and row["cluster"] != row["id"]:
@@ -134,19 +154,32 @@ def _document(row: dict[str, Any], pages: dict[str, dict[str, Any]], redacted: d
         (as_redacted[column] or "") if column in as_redacted else masked((page.get(column) or "")[: 2 * CHARS])
         for column in ("title", "text")
     )
-    scores = {
-        name: round(value, 4) if isinstance(value, float) else value
-        for name, value in page.items()
-        if name not in _NOT_SCORES and value is not None
-    }
     return Document(
         row["id"],
         page.get("url") or "",
         title,
         detail,
         text[:CHARS] + "…" * (len(text) > CHARS),
-        scores,
+        _scores(page, limits),
     )
+
+
+def _scores(page: dict[str, Any], limits: Filter | None) -> list[Score]:
+    """The scores of a page, those with thresholds first: beyond them, within them, and all others."""
+    of_score: dict[str, list[Check]] = {}
+    for check in checks(page, limits):
+        of_score.setdefault(check.score, []).append(check)
+    found = [
+        Score(
+            name,
+            round(value, 4) if isinstance(value, float) else value,
+            ", ".join(f"{check.relation} {shown(check.limit)}" for check in of_score.get(name, [])),
+            any(check.broken for check in of_score.get(name, [])),
+        )
+        for name, value in page.items()
+        if value is not None and (name not in _NOT_SCORES or name in of_score)
+    ]
+    return sorted(found, key=lambda score: (not score.broken, not score.limits))
 
 
 def masked(text: str) -> str:

@@ -11,7 +11,7 @@ from pipeline.artifact import RunArtifacts
 from pipeline.numbers import asked_tasks
 from pipeline.stages import AFTER_RL, BEFORE_RL, EVALUATIONS
 from web.charts import Level, Point, Series, line_chart
-from web.words import facts, percent, shown
+from web.words import facts, percent, rate
 
 EACH_STEP = ("loss", "reward")  # measured at each step: noise around what is measured now and then
 
@@ -122,13 +122,13 @@ def _learned(run: RunArtifacts, task: str) -> str:
             clauses.append(f"{how} answers got {'better' if after > before else 'worse'}, {change}")
     if not clauses:
         return ""
-    for key, text, form in (
-        ("tool_rate", "a tool is called in {} of samples, {} before", percent),
-        ("answer_length", "a sample takes {} tokens, {} before", shown),
+    for key, text in (
+        ("tool_rate", "a tool is called in {} of samples, {} before"),
+        ("answer_length", "a sample takes {} tokens, {} before"),
     ):
         before, after = (run.measured(step.name, f"{task}.{key}") for step in (BEFORE_RL, AFTER_RL))
         if before is not None and after is not None:
-            clauses.append(text.format(form(after), form(before)))
+            clauses.append(text.format(rate(key, after), rate(key, before)))
     return f"On {task} questions that no stage has seen, {'; '.join(clauses)}."
 
 

@@ -1,4 +1,4 @@
-"""The artifacts behind a run: what each was made from, and its cost."""
+"""The artifacts behind a run: what each was made from, what it cost, and by which commit of the code."""
 
 from __future__ import annotations
 
@@ -37,3 +37,33 @@ def lineage(run: RunArtifacts) -> list[dict[str, Any]]:
             }
         )
     return chain
+
+
+def totals(chain: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last rows of the table of costs: of all artifacts, and of those of this run where it reused others.
+
+    Each: label, seconds, cpu_seconds, files, bytes.
+    """
+    made = [entry for entry in chain if entry["state"] == "published"]
+    rows = [("Total", chain)] if chain else []
+    if 0 < len(made) < len(chain):
+        rows.append(("of this run", made))
+    return [
+        {
+            "label": name,
+            "seconds": sum(entry["run"].seconds for entry in entries),
+            "cpu_seconds": sum(entry["run"].cpu_seconds for entry in entries),
+            "files": sum(len(entry["content"].files) for entry in entries),
+            "bytes": sum(entry["bytes"] for entry in entries),
+        }
+        for name, entries in rows
+    ]
+
+
+def commits(chain: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """(commit of the code, names of what it made), in the order of the artifacts; those without are left out."""
+    by_commit: dict[str, list[str]] = {}
+    for entry in chain:
+        if entry["run"].commit:
+            by_commit.setdefault(entry["run"].commit, []).append(entry["name"])
+    return list(by_commit.items())

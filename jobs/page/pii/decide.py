@@ -190,8 +190,8 @@ def _phone(span: Span) -> bool:
     if span.score < MIN_SCORE or not re.search(r"[()]|\d[ .-]\d", value):
         # A bare run of digits is an order number more often than a phone number.
         return False
-    in_a_row = re.search(r"\d[ \t|]{1,8}\Z", span.before) or re.match(r"[ \t|]{1,8}[\d.-]", span.after)
-    return not (in_a_row and re.fullmatch(r"[\d ]+", value))  # three columns of a table
+    # Digits and spaces alone are columns of a table, or amounts, unless a 0 begins them as it does national numbers.
+    return not re.fullmatch(r"[1-9][\d ]+", value)
 
 
 def _is_possible(value: str) -> bool:
