@@ -42,4 +42,6 @@ def port(number: int) -> None:
             remedy = f"choose another: PORT={number + 1} make run"
             raise MachineError(f"port {number} cannot be used: {error.strerror}", remedy) from error
         except OverflowError as error:
-            raise MachineError(f"{number} is no port", "choose one between 1024 and 65535") from error
+            raise MachineError(
+                f"{number} is no port", "choose one between 1024 and 65525: the pages use PORT + 10"
+            ) from error

@@ -15,12 +15,17 @@ def whole(recipe: Recipe, storage: Storage, run: str) -> bool:
     Whatever is in the way of it is no error here: the stage meets it in Airflow, where it can be tried again.
     """
     file = f"runs/{run}/recipe.yaml"
-    storage.write(file, recipe.to_yaml().encode())
     where = ["--root", storage.root, "--run", run]
-    # In processes of their own: what they import would stay in this one's memory for the whole of a run.
-    commands = ["pipeline.reuse", "--recipe", storage.path(file)], ["web.report"]
-    for command in commands:
-        if subprocess.run([sys.executable, "-m", *command, *where], capture_output=True, check=False).returncode:
+    commands = ["pipeline.reuse", "--recipe", storage.path(file), *where], ["web.report", *where]
+    complete = False
+    try:
+        storage.write(file, recipe.to_yaml().encode())
+        # In processes of their own: what they import would stay in this one's memory for the whole of a run.
+        complete = all(
+            subprocess.run([sys.executable, "-m", *command], capture_output=True, check=False).returncode == 0
+            for command in commands
+        )
+    finally:  # an interrupt, too, leaves no run that never was
+        if not complete:
             storage.remove_tree(f"runs/{run}")
-            return False
-    return True
+    return complete

@@ -34,6 +34,7 @@ from pipeline.errors import CrawlToChatError, RecipeError
 from pipeline.recipe import Recipe, load
 from pipeline.stages import BY_TASK
 from pipeline.storage import Storage
+from pipeline.terminal import show
 
 HOME = Path(__file__).resolve().parents[1]
 LOG_LINES = 30  # of a failed task's log that are shown
@@ -99,8 +100,7 @@ def resolved(arguments: argparse.Namespace) -> Recipe:
     if arguments.max_warcs is not None:
         overrides["input.max_warcs"] = arguments.max_warcs
     recipe = load(arguments.recipe, overrides)
-    for line in inputs.check(recipe, Storage(arguments.root)):
-        print(f"not checked: {line}", flush=True)
+    show(f"not checked: {line}" for line in inputs.check(recipe, Storage(arguments.root)))
     return recipe
 
 
@@ -171,6 +171,7 @@ def main() -> None:
             summary.show(RunArtifacts(storage, artifact.run_name(run_id)), console)
             return
         check_alone(installation)  # before the ports: its own are taken, and it is the reason
+        checks.port(installation.port)  # the one that was named, before that of the pages
         dags = DAGS if arguments.ui else (DAG,)
         with served(installation), standalone(installation, lambda line: print(line, flush=True), dags) as airflow:
             print(f"pages of all runs: {installation.web_url}", flush=True)

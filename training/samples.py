@@ -43,7 +43,9 @@ def main() -> None:
     storage = Storage(options.root)
     if not (runs := [options.run] if options.run else artifact.runs_with(storage, "pretrain", running=True)):
         raise ArtifactError(f"no run below {storage.root} has begun pretrain", "run pretrain first")
-    rows = read(storage, artifact.run_name(runs[-1]))
+    run = artifact.run_name(runs[-1])
+    rows = read(storage, run)
+    show([f"run {run}"])
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
         if options.prompt is None or prompt in options.prompt:
             print(f"{prompt!r}")

@@ -239,9 +239,13 @@ class TrainingStage(ProcessStage):
         self.ranks = not step.of
 
     def execute(self, context: Any) -> None:
-        """See `ProcessStage`; nothing is launched for what is published."""
+        """See `ProcessStage`; nothing is launched for what is published.
+
+        A JobSet looks for itself: the libraries of its image, not of this one, are part of the fingerprint.
+        """
         die_with_parent()
-        if reuse.published(self.stage, non_empty(self.arguments), HOME, self.log.info):
+        here = extra_of_connection().get("backend", "local") == "local"
+        if here and reuse.published(self.stage, non_empty(self.arguments), HOME, self.log.info):
             links.push(self, context)
         else:
             super().execute(context)

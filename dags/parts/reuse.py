@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from dags.parts.child import Child
 from dags.parts.place import Place
+from pipeline import artifact
 
 
 def published(stage: str, arguments: Sequence[str], folder: str, log: Callable[[str], None]) -> bool:
@@ -21,6 +22,8 @@ def published(stage: str, arguments: Sequence[str], folder: str, log: Callable[[
     if "--force" in arguments:
         return False
     at = Place.of(arguments)
+    if not artifact.runs_with(at.storage, stage):  # no run has published it: what the search costs is spared
+        return False
     where = ["--recipe", at.recipe, "--root", at.root, "--run", at.run]
     lines: list[str] = []
     code = Child([sys.executable, "-m", "pipeline.reuse", "--step", stage, *where], folder, {}).wait(lines.append)

@@ -212,6 +212,16 @@ def test_a_training_stage_that_is_published_launches_nothing(run_folder, monkeyp
     rendered(dag.get_task("model.pretrain")).execute(CONTEXT)
 
 
+def test_a_jobset_looks_for_itself(run_folder, monkeypatch):
+    """Its image may hold another build of torch, which is part of the fingerprint."""
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_DEEPSPEED_DEFAULT", json.dumps({"conn_type": "deepspeed", "extra": {"backend": "jobset"}})
+    )
+    monkeypatch.setattr(operators.reuse, "published", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(operators.ProcessStage, "execute", lambda *_: None)
+    rendered(dag.get_task("model.pretrain")).execute(CONTEXT)
+
+
 @pytest.mark.parametrize("code", [0, 10, 3])
 def test_what_is_published_is_looked_for_by_a_process(code, run_folder, monkeypatch):
     started, logged = [], []
@@ -225,11 +235,13 @@ def test_what_is_published_is_looked_for_by_a_process(code, run_folder, monkeypa
             return code
 
     monkeypatch.setattr(operators.reuse, "Child", Search)
-    place = ["--recipe", "r.yaml", "--root", "/data", "--run", "one"]
-    assert operators.reuse.published("filter", place, "/", logged.append) is (code == 0)
-    assert started == [[sys.executable, "-m", "pipeline.reuse", "--step", "filter", *place]]
+    place = arguments(run_folder)
+    assert not operators.reuse.published("shard", place, "/", logged.append) and not started  # no run has one
+    place = arguments(run_folder, "two")
+    assert operators.reuse.published("extract", place, "/", logged.append) is (code == 0)
+    assert started == [[sys.executable, "-m", "pipeline.reuse", "--step", "extract", *place]]
     assert logged == (["filter: already made"] if code == 0 else [])
-    assert not operators.reuse.published("filter", [*place, "--force"], "/", logged.append)
+    assert not operators.reuse.published("extract", [*place, "--force"], "/", logged.append)
     assert len(started) == 1
 
 

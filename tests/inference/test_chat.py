@@ -66,6 +66,7 @@ def test_the_newest_assistant_is_taken_with_its_tools(
         chat.assistant(storage, "first", "rl")
     monkeypatch.setattr(sys, "argv", ["chat", "--root", str(tmp_path)])
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
+    capsys.readouterr()  # what the stages of the test printed
     chat.main()
     out = capsys.readouterr().out
     assert out.startswith(f"{reinforced.folder}; tools: calculator") and "\nassistant  " in out

@@ -148,3 +148,13 @@ def test_a_dag_stays_enabled_if_its_file_could_not_be_parsed_once(where, tmp_pat
     seconds = parsing(where, tmp_path)
     between_parses = seconds["min_file_process_interval"] + seconds["dag_file_processor_timeout"]
     assert seconds["stale_dag_threshold"] > 2 * between_parses
+
+
+def test_of_two_impossible_ports_the_one_that_was_named_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "HOME", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checks, "java", lambda: None)
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["run", "--ui", "--root", str(tmp_path / "data"), "--port", "99999"])
+    with pytest.raises(MachineError, match="99999 is no port"):
+        run.main()

@@ -25,6 +25,16 @@ def test_a_run_that_has_something_to_make_leaves_nothing_of_the_search(tmp_path:
     assert not list(storage.names("runs"))
 
 
+def test_an_interrupt_leaves_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reuse.whole(RECIPE, Storage(tmp_path), "new")
+    assert not list(Storage(tmp_path).names("runs"))
+
+
 def test_all_stages_are_found_then_the_report_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 

@@ -83,4 +83,4 @@ def test_pretraining_writes_scalars_and_samples(
     monkeypatch.setattr(sys, "argv", ["samples", "--root", str(tmp_path), "--prompt", "the cat"])
     samples.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "'the cat'" and [line.split()[0] for line in lines[1:]] == ["2", "4", "6"]
+    assert lines[:2] == ["run demo", "'the cat'"] and [line.split()[0] for line in lines[2:]] == ["2", "4", "6"]
