@@ -26,9 +26,11 @@ OURS = re.compile(r"([^/]+/[^/]+/[0-9a-f]{16})/")  # stage/partition/fingerprint
 def forgotten(storage: Storage, runs: dict[str, list[Pointer]], before: float) -> list[str]:
     """The runs that neither began a stage nor wrote progress since `before` (Unix seconds)."""
 
-    return sorted(
-        run for run, stages in runs.items() if max(artifact.last_sign(storage, stage) for stage in stages) < before
-    )
+    def last(run: str, stages: list[Pointer]) -> float:
+        plan = None if stages else artifact.plan(storage, run)  # it began, and no stage of it did
+        return max([*(artifact.last_sign(storage, stage) for stage in stages), plan.began if plan else 0.0])
+
+    return sorted(run for run, stages in runs.items() if last(run, stages) < before)
 
 
 def needed(storage: Storage, stages: Iterable[Pointer]) -> set[str]:

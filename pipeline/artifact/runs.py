@@ -80,10 +80,13 @@ def adopt(storage: Storage, source: str, run: str, names: Sequence[str]) -> None
 
 
 def pointers(storage: Storage, name: str | None = None) -> dict[str, list[Pointer]]:
-    """The pointers of every run that has any, by run; with `name`, those of that stage only."""
+    """The pointers of every run, by run: none yet of one that has just begun. With `name`, those of that stage only."""
     by_run: dict[str, list[Pointer]] = {}
     for path in storage.names("runs"):
-        if path.endswith(".json" if name is None else f"/{name}.json") and not path.endswith(f"/{PLAN}"):
+        if path.endswith(f"/{PLAN}"):
+            if name is None:
+                by_run.setdefault(path.split("/")[1], [])
+        elif path.endswith(".json" if name is None else f"/{name}.json"):
             by_run.setdefault(path.split("/")[1], []).append(Pointer.model_validate_json(storage.read(path)))
     return by_run
 

@@ -88,7 +88,7 @@ def test_a_plan_that_is_written_again_keeps_the_beginning(storage: Storage) -> N
     first = artifact.write_plan(storage, "one", ("extract",), "http://airflow/one")
     again = artifact.write_plan(storage, "one", ("extract", "report"))
     assert again.began == first.began and artifact.plan(storage, "one") == again
-    assert artifact.pointers(storage) == {} and artifact.RunArtifacts(storage, "one").pointers == {}
+    assert artifact.pointers(storage) == {"one": []} and artifact.RunArtifacts(storage, "one").pointers == {}
 
 
 def test_an_error_is_recorded_with_its_remedy(storage: Storage) -> None:
@@ -160,6 +160,14 @@ def test_work_of_a_failed_stage_is_kept(storage: Storage) -> None:
     artifact.fail(storage, "one", "extract", "broken", "mend it")
     pointer = artifact.pointer(storage, "one", "extract")
     assert pointer and building.work in gc.needed(storage, [pointer])
+
+
+def test_a_run_that_began_and_never_went_on_is_forgotten_in_the_end(storage: Storage) -> None:
+    made = artifact.write_plan(storage, "one", ("extract",))
+    runs = artifact.pointers(storage)
+    assert gc.forgotten(storage, runs, made.began - 1) == []
+    assert gc.forgotten(storage, runs, made.began + 1) == ["one"]
+    assert artifact.pointers(storage, "extract") == {}
 
 
 def test_a_failure_that_airflow_retries_is_not_the_end(storage: Storage) -> None:

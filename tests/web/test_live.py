@@ -103,7 +103,12 @@ def test_between_two_stages_the_next_one_is_named(storage: Storage, client: Test
         begin(storage, "canary").publish([])
     page = client.get("/runs/one").text
     assert f"{'Extract' if made else 'Canary'} is next." in page and "No stage" not in page
-    assert states(page)[1 if made else 0] == "next"
+    assert states(page)[1 if made else 0] == "next" and "approval" not in page
+    listed = client.get("/").text
+    assert "<strong>waiting</strong>" in listed and "is next" in listed, "also before its first stage"
+    began = artifact.Plan(steps=OF_CORPUS, began=time.time() - 600)
+    storage.write("runs/one/plan.json", began.model_dump_json().encode())
+    assert made or "It may wait in Airflow for an approval" in client.get("/runs/one").text
 
 
 def test_stages_that_the_dag_does_not_have_do_not_wait(storage: Storage, client: TestClient) -> None:

@@ -20,6 +20,7 @@ from web.page import template
 from web.pages.stages import charts, last_samples, rows
 from web.words import ago
 
+LONG_SECONDS = 90.0  # between two stages: starting a task of Airflow takes 10 to 60 s
 router = APIRouter()
 
 
@@ -46,7 +47,9 @@ def headline(at: RunState) -> str:
     if at.state == "running":
         return f"{label(at.step)} is running."
     if at.state == "waiting":
-        return f"{label(at.step)} is next. The last sign of this run is {ago(at.last_sign)} old."
+        told = f"{label(at.step)} is next. The last sign of this run is {ago(at.last_sign)} old."
+        long = ago(at.last_sign, LONG_SECONDS)
+        return f"{told} It may wait in Airflow for an approval, a free slot or a retry." if long else told
     return "This run failed." if at.state == "failed" else "This run is finished."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,9 +26,9 @@ router = APIRouter()
 def runs(storage: Storage) -> list[dict[str, Any]]:
     """The newest runs, with state, recipe, beginning, duration and result of each."""
     by_run = {run: {pointer.name: pointer for pointer in found} for run, found in artifact.pointers(storage).items()}
-    newest = sorted(by_run, key=lambda run: -max(pointer.started for pointer in by_run[run].values()))[:MAX_RUNS]
+    last = {run: max((to.started for to in found.values()), default=math.inf) for run, found in by_run.items()}
     listed = []
-    for run in newest:
+    for run in sorted(by_run, key=lambda run: -last[run])[:MAX_RUNS]:  # one without a stage has just begun
         at = artifact.state_of(storage, by_run[run], artifact.plan(storage, run))
         listed.append(
             {
