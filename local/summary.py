@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from pipeline.artifact import RunArtifacts
 from pipeline.numbers import asked_tasks
-from pipeline.stages import AFTER_RL, BEFORE_RL, REPORT, STEPS
+from pipeline.stages import AFTER_RL, BEFORE_RL, MODELS, REPORT, STEPS
 from pipeline.terminal import plain
 
 CHATS = 3
+DEFAULT_ROOT = Path(__file__).resolve().parents[1] / ".crawl2chat/data"  # the Makefile's
 
 
 def stages(run: RunArtifacts) -> Table:
@@ -74,6 +78,16 @@ def nothing_new(run: RunArtifacts) -> bool:
     return bool(states) and all(state == "reused" for state in states)
 
 
+def next_commands(run: RunArtifacts) -> list[tuple[str, str]]:
+    """(command, what for): what somebody types next, to be copied as it stands."""
+    root = "" if run.storage.root == str(DEFAULT_ROOT) else f" ROOT={shlex.quote(run.storage.root)}"
+    assistants = [step.name for step in MODELS[1:] if step.name in run.artifacts]  # the base model does not answer
+    commands = [(f"make chat{root}", "talk to it")] if assistants else []
+    if "filter" in run.artifacts:
+        commands.append((f"make inspect STAGE=filter{root}", "pages that the filter dropped, and why"))
+    return commands
+
+
 def show(run: RunArtifacts, console: Console) -> None:
     """Print all of it."""
     console.print(stages(run))
@@ -88,3 +102,7 @@ def show(run: RunArtifacts, console: Console) -> None:
     if report := run.artifacts.get(REPORT.name):
         for page in report.files(".html"):
             console.print(f"report: {report.storage.path(page)}", highlight=False, soft_wrap=True)
+    commands = next_commands(run)
+    width = max((len(command) for command, _ in commands), default=0)
+    for command, purpose in commands:
+        console.print(f"next:   {command:<{width}}  # {purpose}", highlight=False, soft_wrap=True, markup=False)

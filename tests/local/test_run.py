@@ -123,6 +123,18 @@ def test_the_summary_says_what_is_there_and_invents_nothing(storage):
         assert absent not in text
 
 
+def test_the_next_commands_are_copied_as_they_stand(tmp_path, monkeypatch):
+    storage = Storage(tmp_path / "a root")
+    for stage in ("filter", "pretrain"):
+        publish(storage, stage)
+    quoted = f"ROOT='{tmp_path}/a root'"
+    assert f"next:   make inspect STAGE=filter {quoted}  # pages" in shown(storage)
+    assert "make chat" not in shown(storage)  # a base model does not answer
+    publish(storage, "sft")
+    monkeypatch.setattr(summary, "DEFAULT_ROOT", Path(storage.root))
+    assert re.search(r"^next:   make chat +# talk to it$", shown(storage), re.MULTILINE)
+
+
 def test_the_summary_of_a_whole_run(storage):
     publish(storage, "pretrain", numbers={"loss_first": 8.31, "loss_last": 4.2})
     chats = [{"user": f"q{i}", "assistant": f"[answer] {i}"} for i in range(5)]
