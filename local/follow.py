@@ -21,6 +21,7 @@ from pipeline.numbers import progress_numbers
 from pipeline.progress import Event, last_event
 from pipeline.stages import BY_TASK
 from pipeline.storage import Storage
+from pipeline.terminal import one_line
 
 AWAITING_INPUT = "awaiting_input"  # Airflow's state of a task that needs a person's approval
 ENDED = ("success", "failed")
@@ -113,7 +114,7 @@ def reason(status: TaskStatus) -> str:
     """Why a stage failed, where its pointer says so: the first line, after a colon."""
     pointer = status.pointer
     error = pointer.error.splitlines() if pointer and pointer.state == "failed" else []
-    return f": {error[0]}" if error else ""
+    return f": {one_line(error[0])}" if error else ""
 
 
 def progress(event: Event) -> str:

@@ -34,7 +34,7 @@ from pipeline.errors import CrawlToChatError, RecipeError
 from pipeline.recipe import Recipe, load
 from pipeline.stages import BY_TASK
 from pipeline.storage import Storage
-from pipeline.terminal import show
+from pipeline.terminal import plain, show
 
 HOME = Path(__file__).resolve().parents[1]
 LOG_LINES = 30  # of a failed task's log that are shown
@@ -124,7 +124,7 @@ def run(airflow: Airflow, arguments: argparse.Namespace, run_id: str, storage: S
         raise
     failed = [task for task in tasks if task.state == "failed"]
     if failed:
-        end = "\n".join(f"  | {line}" for line in airflow.log(DAG, run_id, failed[0])[-LOG_LINES:])
+        end = plain("\n".join(f"  | {line}" for line in airflow.log(DAG, run_id, failed[0])[-LOG_LINES:]))
         console.print(f"\nthe end of the log of task {failed[0].name}:\n{end}\n", highlight=False, markup=False)
         summary.show(RunArtifacts(storage, name), console)
         raise TaskFailed(*failure(storage, name, failed[0]))

@@ -142,6 +142,12 @@ def test_a_task_that_is_no_stage_says_why_it_failed(storage: Storage) -> None:
     assert follow.outcome(storage, status) == "failed: recipes/x.yaml does not exist"
 
 
+def test_an_error_that_names_a_page_does_nothing_to_the_terminal(storage: Storage) -> None:
+    artifact.fail(storage, "one", "resolve", "http://x.test/\x1b]0;owned\x07 is no page", "name another")
+    status = follow.task_status(storage, "one", task("resolve", "failed"))
+    assert follow.outcome(storage, status) == "failed: http://x.test/\ufffd]0;owned\ufffd is no page"
+
+
 def test_the_end_of_a_failed_run_names_cause_remedy_log_and_report(
     storage: Storage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
