@@ -70,7 +70,7 @@ def view(run: RunArtifacts) -> dict[str, Any]:
     return {
         "run": run.name,
         "place_of_links": _PLACE_OF_LINKS,
-        "recipe": settings.recipe_name(run),
+        "recipe": artifact.recipe_name(run.storage, run.name) or run.name,
         "date": when(finished),
         "story": story(run),
         "states": [

@@ -43,11 +43,6 @@ def recipe_of(run: RunArtifacts) -> dict[str, Any] | None:
     return recipe if isinstance(recipe, dict) else None
 
 
-def recipe_name(run: RunArtifacts) -> str:
-    """The recipe's name; without `recipe.yaml`, the run's."""
-    return str((recipe_of(run) or {}).get("name", run.name))
-
-
 def base_of(recipe: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:
     """File name and values of the recipe that another one is based on; empty where the folder holds none.
 
