@@ -321,8 +321,8 @@ def test_a_command_works(place: Place, command: Command) -> None:
 
 def filled(text: str, place: Place) -> str:
     """A command with what it leaves open."""
-    if text == "make explain":
-        text += " URL=https://…"
+    if begins(text, "make explain"):
+        text = "make explain URL=https://…"
     if text == "make clean":
         text += " FORCE=1"  # nobody is there to be asked
     if "all/…" in text or "--model …" in text:
