@@ -28,7 +28,7 @@ $(READY): requirements.lock pyproject.toml local/setup.sh
 	@bash local/setup.sh
 	@touch $@
 
-# DeepSpeed's op for several ranks on CPUs: one process, as in make run, does without.
+# DeepSpeed's op for several ranks on CPUs. make run builds it beside the corpus.
 $(OP): $(READY) training/launch/prebuild.py
 	@echo "building DeepSpeed's CPU op (one to two minutes)"
 	@python -m training.launch.prebuild
@@ -51,7 +51,7 @@ inspect: $(READY) ## what a stage's newest artifact holds: make inspect STAGE=fi
 
 shell: $(READY) ## a shell in which every python -m … of the documentation works
 	@echo "the environment of $(CURDIR) is active; exit leaves it"
-	@SPARK_LOCAL_IP="$${SPARK_LOCAL_IP:-127.0.0.1}" VIRTUAL_ENV="$(CURDIR)/.venv" PS1='(crawl2chat) \w $$ ' bash --norc -i
+	@SPARK_LOCAL_IP="$${SPARK_LOCAL_IP:-127.0.0.1}" VIRTUAL_ENV="$(CURDIR)/.venv" SPARK_HOME="$$(python -c 'import pyspark; print(pyspark.__path__[0])')" PS1='(crawl2chat) \w $$ ' bash --norc -i
 
 # Two processes, on machines of two cores and up: the jobs' tests share one Spark session, whole runs one group.
 PYTEST := python -m pytest -n 2

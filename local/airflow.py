@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -92,6 +94,8 @@ class Installation:
             "PYSPARK_PYTHON": sys.executable,
             "PYSPARK_DRIVER_PYTHON": sys.executable,
             "SPARK_LOCAL_IP": "127.0.0.1",
+            # Else spark-submit looks for it by a script that breaks below a path with a space.
+            "SPARK_HOME": str(Path(spec.origin).parent) if (spec := find_spec("pyspark")) and spec.origin else "",
             "TORCH_EXTENSIONS_DIR": str(self.home / ".crawl2chat" / "torch_extensions"),
             "CRAWL2CHAT_HOME": str(self.home),
             "CRAWL2CHAT_ROOT": self.root,
@@ -124,8 +128,17 @@ class Installation:
 
 def _small_jvm(home: Path) -> str:
     """Java's options for short sessions, the same as in `jobs.stage.session`; a missing class archive is ignored."""
-    classes = f'"-XX:SharedArchiveFile={home}/.crawl2chat/spark.jsa" -Xlog:cds*=off'
-    return f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC {classes}"
+    options, archive = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC", f"{home}/.crawl2chat/spark.jsa"
+    # spark-class splits options at spaces, whatever is quoted: below such a path sessions start without the archive.
+    return options if " " in archive else f'{options} "-XX:SharedArchiveFile={archive}" -Xlog:cds*=off'
+
+
+def prebuilding(home: Path) -> AbstractContextManager[Any]:
+    """Build DeepSpeed's op while Airflow starts and the corpus is made; training waits for the rest of it."""
+    if ranks() == 1:
+        return nullcontext()
+    command = ["nice", "-n", "10", sys.executable, "-m", "training.launch.prebuild"]
+    return started(command, home, home / ".crawl2chat/prebuild-op.log")
 
 
 def ranks() -> int:

@@ -25,7 +25,7 @@ import yaml
 from rich.console import Console
 
 from local import checks, follow, reuse, summary
-from local.airflow import Installation, check_alone, standalone
+from local.airflow import Installation, check_alone, prebuilding, standalone
 from local.client import DAG, DAGS, Airflow, Task
 from local.web import served
 from pipeline import artifact, errors, inputs
@@ -173,7 +173,11 @@ def main() -> None:
         check_alone(installation)  # before the ports: its own are taken, and it is the reason
         checks.port(installation.port)  # the one that was named, before that of the pages
         dags = DAGS if arguments.ui else (DAG,)
-        with served(installation), standalone(installation, lambda line: print(line, flush=True), dags) as airflow:
+        with (
+            prebuilding(HOME),
+            served(installation),
+            standalone(installation, lambda line: print(line, flush=True), dags) as airflow,
+        ):
             print(f"pages of all runs: {installation.web_url}", flush=True)
             if recipe is None:
                 stay(console, installation.url)

@@ -158,3 +158,22 @@ def test_of_two_impossible_ports_the_one_that_was_named_is_refused(tmp_path, mon
     monkeypatch.setattr(sys, "argv", ["run", "--ui", "--root", str(tmp_path / "data"), "--port", "99999"])
     with pytest.raises(MachineError, match="99999 is no port"):
         run.main()
+
+
+def test_below_a_path_with_a_space_nothing_is_split(tmp_path: Path) -> None:
+    environment = Installation(tmp_path / "a b", "data", 8080).environment()
+    assert " ".join(environment["SPARK_SUBMIT_OPTS"].split()) == "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    assert (Path(environment["SPARK_HOME"]) / "bin/spark-submit").is_file()
+    assert "spark.jsa" in Installation(tmp_path / "ab", "data", 8080).environment()["SPARK_SUBMIT_OPTS"]
+
+
+def test_the_op_is_built_beside_the_corpus_where_several_ranks_will_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(airflow, "ranks", lambda: 1)
+    with airflow.prebuilding(tmp_path) as nothing:
+        assert nothing is None
+    monkeypatch.setattr(airflow, "ranks", lambda: 2)
+    with airflow.prebuilding(tmp_path) as child:
+        assert child.poll() is None and "training.launch.prebuild" in child.args
+    assert child.poll() is not None  # it ends with the run; what it built stays
