@@ -1,7 +1,7 @@
 """A crawl goes in, a chat model comes out: all stages of a recipe, one task per stage; announces `crawl2chat_model`.
 
 Artifacts that exist with the same settings are reused: clearing a task, retrying it or running the whole DAG a second
-time makes nothing again, and costs each stage the seconds that Spark or PyTorch takes to start.
+time makes nothing again, and costs each stage a second or two.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ def headline(at: RunState) -> str:
     if at.state == "running":
         return f"{label(at.step)} is running."
     if at.state == "waiting":
-        told = f"{label(at.step)} is next. The last sign of this run is {ago(at.last_sign)} old."
+        next_step = f"{label(at.step)} is next. The last sign of this run is {ago(at.last_sign)} old."
         long = ago(at.last_sign, LONG_SECONDS)
-        return f"{told} It may wait in Airflow for an approval, a free slot or a retry." if long else told
+        return f"{next_step} It may wait in Airflow for an approval, a free slot or a retry." if long else next_step
     return "This run failed." if at.state == "failed" else "This run is finished."
 
 

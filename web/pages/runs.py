@@ -47,9 +47,9 @@ def runs(storage: Storage) -> list[dict[str, Any]]:
 
 def doing(at: RunState) -> str:
     """The stage that runs, is next or failed, and the age of the run's last sign where that is long."""
-    told = {"running": "{}", "waiting": "{} is next", "failed": "{}"}.get(at.state, "").format(label(at.step))
+    text = {"running": "{}", "waiting": "{} is next", "failed": "{}"}.get(at.state, "").format(label(at.step))
     silent = at.state in ("running", "waiting") and ago(at.last_sign, SILENT_SECONDS)
-    return f"{told}, last sign {silent} ago" if silent else told
+    return f"{text}, last sign {silent} ago" if silent else text
 
 
 def result(storage: Storage, pointers: Mapping[str, Pointer], at: RunState) -> str:

@@ -73,8 +73,8 @@ def row(storage: Storage, label: str, pointer: Pointer | None, without: str = "w
     if event is None or event.time < pointer.started:  # it is of an earlier attempt
         return Row(label, "running", None, ", ".join(["starting", *silence(pointer.started)]), now - pointer.started)
     outlook = silence(event.time) or time_left(storage, pointer, event)  # a stage that is silent may be dead
-    told = ", ".join([units(event), *outlook, *numbers_text(event)])
-    return Row(label, "running", event.done / max(1, event.total), told, now - pointer.started)
+    details = ", ".join([units(event), *outlook, *numbers_text(event)])
+    return Row(label, "running", event.done / max(1, event.total), details, now - pointer.started)
 
 
 @functools.lru_cache(1000)
