@@ -22,7 +22,7 @@ from torch import nn
 
 from evaluation.ngrams import NgramTables, bits_per_byte
 from inference import network
-from pipeline import command, lines
+from pipeline import lines
 from pipeline.artifact import Building, Published
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.numbers import ShardNumbers
@@ -36,7 +36,7 @@ from training.engine.optimizer import decay_start
 from training.launch import opening, processes
 from training.launch.command import TrainingJob, parse
 from training.launch.processes import World
-from training.launch.stage import open_stage
+from training.launch.stage import opened
 from training.samples import SAMPLES
 
 STAGE = opening.PRETRAIN.stage
@@ -287,17 +287,14 @@ class Pretraining(Loop):
 def main() -> None:
     """Entry point."""
     job = parse(__doc__)
-    with command.recording(job, STAGE.name):
-        world = processes.start(job.recipe.seed)
-        opened, sources = open_stage(job, world, opening.PRETRAIN)
-        if isinstance(opened, Building):
+    with opened(job, opening.PRETRAIN) as (world, building, sources):
+        if isinstance(building, Building):
             shards, tokenizer_source, *others = sources
             tokenizer = Tokenizer.load(tokenizer_source.on_disk())
             mix = zip(others, job.recipe.pretrain.mix.values(), strict=True)
-            stage = Pretraining(job, world, opened, open_data(shards, tokenizer, mix), tokenizer)
+            stage = Pretraining(job, world, building, open_data(shards, tokenizer, mix), tokenizer)
             stage.run()
             stage.publish_model()
-        processes.barrier(world)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from inference.likelihood import log_probabilities
 from inference.sampler import Sample, Sampler, Sampling, seeds
 from inference.tools import load_tools
-from pipeline import command
 from pipeline.artifact import Building, Published
 from tokenizer.chat import PAD, prompt
 from training.engine.engine import rows_per_rank
@@ -31,7 +30,7 @@ from training.engine.losses import Batch, supervised
 from training.launch import opening, processes
 from training.launch.command import TrainingJob, parse
 from training.launch.processes import World
-from training.launch.stage import load_model, open_stage
+from training.launch.stage import load_model, opened
 from training.rollouts import rewards
 from training.rollouts.advantages import group_advantages
 from training.rollouts.questions import Questions, TaskQuestion
@@ -217,14 +216,11 @@ class Reinforcement(Loop):
 def main() -> None:
     """Entry point."""
     job = parse(__doc__)
-    with command.recording(job, STAGE.name):
-        world = processes.start(job.recipe.seed)
-        opened, sources = open_stage(job, world, opening.RL)
-        if isinstance(opened, Building):
-            stage = Reinforcement(job, world, opened, *sources)
+    with opened(job, opening.RL) as (world, building, sources):
+        if isinstance(building, Building):
+            stage = Reinforcement(job, world, building, *sources)
             stage.run()
             stage.publish(stage.numbers())
-        processes.barrier(world)
 
 
 if __name__ == "__main__":

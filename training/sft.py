@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline import command
 from pipeline.artifact import Building, Counts, Published
 from pipeline.errors import InputError
 from tokenizer.chat import PAD, Rendered, render
@@ -29,7 +28,7 @@ from training.engine.losses import Batch, TokenLoss, supervised, token_loss
 from training.launch import opening, processes
 from training.launch.command import TrainingJob, parse
 from training.launch.processes import World
-from training.launch.stage import load_model, open_stage
+from training.launch.stage import load_model, opened
 
 STAGE = opening.SFT.stage
 VALIDATION_SHARE = 0.02  # of the distinct conversations
@@ -119,14 +118,11 @@ def _batch(packed: Packed, rows: list[int]) -> Batch:
 def main() -> None:
     """Entry point."""
     job = parse(__doc__)
-    with command.recording(job, STAGE.name):
-        world = processes.start(job.recipe.seed)
-        opened, sources = open_stage(job, world, opening.SFT)
-        if isinstance(opened, Building):
-            stage = FineTuning(job, world, opened, *sources)
+    with opened(job, opening.SFT) as (world, building, sources):
+        if isinstance(building, Building):
+            stage = FineTuning(job, world, building, *sources)
             stage.run()
             stage.publish(stage.numbers(), stage.counts)
-        processes.barrier(world)
 
 
 if __name__ == "__main__":
