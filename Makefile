@@ -44,6 +44,7 @@ chat: $(READY) ## talk to the newest run's assistant
 	@python -m inference.chat --root "$(ROOT)" $(ARGS)
 
 explain: $(READY) ## every step and score of a page: make explain URL=https://…
+	@test -n "$(URL)" || { echo "error: which page?"; echo "  -> make explain URL=https://…"; exit 2; } >&2
 	@python -m jobs.commands.explain "$(URL)" --root "$(ROOT)" $(ARGS)
 
 inspect: $(READY) ## what a stage's newest artifact holds: make inspect STAGE=filter

@@ -142,7 +142,7 @@ def failure(storage: Storage, run: str, task: Task) -> tuple[str, str]:
     pointer = artifact.pointer(storage, run, BY_TASK.get(task.name, task.name))
     if pointer is None or pointer.state != "failed":
         return f"task {task.name} failed", "its log is above; correct the cause and run again: finished stages are kept"
-    log = f"; log: {pointer.log}" if pointer.log else ""
+    log = f"; its whole log, while make ui runs: {pointer.log}" if pointer.log else ""
     return f"task {task.name} failed: {pointer.error}", f"{pointer.remedy}; run again: finished stages are kept{log}"
 
 
