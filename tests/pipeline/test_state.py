@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from pipeline import artifact, gc
+from pipeline import artifact, command, gc
 from pipeline.artifact import Building, Identity, Stage
 from pipeline.command import Job, recording
 from pipeline.errors import InputError, Interrupted, NodeError, StorageError
@@ -119,9 +121,20 @@ def test_a_stage_that_fails_before_it_begins_is_recorded_too(storage: Storage) -
 
 
 @pytest.mark.parametrize("step", ROAD, ids=lambda step: step.name)
-def test_every_stage_records_its_failures(step: Step) -> None:
-    main = (RECIPE.parents[1] / step.script).read_text().partition("\ndef main()")[2]
-    assert "with command.recording(job, " in main
+def test_every_stage_records_its_failures(step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recorded(Exception):
+        """Raised where the stage begins to record."""
+
+    def recorded(job: Job, name: str) -> None:
+        raise Recorded(job.run, name)
+
+    main = importlib.import_module(step.script.removesuffix(".py").replace("/", ".")).main
+    of = ["--of", step.of] if step.of else []
+    monkeypatch.setattr(sys, "argv", [step.script, "--recipe", str(RECIPE), "--root", str(tmp_path), *of])
+    monkeypatch.setattr(command, "recording", recorded)
+    with pytest.raises(Recorded) as stopped:
+        main()
+    assert stopped.value.args == ("demo", step.name)
 
 
 def test_a_checkpoint_that_was_asked_for_is_no_failure(storage: Storage) -> None:
